@@ -1,0 +1,140 @@
+"""Assumption 4.2 and Eq. (5): when some expert is nearly right at EVERY prefix, choosing that expert loses at most T * Delta.
+
+Assumption 4.2, with the signs as they must be:   V*(s) - max_i E_{a ~ pi_i} Q*(s, a) <= Delta   for every s, and Delta >= 0.
+(The paper prints arg max, which is an index; its value, the max, is meant.)  Experts here are synthetic: at each prefix each has one
+favourite token and a small `leak` spread over the others; with probability `cover` one of them favours the optimal token.
+"""
+
+import numpy as np
+
+from .mdp import MDP, J, J_star, evaluate, greedy, occupancy, optimal, random_mdp, sweep, token_transitions
+from .report import band, row
+
+
+def favourites_to_experts(tokens, A, leak):
+    """tokens (n, S) -> expert probabilities (n, S, A): 1 - leak on the favourite, the leak shared equally by the others."""
+    one = np.eye(A)[tokens]  # (n, S, A)
+    return one * (1 - leak) + (1 - one) * leak / (A - 1)  # (n, S, A)
+
+
+def make_experts(rng, Q, n, cover, leak):
+    """n experts for an MDP with optimal values Q[t] (S_t, A). A list of T arrays (n, S_t, A).
+
+    At a covered prefix (probability `cover`) one random expert favours the optimal token and the rest some wrong one; at the others all
+    favour wrong tokens. A >= 2. The same seed draws the same numbers for every `cover`, so that curves over it compare like with like.
+    """
+    out = []
+    for q in Q:
+        S, A = q.shape
+        best = q.argmax(1)  # (S,)
+        wrong = (best + rng.integers(1, A, size=(n, S))) % A  # (n, S) never the best token
+        covered, who = rng.random(S) < cover, rng.integers(0, n, size=S)  # (S,), (S,)
+        tokens = np.where(covered & (np.arange(n)[:, None] == who), best, wrong)  # (n, S)
+        out.append(favourites_to_experts(tokens, A, leak))
+    return out
+
+
+def expert_values(experts_t, Q_t):
+    """E_{a ~ pi_i} Q(s, a) for every expert: (n, S_t)."""
+    return np.einsum("nsa,sa->ns", experts_t, Q_t)
+
+
+def follow(experts, choice):
+    """The policy that copies expert choice[t] (S_t,) at each state."""
+    return [e[c, np.arange(e.shape[1])] for e, c in zip(experts, choice)]  # (S_t, A) each
+
+
+def coverage_loss(experts, V, Q):
+    """V*(s) - max_i E_{a ~ pi_i} Q*(s, a) at every state: a list of (S_t,). Assumption 4.2 bounds its max by Delta."""
+    return [v - expert_values(e, q).max(0) for e, v, q in zip(experts, V, Q)]
+
+
+def rule_of_eq5(experts, Q):
+    """The routing of Eq. (5): at every prefix the expert with the largest E_{a ~ pi_i} Q*(s, a). Returns the policy."""
+    return follow(experts, [expert_values(e, q).argmax(0) for e, q in zip(experts, Q)])
+
+
+def best_routing(mdp, experts):
+    """The best expert-only routing of all, by DP on max_i E_{a ~ pi_i} Q(s, a). Returns V, a list of (S_t,)."""
+    return sweep(mdp, lambda t, Q: expert_values(experts[t], Q).max(0))[0]
+
+
+def tight_example(T, Delta):
+    """Token a pays 1, token b pays 1 - Delta, at every prefix; the one expert writes b. It loses exactly Delta at each of T tokens."""
+    P = token_transitions(2, T, window=1)
+    mdp = MDP([np.tile([1.0, 1.0 - Delta], (len(p), 1)) for p in P], P)
+    return mdp, [np.eye(2)[np.ones((1, len(p)), int)] for p in P]
+
+
+def off_path_example(T, Delta):
+    """Coverage by Delta at every prefix of pi*, and ruin elsewhere: what Eq. (5) becomes without 'every prefix'.
+
+    Tokens a, b, c. pi* writes a, which always pays 1. While all is a, the expert writes b, which pays 1 - Delta; after any other token it
+    writes c, which pays 0. By hand: the expert earns 1 - Delta + 0 + ... + 0, so it loses Delta + (T - 1), far more than T * Delta.
+    States: 0 = all a so far, 1 = not.
+    """
+    r = [np.array([[1.0, 1.0 - Delta, 0.0], [1.0, 1.0, 0.0]])] * T
+    P = [np.array([[0, 1, 1], [1, 1, 1]])] * (T - 1) + [np.zeros((2, 3), int)]
+    expert = np.eye(3)[np.array([[1, 2]])]  # (1, 2, 3)
+    return MDP(r, P), [expert] * T
+
+
+def looseness(seed, covers, A=4, T=6, n=2, leak=0.02):
+    """One random tree for every coverage in `covers`: an array (len(covers), 4) of
+
+    the gap of Eq. (5)'s rule, the gap of the best routing, the bound T * Delta, and the share of prefixes that no expert covers.
+    """
+    rng = np.random.default_rng(seed)
+    mdp = random_mdp(rng, A, T)
+    V, Q = optimal(mdp)
+    out = []
+    for c in covers:
+        experts = make_experts(np.random.default_rng([seed, 1]), Q, n, c, leak)
+        loss = np.concatenate(coverage_loss(experts, V, Q))  # (all prefixes,)
+        wrong = np.concatenate([(e.argmax(2) != q.argmax(1)).all(0) for e, q in zip(experts, Q)])  # (all prefixes,)
+        gap_rule = V[0][0] - J(mdp, rule_of_eq5(experts, Q))
+        out.append([gap_rule, V[0][0] - best_routing(mdp, experts)[0][0], T * loss.max(), wrong.mean()])
+    return np.array(out)  # (covers, 4)
+
+
+def statements():
+    """Rows of the table for item 2."""
+    covers = np.linspace(1, 0, 11)
+    runs = np.array([looseness(s, covers) for s in range(40)])  # (40, 11, 4)
+    ratio = runs[:, :, 0] / runs[:, :, 2]  # (40, 11) gap over bound
+
+    T, Delta = 8, 0.1
+    mdp, experts = tight_example(T, Delta)
+    tight = J_star(mdp) - J(mdp, rule_of_eq5(experts, optimal(mdp)[1]))
+    off, off_experts = off_path_example(T, Delta)
+    V, Q = optimal(off)
+    off_gap = J_star(off) - J(off, rule_of_eq5(off_experts, Q))
+    on_path = max(loss[0] for loss in coverage_loss(off_experts, V, Q))
+
+    rng = np.random.default_rng(7)
+    m = random_mdp(rng, 4, 6)
+    V, Q = optimal(m)
+    e = make_experts(rng, Q, 2, 0.5, 0.02)
+    V_bad, Q_bad = evaluate(m, greedy([-q for q in Q]))  # the values of the worst habits in place of V*, Q*
+    return [
+        row("2a", "Eq. (5): with coverage Delta at every prefix, routing loses at most T * Delta",
+            "largest gap / (T * Delta), 40 random trees x 11 coverages", "<= 1", ratio.max(), "<=", 1,
+            (f"'every prefix' kept only for prefixes of pi* (T = {T}, Delta = {Delta})", off_gap / (T * on_path)),
+            off_path_gap=off_gap, off_path_bound=T * on_path),
+        row("2b", "Eq. (5) is tight", f"gap when every prefix loses Delta (T = {T}, Delta = {Delta})", "T * Delta", tight, "==",
+            T * Delta, ("only 1 prefix in 10 uncovered, random trees: mean gap / bound", ratio[:, 1].mean(), 1)),
+        row("2c", "how loose it is: share of uncovered prefixes against gap / bound",
+            "mean gap / (T * Delta) with 10% of the prefixes uncovered", "<= 1; the bound sees only the worst prefix",
+            ratio[:, 1].mean(), "<=", 0.5, ("no prefix covered, every one losing Delta (tight case)", tight / (T * Delta)),
+            covers=covers, uncovered=runs[:, :, 3].mean(0), gap_rule=band(runs[:, :, 0]), gap_best=band(runs[:, :, 1]),
+            bound=band(runs[:, :, 2]), ratio=band(ratio)),
+        row("2d", "Delta >= 0 always (max, not arg max, over experts)", "smallest V* - max_i E Q* over the prefixes of a random tree",
+            "printed with arg max", min(x.min() for x in coverage_loss(e, V, Q)), ">=", 0,
+            ("V* replaced by the values of a poor policy", min(x.min() for x in coverage_loss(e, V_bad, Q_bad)))),
+    ]
+
+
+def on_policy_loss(mdp, experts, V, Q, pi):
+    """sum_t E_{s ~ pi} of the coverage loss: what Lemma 4.1 says Eq. (5)'s rule loses, when pi is that rule."""
+    d = occupancy(mdp, pi)
+    return float(sum((d_t * loss).sum() for d_t, loss in zip(d, coverage_loss(experts, V, Q))))

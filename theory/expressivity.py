@@ -1,0 +1,184 @@
+"""What can be represented: choosing an expert, mixing experts, adding logits to an expert.
+
+Choosing (deterministic or at random) and mixing have the same optimal value. At a state, the value of mixture w is sum_i w_i E_{pi_i} Q:
+linear in w, so its maximum over the simplex is at a corner, a single expert; backward induction carries this to all states.
+Added logits multiply probabilities: pi'(a) = pi_i(a) e^l(a) / Z. With l = log pi* - log pi_i this IS pi*, if pi_i(a) > 0 wherever pi*(a) > 0.
+With |l| <= B they reach less; the best such policy has l = +B on the k best tokens and -B on the rest, for some k.
+"""
+
+import itertools
+
+import numpy as np
+
+from .coverage import best_routing, expert_values, follow, make_experts
+from .mdp import MDP, J, J_star, evaluate, greedy, optimal, random_mdp, softmax, sweep
+from .report import band, row
+
+
+def fuse(log_router, log_expert):
+    """Eq. (1): pi_final = softmax(log pi_router + log pi_expert), over the last axis. -inf (probability 0) is allowed."""
+    return softmax(log_router + log_expert)
+
+
+def boosted(p, B):
+    """Probability of one token that had probability p, after +B on it and -B on all others: p / (p + (1 - p) e^(-2B))."""
+    return p / (p + (1 - p) * np.exp(-2 * B))
+
+
+def needed_bound(p, delta):
+    """The B that lifts a token from probability p to 1 - delta: (1/2) log((1 - p)(1 - delta) / (p delta)). Inverse of boosted."""
+    return 0.5 * np.log((1 - p) * (1 - delta) / (p * delta))
+
+
+def bounded_values(experts_t, Q_t, B):
+    """max over |l| <= B of E_{a ~ pi_i e^l / Z} Q(s, a), for each expert: (n, S_t).
+
+    The objective is a ratio of two functions linear in u = e^l, so a maximum is at a corner, u = e^B or e^-B; raising a token helps exactly
+    when its Q exceeds the current value, so the raised ones are the k best. Try every k.
+    """
+    order = np.argsort(-Q_t, axis=1)  # (S, A) best first
+    q = np.take_along_axis(Q_t, order, 1)  # (S, A)
+    p = np.take_along_axis(experts_t, order[None], 2)  # (n, S, A)
+    up, up_q = p.cumsum(2), (p * q).cumsum(2)  # (n, S, A): mass, and value, of the k best
+    low = np.exp(-2 * B)  # weights relative to e^B, so that a large B cannot overflow
+    # mass of the best k + low * the rest. p may be 0 there: then that k is no candidate
+    mass = up + low * (up[..., -1:] - up)  # (n, S, A)
+    value = np.where(mass > 0, (up_q + low * (up_q[..., -1:] - up_q)) / np.where(mass > 0, mass, 1), -np.inf)  # (n, S, A)
+    return value.max(2)
+
+
+def best_bounded(mdp, experts, B):
+    """V of the best policy that at each state picks an expert and adds logits |l| <= B. B = 0 is routing. A list of (S_t,)."""
+    return sweep(mdp, lambda t, Q: bounded_values(experts[t], Q, B).max(0))[0]
+
+
+def best_mixture_by_ascent(mdp, experts, steps=400, lr=2.0):
+    """The best per-state mixture found by gradient ascent on the mixing weights (a softmax), backward in time. An independent oracle."""
+    def choose(t, Q):
+        gain = expert_values(experts[t], Q)  # (n, S)
+        theta = np.zeros_like(gain)  # (n, S)
+        for _ in range(steps):
+            w = softmax(theta.T).T  # (n, S)
+            theta += lr * w * (gain - (w * gain).sum(0))  # d(sum_i w_i gain_i) / d theta_i
+        return (softmax(theta.T).T * gain).sum(0)  # (S,)
+    return sweep(mdp, choose)[0]
+
+
+def best_router_by_enumeration(mdp, experts):
+    """The best return over EVERY deterministic router, n^(number of states) of them: tiny MDPs only."""
+    n, sizes = experts[0].shape[0], [r.shape[0] for r in mdp.r]
+    cuts = np.cumsum(sizes)[:-1]
+    return max(J(mdp, follow(experts, np.split(np.array(table), cuts))) for table in itertools.product(range(n), repeat=sum(sizes)))
+
+
+def crossing_example():
+    """Two experts over three tokens, (.6, .4, 0) and (0, .4, .6). Half of each is (.3, .4, .3): its arg max is a token that is neither
+    expert's favourite. Its probability, .4, is still no larger than some expert's: that cap is what mixing cannot break."""
+    return np.array([[0.6, 0.4, 0.0], [0.0, 0.4, 0.6]])
+
+
+def instance(seed, cover, T=6, window=None, A=4, n=2, leak=0.02, sparse=False):
+    """A random MDP and experts for it: (mdp, experts, V*, Q*). sparse: reward only for the last token."""
+    mdp = random_mdp(np.random.default_rng(seed), A, T, window)
+    if sparse:
+        mdp = MDP([r * (t == T - 1) for t, r in enumerate(mdp.r)], mdp.P)
+    V, Q = optimal(mdp)
+    return mdp, make_experts(np.random.default_rng([seed, 1]), Q, n, cover, leak), V, Q
+
+
+def gaps(seed, cover, bounds, **shape):
+    """V* minus what is reachable: routing, then logits bounded by each B in `bounds`: (1 + len(bounds),)."""
+    mdp, experts, V, _ = instance(seed, cover, **shape)
+    return [V[0][0] - best_routing(mdp, experts)[0][0]] + [V[0][0] - best_bounded(mdp, experts, B)[0][0] for B in bounds]
+
+
+def recovery_error(seed, leak=0.02):
+    """Eq. (1) with log pi_router = log pi* - log pi_i, pi* a full-support policy: largest |fused - pi*| over states and experts."""
+    mdp, experts, _, Q = instance(seed, 0.5, leak=leak)
+    worst = 0.0
+    for e, q in zip(experts, Q):
+        star = softmax(q / 0.1)  # (S, A)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            log_e = np.log(e)  # (n, S, A)
+            fused = fuse(np.nan_to_num(np.log(star) - log_e, posinf=0.0), log_e)  # (n, S, A); no logit helps where pi_i = 0
+        worst = max(worst, abs(fused - star).max())
+    return worst
+
+
+def statements():
+    """Rows of the table for item 4."""
+    tiny = [instance(s, 0.5, T=3, A=2, leak=0.1) for s in range(20)]  # 7 states, 2 experts: 128 routers each
+    by_dp = np.array([best_routing(m, e)[0][0] for m, e, _, _ in tiny])
+    by_hand = np.array([best_router_by_enumeration(m, e) for m, e, _, _ in tiny])
+    by_mixing = np.array([best_mixture_by_ascent(m, e)[0][0] for m, e, _, _ in tiny])
+
+    cross, Q = crossing_example(), np.array([0.0, 1.0, 0.0])
+    mix = cross.mean(0)
+    rng = np.random.default_rng(0)
+    pis, w = rng.dirichlet(np.ones(5), size=(2000, 3)), rng.dirichlet(np.ones(3), size=2000)  # (2000, 3, 5), (2000, 3)
+    excess = np.einsum("ki,kia->ka", w, pis) - pis.max(1)  # (2000, 5)
+    added = softmax(np.log(pis[:, 0]) + rng.normal(size=(2000, 5))) - pis.max(1)  # (2000, 5)
+
+    covers, bounds, seeds = np.linspace(1, 0, 11), [1.0, 2.0, 3.0, 4.0, 6.0], range(40)
+    by_cover = np.array([[gaps(s, c, bounds) for c in covers] for s in seeds])  # (40, 11, 6)
+    full = np.array([gaps(s, 1.0, [50.0], leak=1e-12) for s in seeds])  # (40, 2)
+    half = by_cover[:, 5]  # (40, 6)
+
+    horizons = [2, 4, 8, 16, 32, 64]
+    by_T = np.array([[gaps(s, 0.5, [2.0, 4.0], T=T, window=2) for T in horizons] for s in seeds])  # (40, 6, 3)
+    late = np.array([[gaps(s, 0.5, [], T=T, window=2, sparse=True) for T in horizons] for s in seeds])[..., 0]  # (40, 6)
+    doubling = by_T[:, -1, 0].mean() / by_T[:, -2, 0].mean()
+
+    many = [instance(s, 0.5) for s in seeds]
+    grid = [0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0]
+    routing = np.array([best_routing(m, e)[0][0] for m, e, _, _ in many])  # (40,)
+    star = np.array([V[0][0] for _, _, V, _ in many])  # (40,)
+    fused = np.array([[best_bounded(m, e, B)[0][0] for B in grid] for m, e, _, _ in many])  # (40, 9)
+    alone = np.array([[best_bounded(m, [x[:1] for x in e], B)[0][0] for B in grid] for m, e, _, _ in many])  # (40, 9) expert 1 only
+    wrong = np.array([star[k] - J(m, wrong_sign(m, e, Q_, 1.0)) for k, (m, e, _, Q_) in enumerate(many)])  # (40,)
+
+    delta, leak = 0.01, 0.02 / 3
+    lifted = 1 - boosted(leak, needed_bound(leak, delta))
+    return [
+        row("4a", "best deterministic, randomised and mixed routing have one value (linear in the weights)",
+            "largest difference: all routers enumerated, or mixtures by ascent, against DP (20 tiny trees)", "the same",
+            max(abs(by_dp - by_hand).max(), np.maximum(by_mixing - by_dp, 0).max()), "<=", 1e-12,
+            ("the arg max of a mixture is written, not a sample (crossing example): what mixing then gains",
+             Q[mix.argmax()] - max(Q[e.argmax()] for e in cross)),
+            ascent_reaches_within=abs(by_mixing - by_dp).max()),
+        row("4b", "a mixture gives no token more than the largest expert probability (it CAN change the arg max)",
+            "largest excess over the cap, 2000 random mixtures of 3 experts", "said as: cannot produce a token no expert prefers",
+            excess.max(), "<=", 0, ("logits are added instead: largest excess", added.max()), mixture=mix, experts=cross),
+        row("4c", "exact recovery: log pi_router = log pi* - log pi_i gives pi*, whichever expert is picked",
+            "largest |fused - pi*| on 20 trees", "exact", max(recovery_error(s) for s in range(20)), "<=", 1e-12,
+            ("pi_i > 0 (experts now give 0 to most tokens)", recovery_error(0, leak=0.0))),
+        row("4d", "separation: with half the prefixes covered, logits (|l| <= 6) lose less than the best routing",
+            "share of 40 trees in which routing loses more, by at least 1e-6 (T = 6, 4 tokens, 2 experts)", "logits reach V*",
+            (half[:, 0] - half[:, -1] >= 1e-6).mean(), "==", 1,
+            ("coverage fails (now every prefix is covered, leak 1e-12)", (full[:, 0] - full[:, 1] >= 1e-6).mean()),
+            covers=covers, bounds=bounds, routing=band(by_cover[..., 0]),
+            bounded={str(b): band(by_cover[..., 1 + k]) for k, b in enumerate(bounds)}),
+        row("4e", "separation against the horizon: the routing gap grows linearly",
+            "mean gap at T = 64 over that at T = 32 (40 windowed MDPs, half covered)", "2 when linear", doubling, ">=", 1.9,
+            ("reward at every token (now only at the last)", late[:, -1].mean() / late[:, -2].mean()),
+            horizons=horizons, routing=band(by_T[..., 0]), bounded_2=band(by_T[..., 1]), bounded_4=band(by_T[..., 2]), sparse=band(late)),
+        row("4f", "bounded logits with the same choice of experts are never worse than routing (l = 0 is routing)",
+            "smallest (best bounded - best routing), 40 trees x 9 bounds", ">= 0", (fused - routing[:, None]).min(), ">=", 0,
+            ("the choice of experts: logits up to B = 1 on expert 1 alone, mean gain over routing", (alone[:, 3] - routing).mean()),
+            bounds=grid, routing=band(star - routing), fused=band(star[:, None] - fused), alone=band(star[:, None] - alone),
+            crossing=float(np.interp(0, (alone - routing[:, None]).mean(0), grid)), wrong_sign=band(wrong)),
+        row("4g", "how large: B = (1/2) log((1 - p)(1 - delta) / (p delta)) lifts a token from p to 1 - delta",
+            f"1 - lifted probability, p = {leak:.4f}, delta = {delta}", "not given", lifted, "==", delta,
+            ("half that B", 1 - boosted(leak, needed_bound(leak, delta) / 2)),
+            table=[[p, needed_bound(p, 0.01)] for p in (0.1, 0.01, 0.001, 1e-6)]),
+    ]
+
+
+def wrong_sign(mdp, experts, Q, B):
+    """Eq. (5)'s expert with logits of the wrong sign: -B on the optimal token, +B on the others. A router can do harm."""
+    pi = []
+    for e, q in zip(experts, Q):
+        picked = e[expert_values(e, q).argmax(0), np.arange(len(q))]  # (S, A)
+        l = np.where(np.eye(q.shape[1])[q.argmax(1)] > 0, -B, B)  # (S, A)
+        pi.append(fuse(l, np.log(picked)))  # (S, A)
+    return pi

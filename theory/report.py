@@ -1,0 +1,83 @@
+"""One row of the table: what is claimed, what was measured, and whether the claim survives without its assumption.
+
+`holds` is always computed from the measured number, never given. The counter-test puts the number measured WITHOUT an assumption into
+the same comparison; it does its work when the comparison then fails.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+TOLERANCE = 1e-9  # for "==" : everything here is exact up to rounding
+
+
+def compare(measured, relation, expected):
+    """True when `measured relation expected`; "==" allows TOLERANCE, the inequalities as much rounding as that."""
+    if relation == "==":
+        return bool(abs(measured - expected) <= TOLERANCE)
+    if relation == "<=":
+        return bool(measured <= expected + (TOLERANCE if expected >= 1e-6 or expected == 0 else 0))
+    if relation == ">=":
+        return bool(measured >= expected - TOLERANCE)
+    raise ValueError(f"relation {relation!r} is none of ==, <=, >=")
+
+
+def plain(x):
+    """numpy numbers and arrays as what JSON knows."""
+    if isinstance(x, dict):
+        return {k: plain(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [plain(v) for v in x]
+    if isinstance(x, np.ndarray):
+        return plain(x.tolist())
+    if isinstance(x, np.generic):
+        return x.item()
+    return x
+
+
+def row(item, statement, checked, paper, measured, relation, expected, counter, **numbers):
+    """A row as a dict.
+
+    paper: the paper's value or bound, in words. counter: (what is dropped, the number then measured), or with a third entry when
+    dropping the assumption also moves the expected value. numbers: whatever else the text or a figure shows.
+    """
+    dropped, without, *moved = counter
+    target = moved[0] if moved else expected
+    return plain({
+        "item": item, "statement": statement, "checked": checked, "paper": paper,
+        "relation": relation, "expected": float(expected), "measured": float(measured),
+        "holds": compare(measured, relation, expected),
+        "counter_test": {"dropped": dropped, "relation": relation, "expected": float(target), "measured": float(without),
+                         "conclusion_fails": not compare(without, relation, target)},
+        "numbers": numbers,
+    })
+
+
+def band(samples):
+    """Mean, standard deviation and the 10th and 90th percentile over axis 0 (the seeds), for numbers with a band around them."""
+    x = np.asarray(samples, float)  # (seeds, ...)
+    return {"seeds": len(x), "mean": x.mean(0), "sd": x.std(0, ddof=1),
+            "p10": np.percentile(x, 10, axis=0), "p90": np.percentile(x, 90, axis=0)}
+
+
+def write_whole(path, data):
+    """Write text or bytes beside `path`, then rename: a reader sees the old file or the new one, never half of one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_bytes(data if isinstance(data, bytes) else data.encode())
+    os.replace(beside, path)
+
+
+def to_json(rows):
+    """The text of results/theory.json."""
+    return json.dumps(rows, indent=1, allow_nan=False) + "\n"
+
+
+def number(x):
+    """A number for people: 4 significant digits, small errors as powers of ten."""
+    if x == int(x) and abs(x) < 1e6:
+        return str(int(x))
+    return f"{x:.1e}" if abs(x) < 1e-4 else f"{x:.4g}"
