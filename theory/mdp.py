@@ -95,7 +95,7 @@ def J_star(mdp):
 
 def occupancy(mdp, pi):
     """d[t] (S_t,): the probability that pi is in state s at time t. Each d[t] sums to 1."""
-    d = [np.ones(1)]
+    d = [np.eye(mdp.r[0].shape[0])[0]]  # (S_0,) all mass on the start
     for t in range(len(mdp.r) - 1):
         d.append(push(mdp.P[t], d[t][:, None] * pi[t], mdp.r[t + 1].shape[0]))  # (S_t+1,)
     return d
