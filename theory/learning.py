@@ -75,9 +75,9 @@ def kl(star, pi, d):
     return float(sum((w * (s * np.log(s / p)).sum(1)).sum() for w, s, p in zip(d, star, pi)))
 
 
-def setting(seed, cover=0.5, leak=0.02):
-    """(mdp, experts, pi*, its occupancy): 4 tokens, T = 8, states remember one token, 2 experts."""
-    mdp = random_mdp(np.random.default_rng(seed), A=4, T=8, window=1)
+def setting(seed, cover=0.5, leak=0.02, A=4):
+    """(mdp, experts, pi*, its occupancy): A tokens, T = 8, states remember one token, 2 experts."""
+    mdp = random_mdp(np.random.default_rng(seed), A, T=8, window=1)
     Q = optimal(mdp)[1]
     star = [softmax(q / TAU) for q in Q]
     return mdp, make_experts(np.random.default_rng([seed, 1]), Q, 2, cover, leak), star, occupancy(mdp, star)
@@ -124,6 +124,7 @@ def statements():
     above = stack["routing"][..., 0] - plateau[:, None]  # (20, 10)
     off = abs(stack["alone"][:, -1, 0] - twice) / twice
     at4 = stack["alone"][:, 2, 0] - stack["through"][:, 2, 0]  # (20,)
+    good = [curve(s, [4], cover=0.9, leak=0.2) for s in seeds]
     hopeless = [curve(s, [4], cover=0.0, leak=1e-4) for s in seeds]
     return [
         row("7a", "learning which expert to pick plateaus: no amount of data brings routing below the best expert's KL to pi*",
@@ -141,5 +142,6 @@ def statements():
             "not in the paper", at4.mean(), ">=", 0,
             ("the expert is worth listening to (no prefix covered, leak 1e-4): saved against the router without an expert",
              np.mean([h["no_expert"][0, 0] - h["through"][0, 0] for h in hopeless])),
+            good_experts_greedy={w: band([g[w][0, 1] for g in good]) for w in good[0]},
             sizes=sizes, kl={w: band(x[..., 0]) for w, x in stack.items()}, greedy={w: band(x[..., 1]) for w, x in stack.items()}),
     ]

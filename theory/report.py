@@ -77,7 +77,21 @@ def to_json(rows):
 
 
 def number(x):
-    """A number for people: 4 significant digits, small errors as powers of ten."""
+    """A number for people: 4 significant digits; what is only rounding (below 1e-12) is said to be that."""
+    if x is None:
+        return "unbounded"
+    if isinstance(x, bool):
+        return "yes" if x else "no"
     if x == int(x) and abs(x) < 1e6:
         return str(int(x))
-    return f"{x:.1e}" if abs(x) < 1e-4 else f"{x:.4g}"
+    if abs(x) < 1e-12:
+        return "< 1e-12"
+    return f"{x:.1e}" if abs(x) < 1e-4 or abs(x) >= 1e6 else f"{x:.4g}"
+
+
+def spread(b, *where):
+    """mean +- sd of a band(), at an index if it has several."""
+    mean, sd = b["mean"], b["sd"]
+    for k in where:
+        mean, sd = mean[k], sd[k]
+    return f"{number(mean)} ± {number(sd)}"
