@@ -5,6 +5,7 @@ Reading order, one difficulty per file:
   lemma.py         Lemma 4.1 in its two exact forms, and a third that is wrong
   coverage.py      Assumption 4.2 and Eq. (5): routing when some expert is always nearly right
   hidden_path.py   Theorem 4.3 / B.1: a secret that routing cannot learn in time
+  hidden_path_beyond.py   the same with leaks, retries and logits (uses Eq. (1) from the next file)
   expressivity.py  what selecting, mixing and adding logits can each represent
   fusion_bound.py  Eq. (6): closeness to pi* on the prefixes of pi*
   collab.py        appendix C: judging an expert by its own continuation

@@ -1,9 +1,10 @@
 """Beyond the paper: stochastic transitions, and coverage that holds on average instead of everywhere.
 
-Survive unchanged, because their proofs look at one state at a time or use only Lemma 4.1: both forms of the lemma, Eq. (5), Eq. (6), one
-value for choosing and mixing, exact recovery by logits. Coverage on average: over the prefixes that the ROUTED policy writes it is enough
-(Lemma 4.1 makes it an equality); over the prefixes of pi* it is not, up to the factor C = max d^pi / d^pi*. The hidden path is fragile:
-its secret is kept by exact symmetry, and any noise in the transitions shows it in Q*.
+Survive unchanged, because their proofs look at one state at a time or use only Lemma 4.1: both forms of the lemma, Eq.
+(5), Eq. (6), one value for choosing and mixing, exact recovery by logits. Coverage on average: over the prefixes that
+the ROUTED policy writes it is enough (Lemma 4.1 makes it an equality); over the prefixes of pi* it is not, up to the
+factor C = max d^pi / d^pi*. The hidden path is fragile: its secret is kept by exact symmetry, and any noise in the
+transitions shows it in Q*.
 """
 
 import numpy as np
@@ -17,7 +18,8 @@ from .report import band, row
 
 
 def slip(mdp, sigma):
-    """With probability sigma the token written is a uniformly random one; the reward is for what was written. Deterministic P in."""
+    """With probability sigma the token written is a uniformly random one; the reward is for what was written.
+    Deterministic P in."""
     r = [(1 - sigma) * x + sigma * x.mean(1, keepdims=True) for x in mdp.r]  # (S_t, A)
     P = []
     for t, p in enumerate(mdp.P):
@@ -41,7 +43,8 @@ def average_loss(experts, V, Q, where):
 
 
 def forgiving_example(T, Delta, sigma):
-    """off_path_example in a world that forgets: with probability sigma the next state is either of the two, whatever was written."""
+    """off_path_example in a world that forgets: with probability sigma the next state is either of the two, whatever
+    was written."""
     mdp, experts = off_path_example(T, Delta)
     P = [(1 - sigma) * np.eye(2)[p] + sigma * 0.5 for p in mdp.P[:-1]] + [np.ones((2, 3, 1))]  # (2, 3, 2) each
     return MDP(mdp.r, P), experts
@@ -58,7 +61,8 @@ def price_of_leaving(T, Delta, sigma):
 
 
 def hidden_path_with_slips(n, T, sigma):
-    """Over all secrets p: (largest difference in Q* before T/2, worst gap of Eq. (5)'s rule, worst gap of the best routing)."""
+    """Over all secrets p: (largest difference in Q* before T/2, worst gap of Eq. (5)'s rule, worst gap of the best
+    routing)."""
     secrets = [tuple(x) for x in digits(n ** (T // 2), n, T // 2)]
     tables, rule, best = [], [], []
     for p in secrets:
@@ -82,7 +86,9 @@ def statements():
         pi = rule_of_eq5(experts, Q)
         gap = V[0][0] - J(mdp, pi)
         eq5 = gap / (len(Q) * max(x.max() for x in coverage_loss(experts, V, Q)))
-        gap6, bound6 = fusion_bound.bound_ratio(mdp, fusion_bound.fused_candidates(np.random.default_rng([seed, 1]), mdp, 2, 4.0))
+        gap6, bound6 = fusion_bound.bound_ratio(
+            mdp, fusion_bound.fused_candidates(np.random.default_rng([seed, 1]), mdp, 2, 4.0)
+        )
         ratios.append([eq5, gap6 / bound6])
         on_policy.append(abs(gap - on_policy_loss(mdp, experts, V, Q, pi)))
         on_star.append(gap / average_loss(experts, V, Q, occupancy(mdp, greedy(Q))))
@@ -94,7 +100,9 @@ def statements():
         mdp = random_mdp(rng, A=3, T=5)
         V, Q = optimal(mdp)
         experts = make_experts(rng, Q, 2, 0.5, 0.02)
-        trees.append((V[0][0] - J(mdp, rule_of_eq5(experts, Q))) / average_loss(experts, V, Q, occupancy(mdp, greedy(Q))))
+        trees.append(
+            (V[0][0] - J(mdp, rule_of_eq5(experts, Q))) / average_loss(experts, V, Q, occupancy(mdp, greedy(Q)))
+        )
 
     sigmas = [0.0, 0.05, 0.1, 0.2, 0.5, 1.0]
     T, Delta = 8, 0.1
@@ -106,30 +114,94 @@ def statements():
         m = random_mdp(rng, A=2, T=3, stochastic=True)
         ex = make_experts(rng, optimal(m)[1], 2, 0.5, 0.1)
         dp = best_routing(m, ex)[0][0]
-        tiny.append([abs(dp - best_router_by_enumeration(m, ex)), max(best_mixture_by_ascent(m, ex)[0][0] - dp, 0), J_star(m) - dp])
+        tiny.append(
+            [
+                abs(dp - best_router_by_enumeration(m, ex)),
+                max(best_mixture_by_ascent(m, ex)[0][0] - dp, 0),
+                J_star(m) - dp,
+            ]
+        )
     tiny = np.array(tiny)  # (20, 3)
     slips = [0.0, 0.01, 0.05, 0.2]
     hidden = [hidden_path_with_slips(2, 6, s) for s in slips]
     return [
-        row("8a", "stochastic transitions: both forms of Lemma 4.1 stay exact", "largest error of either on 100 random stochastic MDPs",
-            "proved for deterministic appending", e[:, :2].max(), "<=", 1e-12, ("states of pi* with Q*: mean error", e[:, 2].mean())),
-        row("8b", "stochastic transitions: Eq. (5) and Eq. (6) stay true", "largest gap / bound, 100 random stochastic MDPs each", "<= 1",
-            ratios.max(), "<=", 1, ("Eq. (5)'s 'every prefix': Delta averaged over prefixes of pi*, worst of the same 100", on_star.max()),
-            eq5=band(ratios[:, 0]), eq6=band(ratios[:, 1])),
-        row("8c", "coverage on average over the prefixes of the ROUTED policy: the gap is exactly that sum",
-            "largest |gap - sum_t average loss|, 100 random stochastic MDPs", "not treated", max(on_policy), "<=", 1e-12,
-            ("routed policy: averaged over the prefixes of pi*, worst |ratio - 1| on 100 trees", abs(np.array(trees) - 1).max()),
-            stochastic_ratio=band(on_star), tree_ratio=band(trees), tree_ratio_max=max(trees)),
-        row("8d", "coverage on average over pi* costs at most the factor C = max d^pi / d^pi*",
-            f"largest gap / (C * sum of average losses) over slip probabilities > 0 (T = {T}, Delta = {Delta})", "not treated",
-            max(g / (a * C) for g, a, C in finite), "<=", 1, ("the factor C", max(g / a for g, a, _ in price)),
-            sigmas=sigmas, gap=[g for g, _, _ in price], average=[a for _, a, _ in price],
-            C=[C if np.isfinite(C) else None for _, _, C in price]),
-        row("8e", "stochastic transitions: choosing and mixing still have one value",
-            "largest difference, all routers enumerated and mixtures by ascent, against DP (20 tiny MDPs)", "not treated",
-            tiny[:, :2].max(), "<=", 1e-12, ("routing: logits are added, which reaches V*, mean gain", tiny[:, 2].mean())),
-        row("8f", "the hidden path does not survive noise: slips of 0.05 show the secret in Q* before T/2",
-            "worst gap of Eq. (5)'s rule minus that of the best routing (n = 2, T = 6)", "not treated", hidden[2][1] - hidden[2][2], "<=", 0.01,
-            ("noise (no slips): the same", hidden[0][1] - hidden[0][2]),
-            slips=slips, seen=[h[0] for h in hidden], rule=[h[1] for h in hidden], best=[h[2] for h in hidden]),
+        row(
+            "8a",
+            statement="stochastic transitions: both forms of Lemma 4.1 stay exact",
+            checked="largest error of either on 100 random stochastic MDPs",
+            paper="proved for deterministic appending",
+            measured=e[:, :2].max(),
+            relation="<=",
+            expected=1e-12,
+            counter=("states of pi* with Q*: mean error", e[:, 2].mean()),
+        ),
+        row(
+            "8b",
+            statement="stochastic transitions: Eq. (5) and Eq. (6) stay true",
+            checked="largest gap / bound, 100 random stochastic MDPs each",
+            paper="<= 1",
+            measured=ratios.max(),
+            relation="<=",
+            expected=1,
+            counter=(
+                "Eq. (5)'s 'every prefix': Delta averaged over prefixes of pi*, worst of the same 100",
+                on_star.max(),
+            ),
+            eq5=band(ratios[:, 0]),
+            eq6=band(ratios[:, 1]),
+        ),
+        row(
+            "8c",
+            statement="coverage on average over the prefixes of the ROUTED policy: the gap is exactly that sum",
+            checked="largest |gap - sum_t average loss|, 100 random stochastic MDPs",
+            paper="not treated",
+            measured=max(on_policy),
+            relation="<=",
+            expected=1e-12,
+            counter=(
+                "routed policy: averaged over the prefixes of pi*, worst |ratio - 1| on 100 trees",
+                abs(np.array(trees) - 1).max(),
+            ),
+            stochastic_ratio=band(on_star),
+            tree_ratio=band(trees),
+            tree_ratio_max=max(trees),
+        ),
+        row(
+            "8d",
+            statement="coverage on average over pi* costs at most the factor C = max d^pi / d^pi*",
+            checked=f"largest gap / (C * sum of average losses) over slip probabilities > 0 (T = {T}, Delta = {Delta})",
+            paper="not treated",
+            measured=max(g / (a * C) for g, a, C in finite),
+            relation="<=",
+            expected=1,
+            counter=("the factor C", max(g / a for g, a, _ in price)),
+            sigmas=sigmas,
+            gap=[g for g, _, _ in price],
+            average=[a for _, a, _ in price],
+            C=[C if np.isfinite(C) else None for _, _, C in price],
+        ),
+        row(
+            "8e",
+            statement="stochastic transitions: choosing and mixing still have one value",
+            checked="largest difference, all routers enumerated and mixtures by ascent, against DP (20 tiny MDPs)",
+            paper="not treated",
+            measured=tiny[:, :2].max(),
+            relation="<=",
+            expected=1e-12,
+            counter=("routing: logits are added, which reaches V*, mean gain", tiny[:, 2].mean()),
+        ),
+        row(
+            "8f",
+            statement="the hidden path does not survive noise: slips of 0.05 show the secret in Q* before T/2",
+            checked="worst gap of Eq. (5)'s rule minus that of the best routing (n = 2, T = 6)",
+            paper="not treated",
+            measured=hidden[2][1] - hidden[2][2],
+            relation="<=",
+            expected=0.01,
+            counter=("noise (no slips): the same", hidden[0][1] - hidden[0][2]),
+            slips=slips,
+            seen=[h[0] for h in hidden],
+            rule=[h[1] for h in hidden],
+            best=[h[2] for h in hidden],
+        ),
     ]

@@ -1,11 +1,15 @@
-"""Eq. (3), CDPO, in the smallest setting that shows it: many prompts, one token to write (so a response is a token), y_w ~ pi*, y_l ~ pi_i.
+"""Eq. (3), CDPO, in the smallest setting that shows it: many prompts, one token to write (so a response is a token),
+y_w ~ pi*, y_l ~ pi_i.
 
-  h(y) = beta [ log pi_theta(y) - log pi_ref(y) ] + beta log pi_i(y)        (the second term is the paper's bias: no gradient through it)
+  h(y) = beta [ log pi_theta(y) - log pi_ref(y) ] + beta log pi_i(y)        (the second term is the paper's bias: no
+  gradient through it)
   L = E -log sigmoid(h(y_w) - h(y_l))                                        Eq. (3)
 
-L is convex in h and smallest when h = log(pi* / pi_i) + const. So at the optimum, beta and the reference decide where it ends:
+L is convex in h and smallest when h = log(pi* / pi_i) + const. So at the optimum, beta and the reference decide where
+it ends:
   pi_theta pi_i  proportional to  pi_ref (pi* / pi_i)^(1/beta)               the fused policy of Eq. (1)
-It is pi* only by accident. With beta = 0.1 the ratio is raised to the 10th power. On the way there the fused policy passes near pi*.
+It is pi* only by accident. With beta = 0.1 the ratio is raised to the 10th power. On the way there the fused policy
+passes near pi*.
 """
 
 import numpy as np
@@ -18,7 +22,8 @@ TAU = 0.15  # pi* = softmax(Q / TAU)
 
 
 def margins(theta, log_ref, log_expert, beta):
-    """m(w, l) = h(w) - h(l) for every pair of tokens: (..., A, A). theta: logits of pi_theta, whose normaliser cancels."""
+    """m(w, l) = h(w) - h(l) for every pair of tokens: (..., A, A). theta: logits of pi_theta, whose normaliser
+    cancels."""
     h = beta * (theta - log_ref) + beta * log_expert  # (..., A)
     return h[..., :, None] - h[..., None, :]
 
@@ -29,7 +34,8 @@ def loss(theta, log_ref, log_expert, pairs, beta):
 
 
 def gradient(theta, log_ref, log_expert, pairs, beta):
-    """dL / d theta: (..., A). A pair pulls y_w up and y_l down by beta * sigmoid(-m): little, when the expert's bias makes m large."""
+    """dL / d theta: (..., A). A pair pulls y_w up and y_l down by beta * sigmoid(-m): little, when the expert's bias
+    makes m large."""
     pull = pairs / (1 + np.exp(margins(theta, log_ref, log_expert, beta)))  # (..., A, A)
     return -beta * (pull.sum(-1) - pull.sum(-2))
 
@@ -40,20 +46,24 @@ def population(star, expert):
 
 
 def optimum(ref, star, expert, beta, bias=True):
-    """The fused policy that minimises Eq. (3): pi_ref (pi* / pi_i)^(1/beta) / Z. bias=False (plain DPO on the router): pi_i times that."""
+    """The fused policy that minimises Eq. (3): pi_ref (pi* / pi_i)^(1/beta) / Z. bias=False (plain DPO on the router):
+    pi_i times that."""
     log = np.log(ref) + (np.log(star) - np.log(expert)) / beta + (0 if bias else np.log(expert))
     return softmax(log)
 
 
 def by_newton(ref, star, expert, beta, steps=60):
-    """The same optimum found by damped Newton steps on Eq. (3), knowing nothing of the formula: the fused policy (..., A)."""
+    """The same optimum found by damped Newton steps on Eq. (3), knowing nothing of the formula: the fused policy (...,
+    A)."""
     theta, A = np.log(ref), ref.shape[-1]
     log_ref, log_e, pairs = np.log(ref), np.log(expert), population(star, expert)
     for _ in range(steps):
         m = margins(theta, log_ref, log_e, beta)
         w = pairs / (1 + np.exp(m)) / (1 + np.exp(-m))
         w = w + np.swapaxes(w, -1, -2)  # (..., A, A)
-        H = beta**2 * (w.sum(-1)[..., None] * np.eye(A) - w) + np.full((A, A), 1e-3)  # constants added to theta change nothing: fix them
+        H = beta**2 * (w.sum(-1)[..., None] * np.eye(A) - w) + np.full(
+            (A, A), 1e-3
+        )  # constants added to theta change nothing: fix them
         step = np.linalg.solve(H, gradient(theta, log_ref, log_e, pairs, beta)[..., None])[..., 0]
         size = abs(step).max(-1, keepdims=True)
         theta = theta - step / np.maximum(1, size * beta / 2)
@@ -61,8 +71,8 @@ def by_newton(ref, star, expert, beta, steps=60):
 
 
 def setting(seed, prompts=64, A=6, right=0.6, leak=0.1, smooth=0.2):
-    """(Q, pi*, pi_i, pi_ref): each (prompts, A). The expert favours the best token with probability `right`, else a random one; pi_ref is
-    what phase 1 left: pi* with a share `smooth` of uniform."""
+    """(Q, pi*, pi_i, pi_ref): each (prompts, A). The expert favours the best token with probability `right`, else a
+    random one; pi_ref is what phase 1 left: pi* with a share `smooth` of uniform."""
     rng = np.random.default_rng(seed)
     Q = rng.random((prompts, A))
     star = softmax(Q / TAU)
@@ -84,7 +94,8 @@ def draw_pairs(rng, star, expert, N):
 
 
 def descend(Q, star, expert, ref, pairs, beta, marks):
-    """Gradient descent on Eq. (3), step size 0.1 / beta. At the steps in `marks`: (mean KL(pi* || fused), mean regret of its arg max)."""
+    """Gradient descent on Eq. (3), step size 0.1 / beta. At the steps in `marks`: (mean KL(pi* || fused), mean regret
+    of its arg max)."""
     theta, log_ref, log_e, out = np.log(ref), np.log(ref), np.log(expert), []
     for k in range(max(marks) + 1):
         if k in marks:
@@ -98,9 +109,13 @@ def descend(Q, star, expert, ref, pairs, beta, marks):
 def sequence_example(beta=1.0):
     """Two tokens, two positions. pi_theta is optimal over whole responses; Eq. (1) fuses token by token.
 
-    Returns the distance (TV) from pi_ref (pi* / pi_i)^(1/beta) / Z of: the fused policy as decoded; the product normalised once. A product of two autoregressive models, renormalised at each token, is not the product renormalised once.
+    Returns the distance (TV) from pi_ref (pi* / pi_i)^(1/beta) / Z of: the fused policy as decoded; the product
+    normalised once. A product of two autoregressive models, renormalised at each token, is not the product renormalised
+    once.
     """
-    star, expert, ref = np.random.default_rng(0).dirichlet(np.ones(4), size=3)  # (4,) each: probability of y = (first, second)
+    star, expert, ref = np.random.default_rng(0).dirichlet(
+        np.ones(4), size=3
+    )  # (4,) each: probability of y = (first, second)
     target = optimum(ref, star, expert, beta)  # (4,) fused, over whole responses
     theta = target / expert / (target / expert).sum()  # (4,) pi_theta: what CDPO converges to
 
@@ -123,16 +138,28 @@ def statements():
         theta = np.log(optimum(ref, star, expert, 0.1, bias)) - np.log(expert)
         return abs(gradient(theta, np.log(ref), np.log(expert), pairs, 0.1)).max()
 
-    r, draw = Q / 0.5, ref[:, :, None] * ref[:, None, :]  # two responses of pi_ref, labelled by Bradley-Terry with reward r
+    r, draw = (
+        Q / 0.5,
+        ref[:, :, None] * ref[:, None, :],
+    )  # two responses of pi_ref, labelled by Bradley-Terry with reward r
     labelled = 2 * draw / (1 + np.exp(r[:, None, :] - r[:, :, None]))  # (prompts, A, A) probability of (y_w, y_l)
     theta = np.log(ref) + r / 0.1 - np.log(expert)
     bt_slope = abs(gradient(theta, np.log(ref), np.log(expert), labelled, 0.1)).max()
     newton = abs(by_newton(ref, star, expert, 1.0) - optimum(ref, star, expert, 1.0)).max()
     marks = [0, 1, 2, 5, 10, 20, 35, 50, 70, 100, 140, 200, 350, 500, 700, 1000, 1400, 2000]
     seeds = range(8)
-    exact = {b: np.array([descend(*setting(s), population(*setting(s)[1:3]), b, marks) for s in seeds]) for b in (0.1, 1.0)}  # (8, 18, 2)
-    few = {N: np.array([descend(*setting(s), draw_pairs(np.random.default_rng([s, 3]), *setting(s)[1:3], N), 0.1, marks) for s in seeds])
-           for N in (4, 16)}
+    exact = {
+        b: np.array([descend(*setting(s), population(*setting(s)[1:3]), b, marks) for s in seeds]) for b in (0.1, 1.0)
+    }  # (8, 18, 2)
+    few = {
+        N: np.array(
+            [
+                descend(*setting(s), draw_pairs(np.random.default_rng([s, 3]), *setting(s)[1:3], N), 0.1, marks)
+                for s in seeds
+            ]
+        )
+        for N in (4, 16)
+    }
     u = exact[0.1][..., 0]  # (8, 18)
     depth = np.minimum(u[:, 0], u[:, -1]) - u.min(1)  # (8,): how far the valley lies below both ends
     same = [(Q, s, s, r) for Q, s, _, r in [setting(s) for s in seeds]]  # the expert is pi* itself: nothing to correct
@@ -142,25 +169,74 @@ def statements():
     odds = optimum(two_ref, two_star, two_expert, 0.1)
     by_token, at_once = sequence_example()
     return [
-        row("7e", "CDPO's optimum for y_w ~ pi*, y_l ~ pi_i: the fused policy is pi_ref (pi* / pi_i)^(1/beta) / Z",
-            "largest |gradient of Eq. (3)| there (64 prompts, 6 tokens, beta = 0.1)", "not given", slope(True), "<=", 1e-10,
-            ("the bias term: gradient at plain DPO's optimum", slope(False)), newton_distance_beta_1=newton,
-            bradley_terry_slope=bt_slope),
-        row("7f", "too many CDPO steps overshoot: KL to pi* falls, then rises (U-curve)",
-            "smallest depth of the valley below both ends, 8 settings (beta = 0.1, exact expectation, 2000 steps), nats", "not treated",
-            depth.min(), ">=", 0.1, ("the expert errs (it is pi* now): largest depth", (np.minimum(flat[:, 0], flat[:, -1]) - flat.min(1)).max()),
-            marks=marks, kl={**{f"exact, beta {b}": band(x[..., 0]) for b, x in exact.items()},
-                             **{f"{N} pairs a prompt": band(x[..., 0]) for N, x in few.items()}},
-            regret={**{f"exact, beta {b}": band(x[..., 1]) for b, x in exact.items()},
-                    **{f"{N} pairs a prompt": band(x[..., 1]) for N, x in few.items()}}),
-        row("7g", "that optimum can write the wrong token: pi* = (.6, .4), pi_i = (.9, .1), uniform pi_ref, beta = 0.1",
-            "log odds of token 2 at the optimum", "not treated", np.log(odds[1] / odds[0]), "==", 10 * np.log(6),
-            ("beta = 0.1 (now 1000: the reference stays)", np.log(np.divide(*optimum(two_ref, two_star, two_expert, 1000.0)[::-1])))),
-        row("7h", "Eq. (3) works on whole responses, Eq. (1) token by token",
-            "distance of the formula from the fused responses, normalised once (2 tokens x 2 positions)", "same symbol for both",
-            at_once, "<=", 1e-12, ("normalised once (now at every token, as decoding does)", by_token)),
-        row("7i", "Eq. (3) pulls towards pi_ref, not towards pi_ref pi_i: with pi_i = pi*, its optimum undoes the expert",
-            "largest |fused - pi_ref| at the optimum found by Newton steps (beta = 1)", "not treated",
-            abs(by_newton(ref, star, star, 1.0) - ref).max(), "<=", 1e-9,
-            ("the bias term: |fused - pi_ref| at plain DPO's optimum", abs(optimum(ref, star, star, 1.0, bias=False) - ref).max())),
+        row(
+            "7e",
+            statement="CDPO's optimum for y_w ~ pi*, y_l ~ pi_i: the fused policy is pi_ref (pi* / pi_i)^(1/beta) / Z",
+            checked="largest |gradient of Eq. (3)| there (64 prompts, 6 tokens, beta = 0.1)",
+            paper="not given",
+            measured=slope(True),
+            relation="<=",
+            expected=1e-10,
+            counter=("the bias term: gradient at plain DPO's optimum", slope(False)),
+            newton_distance_beta_1=newton,
+            bradley_terry_slope=bt_slope,
+        ),
+        row(
+            "7f",
+            statement="too many CDPO steps overshoot: KL to pi* falls, then rises (U-curve)",
+            checked="smallest depth of the valley below both ends, nats, 8 settings (beta = 0.1, exact, 2000 steps)",
+            paper="not treated",
+            measured=depth.min(),
+            relation=">=",
+            expected=0.1,
+            counter=(
+                "the expert errs (it is pi* now): largest depth",
+                (np.minimum(flat[:, 0], flat[:, -1]) - flat.min(1)).max(),
+            ),
+            marks=marks,
+            kl={
+                **{f"exact, beta {b}": band(x[..., 0]) for b, x in exact.items()},
+                **{f"{N} pairs a prompt": band(x[..., 0]) for N, x in few.items()},
+            },
+            regret={
+                **{f"exact, beta {b}": band(x[..., 1]) for b, x in exact.items()},
+                **{f"{N} pairs a prompt": band(x[..., 1]) for N, x in few.items()},
+            },
+        ),
+        row(
+            "7g",
+            statement="that optimum can write the wrong token: pi* (.6, .4), pi_i (.9, .1), pi_ref uniform, beta 0.1",
+            checked="log odds of token 2 at the optimum",
+            paper="not treated",
+            measured=np.log(odds[1] / odds[0]),
+            relation="==",
+            expected=10 * np.log(6),
+            counter=(
+                "beta = 0.1 (now 1000: the reference stays)",
+                np.log(np.divide(*optimum(two_ref, two_star, two_expert, 1000.0)[::-1])),
+            ),
+        ),
+        row(
+            "7h",
+            statement="Eq. (3) works on whole responses, Eq. (1) token by token",
+            checked="distance of the formula from the fused responses, normalised once (2 tokens x 2 positions)",
+            paper="same symbol for both",
+            measured=at_once,
+            relation="<=",
+            expected=1e-12,
+            counter=("normalised once (now at every token, as decoding does)", by_token),
+        ),
+        row(
+            "7i",
+            statement="Eq. (3) pulls towards pi_ref, not pi_ref pi_i: with pi_i = pi*, its optimum undoes the expert",
+            checked="largest |fused - pi_ref| at the optimum found by Newton steps (beta = 1)",
+            paper="not treated",
+            measured=abs(by_newton(ref, star, star, 1.0) - ref).max(),
+            relation="<=",
+            expected=1e-9,
+            counter=(
+                "the bias term: |fused - pi_ref| at plain DPO's optimum",
+                abs(optimum(ref, star, star, 1.0, bias=False) - ref).max(),
+            ),
+        ),
     ]

@@ -1,9 +1,10 @@
 """Appendix C: Collab judges an expert by what it would earn if it wrote everything to the end.
 
-Rule: at each token pick argmax_i Q^{pi_i}(s, a_i), the expert's OWN continuation value. The optimum lets others write the rest, so the best
-own value can be far below Q*: the mismatch  Q*(start) - max_i V^{pi_i}(start).  Mismatch is an error of judgement; regret, V* minus what the
-rule then earns, is the loss. Neither determines the other.
-Experts here are constant (expert i writes token i); a `schedule` (T numbers) says which expert the reward 1 of each token agrees with.
+Rule: at each token pick argmax_i Q^{pi_i}(s, a_i), the expert's OWN continuation value. The optimum lets others write
+the rest, so the best own value can be far below Q*: the mismatch  Q*(start) - max_i V^{pi_i}(start).  Mismatch is an
+error of judgement; regret, V* minus what the rule then earns, is the loss. Neither determines the other.
+Experts here are constant (expert i writes token i); a `schedule` (T numbers) says which expert the reward 1 of each
+token agrees with.
 """
 
 import itertools
@@ -16,7 +17,8 @@ from .report import row
 
 
 def agreement_mdp(schedule, n, ends=False):
-    """Reward 1 for the token of expert schedule[t] at time t, else 0. ends: after one wrong token nothing is paid any more.
+    """Reward 1 for the token of expert schedule[t] at time t, else 0. ends: after one wrong token nothing is paid any
+    more.
 
     States: 0 = no wrong token so far, 1 = some (without `ends` they behave alike).
     """
@@ -41,7 +43,8 @@ def own_values(mdp, experts):
 
 
 def mismatch_and_regret(schedule, n, ends=False, values=own_values):
-    """(Q* - max_i of the judged value, V* - return of the rule), both at the start. values: what the experts are judged by."""
+    """(Q* - max_i of the judged value, V* - return of the rule), both at the start. values: what the experts are judged
+    by."""
     mdp, experts = agreement_mdp(schedule, n, ends), constant_experts(n, len(schedule))
     judged = values(mdp, experts)
     pi = follow(experts, [v.argmax(0) for v in judged[: len(schedule)]])
@@ -50,7 +53,8 @@ def mismatch_and_regret(schedule, n, ends=False, values=own_values):
 
 
 def best_continuation_values(mdp, experts):
-    """The repaired judgement: the expert writes this token, the BEST policy writes the rest. E_{a ~ pi_i} Q*: (n, S_t) each."""
+    """The repaired judgement: the expert writes this token, the BEST policy writes the rest. E_{a ~ pi_i} Q*: (n, S_t)
+    each."""
     return [np.einsum("nsa,sa->ns", e, q) for e, q in zip(experts, optimal(mdp)[1])]
 
 
@@ -79,15 +83,47 @@ def statements():
     H = 24
     strict = mismatch_and_regret(alternating(H, 2), 2, ends=True)
     return [
-        row("6a", "Collab's own-value rule undervalues the start by H/3 (two experts, thirds)", "largest error over H = 3 .. 48", "H/3",
-            error, "<=", 1e-12, ("own continuation: judge by the best continuation, mismatch at H = 48, minus H/3",
-                                 abs(repaired[-1][0] - horizons[-1] / 3)),
-            horizons=horizons, mismatch=[m for m, _ in paper], regret=[g for _, g in paper], repaired_regret=[g for _, g in repaired]),
-        row("6b", "H/3 is not the worst: (1 - 1/n) H is, for n experts and rewards that agree with one of them at each token",
-            "largest error against all n^H schedules (n, H) = (2, 8), (3, 6), (4, 4)", "H/3 for n = 2", worst, "<=", 1e-12,
-            ("rewards survive a wrong token (now they end), n = 2, H = 24: mismatch beyond (1 - 1/n) H", strict[0] - H / 2),
-            brute_force=[[n, *v] for n, v in brute.items()]),
-        row("6c", "a large mismatch need not cost anything", f"regret of the rule when experts alternate and a wrong token ends all (H = {H})",
-            "not treated", strict[1], "==", 0, ("a wrong token ends all (thirds, H = 24): regret", mismatch_and_regret(thirds(H), 2)[1]),
-            mismatch=strict[0], H=H),
+        row(
+            "6a",
+            statement="Collab's own-value rule undervalues the start by H/3 (two experts, thirds)",
+            checked="largest error over H = 3 .. 48",
+            paper="H/3",
+            measured=error,
+            relation="<=",
+            expected=1e-12,
+            counter=(
+                "own continuation: judge by the best continuation, mismatch at H = 48, minus H/3",
+                abs(repaired[-1][0] - horizons[-1] / 3),
+            ),
+            horizons=horizons,
+            mismatch=[m for m, _ in paper],
+            regret=[g for _, g in paper],
+            repaired_regret=[g for _, g in repaired],
+        ),
+        row(
+            "6b",
+            statement="H/3 is not the worst: (1 - 1/n) H is, if each token pays for agreeing with one of n experts",
+            checked="largest error against all n^H schedules (n, H) = (2, 8), (3, 6), (4, 4)",
+            paper="H/3 for n = 2",
+            measured=worst,
+            relation="<=",
+            expected=1e-12,
+            counter=(
+                "rewards survive a wrong token (now they end), n = 2, H = 24: mismatch beyond (1 - 1/n) H",
+                strict[0] - H / 2,
+            ),
+            brute_force=[[n, *v] for n, v in brute.items()],
+        ),
+        row(
+            "6c",
+            statement="a large mismatch need not cost anything",
+            checked=f"regret of the rule when experts alternate and a wrong token ends all (H = {H})",
+            paper="not treated",
+            measured=strict[1],
+            relation="==",
+            expected=0,
+            counter=("a wrong token ends all (thirds, H = 24): regret", mismatch_and_regret(thirds(H), 2)[1]),
+            mismatch=strict[0],
+            H=H,
+        ),
     ]

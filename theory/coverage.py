@@ -1,8 +1,10 @@
-"""Assumption 4.2 and Eq. (5): when some expert is nearly right at EVERY prefix, choosing that expert loses at most T * Delta.
+"""Assumption 4.2 and Eq. (5): when some expert is nearly right at EVERY prefix, choosing that expert loses at most T *
+Delta.
 
-Assumption 4.2, with the signs as they must be:   V*(s) - max_i E_{a ~ pi_i} Q*(s, a) <= Delta   for every s, and Delta >= 0.
-(The paper prints arg max, which is an index; its value, the max, is meant.)  Experts here are synthetic: at each prefix each has one
-favourite token and a small `leak` spread over the others; with probability `cover` one of them favours the optimal token.
+Assumption 4.2, with the signs as they must be:   V*(s) - max_i E_{a ~ pi_i} Q*(s, a) <= Delta   for every s, and Delta
+>= 0. (The paper prints arg max, which is an index; its value, the max, is meant.)  Experts here are synthetic: at each
+prefix each has one favourite token and a small `leak` spread over the others; with probability `cover` one of them
+favours the optimal token.
 """
 
 import numpy as np
@@ -12,7 +14,8 @@ from .report import band, row
 
 
 def favourites_to_experts(tokens, A, leak):
-    """tokens (n, S) -> expert probabilities (n, S, A): 1 - leak on the favourite, the leak shared equally by the others."""
+    """tokens (n, S) -> expert probabilities (n, S, A): 1 - leak on the favourite, the leak shared equally by the
+    others."""
     one = np.eye(A)[tokens]  # (n, S, A)
     return one * (1 - leak) + (1 - one) * leak / (A - 1)  # (n, S, A)
 
@@ -20,8 +23,9 @@ def favourites_to_experts(tokens, A, leak):
 def make_experts(rng, Q, n, cover, leak):
     """n experts for an MDP with optimal values Q[t] (S_t, A). A list of T arrays (n, S_t, A).
 
-    At a covered prefix (probability `cover`) one random expert favours the optimal token and the rest some wrong one; at the others all
-    favour wrong tokens. A >= 2. The same seed draws the same numbers for every `cover`, so that curves over it compare like with like.
+    At a covered prefix (probability `cover`) one random expert favours the optimal token and the rest some wrong one;
+    at the others all favour wrong tokens. A >= 2. The same seed draws the same numbers for every `cover`, so that
+    curves over it compare like with like.
     """
     out = []
     for q in Q:
@@ -60,7 +64,8 @@ def best_routing(mdp, experts):
 
 
 def tight_example(T, Delta):
-    """Token a pays 1, token b pays 1 - Delta, at every prefix; the one expert writes b. It loses exactly Delta at each of T tokens."""
+    """Token a pays 1, token b pays 1 - Delta, at every prefix; the one expert writes b. It loses exactly Delta at each
+    of T tokens."""
     P = token_transitions(2, T, window=1)
     mdp = MDP([np.tile([1.0, 1.0 - Delta], (len(p), 1)) for p in P], P)
     return mdp, [np.eye(2)[np.ones((1, len(p)), int)] for p in P]
@@ -69,9 +74,9 @@ def tight_example(T, Delta):
 def off_path_example(T, Delta):
     """Coverage by Delta at every prefix of pi*, and ruin elsewhere: what Eq. (5) becomes without 'every prefix'.
 
-    Tokens a, b, c. pi* writes a, which always pays 1. While all is a, the expert writes b, which pays 1 - Delta; after any other token it
-    writes c, which pays 0. By hand: the expert earns 1 - Delta + 0 + ... + 0, so it loses Delta + (T - 1), far more than T * Delta.
-    States: 0 = all a so far, 1 = not.
+    Tokens a, b, c. pi* writes a, which always pays 1. While all is a, the expert writes b, which pays 1 - Delta; after
+    any other token it writes c, which pays 0. By hand: the expert earns 1 - Delta + 0 + ... + 0, so it loses Delta + (T
+    - 1), far more than T * Delta. States: 0 = all a so far, 1 = not.
     """
     r = [np.array([[1.0, 1.0 - Delta, 0.0], [1.0, 1.0, 0.0]])] * T
     P = [np.array([[0, 1, 1], [1, 1, 1]])] * (T - 1) + [np.zeros((2, 3), int)]
@@ -82,7 +87,8 @@ def off_path_example(T, Delta):
 def looseness(seed, covers, A=4, T=6, n=2, leak=0.02):
     """One random tree for every coverage in `covers`: an array (len(covers), 4) of
 
-    the gap of Eq. (5)'s rule, the gap of the best routing, the bound T * Delta, and the share of prefixes that no expert covers.
+    the gap of Eq. (5)'s rule, the gap of the best routing, the bound T * Delta, and the share of prefixes that no
+    expert covers.
     """
     rng = np.random.default_rng(seed)
     mdp = random_mdp(rng, A, T)
@@ -117,20 +123,60 @@ def statements():
     e = make_experts(rng, Q, 2, 0.5, 0.02)
     V_bad, Q_bad = evaluate(m, greedy([-q for q in Q]))  # the values of the worst habits in place of V*, Q*
     return [
-        row("2a", "Eq. (5): with coverage Delta at every prefix, routing loses at most T * Delta",
-            "largest gap / (T * Delta), 40 random trees x 11 coverages", "<= 1", ratio.max(), "<=", 1,
-            (f"'every prefix' kept only for prefixes of pi* (T = {T}, Delta = {Delta})", off_gap / (T * on_path)),
-            off_path_gap=off_gap, off_path_bound=T * on_path),
-        row("2b", "Eq. (5) is tight", f"gap when every prefix loses Delta (T = {T}, Delta = {Delta})", "T * Delta", tight, "==",
-            T * Delta, ("only 1 prefix in 10 uncovered, random trees: mean gap / bound", ratio[:, 1].mean(), 1)),
-        row("2c", "how loose it is: share of uncovered prefixes against gap / bound",
-            "mean gap / (T * Delta) with 10% of the prefixes uncovered", "<= 1; the bound sees only the worst prefix",
-            ratio[:, 1].mean(), "<=", 0.5, ("no prefix covered, every one losing Delta (tight case)", tight / (T * Delta)),
-            covers=covers, uncovered=runs[:, :, 3].mean(0), gap_rule=band(runs[:, :, 0]), gap_best=band(runs[:, :, 1]),
-            bound=band(runs[:, :, 2]), ratio=band(ratio)),
-        row("2d", "Delta >= 0 always (max, not arg max, over experts)", "smallest V* - max_i E Q* over the prefixes of a random tree",
-            "printed with arg max", min(x.min() for x in coverage_loss(e, V, Q)), ">=", 0,
-            ("V* replaced by the values of a poor policy", min(x.min() for x in coverage_loss(e, V_bad, Q_bad)))),
+        row(
+            "2a",
+            statement="Eq. (5): with coverage Delta at every prefix, routing loses at most T * Delta",
+            checked="largest gap / (T * Delta), 40 random trees x 11 coverages",
+            paper="<= 1",
+            measured=ratio.max(),
+            relation="<=",
+            expected=1,
+            counter=(
+                f"'every prefix' kept only for prefixes of pi* (T = {T}, Delta = {Delta})",
+                off_gap / (T * on_path),
+            ),
+            off_path_gap=off_gap,
+            off_path_bound=T * on_path,
+        ),
+        row(
+            "2b",
+            statement="Eq. (5) is tight",
+            checked=f"gap when every prefix loses Delta (T = {T}, Delta = {Delta})",
+            paper="T * Delta",
+            measured=tight,
+            relation="==",
+            expected=T * Delta,
+            counter=("only 1 prefix in 10 uncovered, random trees: mean gap / bound", ratio[:, 1].mean(), 1),
+        ),
+        row(
+            "2c",
+            statement="how loose it is: share of uncovered prefixes against gap / bound",
+            checked="mean gap / (T * Delta) with 10% of the prefixes uncovered",
+            paper="<= 1; the bound sees only the worst prefix",
+            measured=ratio[:, 1].mean(),
+            relation="<=",
+            expected=0.5,
+            counter=("no prefix covered, every one losing Delta (tight case)", tight / (T * Delta)),
+            covers=covers,
+            uncovered=runs[:, :, 3].mean(0),
+            gap_rule=band(runs[:, :, 0]),
+            gap_best=band(runs[:, :, 1]),
+            bound=band(runs[:, :, 2]),
+            ratio=band(ratio),
+        ),
+        row(
+            "2d",
+            statement="Delta >= 0 always (max, not arg max, over experts)",
+            checked="smallest V* - max_i E Q* over the prefixes of a random tree",
+            paper="printed with arg max",
+            measured=min(x.min() for x in coverage_loss(e, V, Q)),
+            relation=">=",
+            expected=0,
+            counter=(
+                "V* replaced by the values of a poor policy",
+                min(x.min() for x in coverage_loss(e, V_bad, Q_bad)),
+            ),
+        ),
     ]
 
 

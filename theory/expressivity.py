@@ -1,9 +1,10 @@
 """What can be represented: choosing an expert, mixing experts, adding logits to an expert.
 
-Choosing (deterministic or at random) and mixing have the same optimal value. At a state, the value of mixture w is sum_i w_i E_{pi_i} Q:
-linear in w, so its maximum over the simplex is at a corner, a single expert; backward induction carries this to all states.
-Added logits multiply probabilities: pi'(a) = pi_i(a) e^l(a) / Z. With l = log pi* - log pi_i this IS pi*, if pi_i(a) > 0 wherever pi*(a) > 0.
-With |l| <= B they reach less; the best such policy has l = +B on the k best tokens and -B on the rest, for some k.
+Choosing (deterministic or at random) and mixing have the same optimal value. At a state, the value of mixture w is
+sum_i w_i E_{pi_i} Q: linear in w, so its maximum over the simplex is at a corner, a single expert; backward induction
+carries this to all states. Added logits multiply probabilities: pi'(a) = pi_i(a) e^l(a) / Z. With l = log pi* - log
+pi_i this IS pi*, if pi_i(a) > 0 wherever pi*(a) > 0. With |l| <= B they reach less; the best such policy has l = +B on
+the k best tokens and -B on the rest, for some k.
 """
 
 import itertools
@@ -11,30 +12,33 @@ import itertools
 import numpy as np
 
 from .coverage import best_routing, expert_values, follow, make_experts
-from .mdp import MDP, J, J_star, evaluate, greedy, optimal, random_mdp, softmax, sweep
+from .mdp import MDP, J, optimal, random_mdp, softmax, sweep
 from .report import band, row
 
 
 def fuse(log_router, log_expert):
-    """Eq. (1): pi_final = softmax(log pi_router + log pi_expert), over the last axis. -inf (probability 0) is allowed."""
+    """Eq. (1): pi_final = softmax(log pi_router + log pi_expert), over the last axis. -inf (probability 0) is
+    allowed."""
     return softmax(log_router + log_expert)
 
 
 def boosted(p, B):
-    """Probability of one token that had probability p, after +B on it and -B on all others: p / (p + (1 - p) e^(-2B))."""
+    """Probability of one token that had probability p, after +B on it and -B on all others: p / (p + (1 - p)
+    e^(-2B))."""
     return p / (p + (1 - p) * np.exp(-2 * B))
 
 
 def needed_bound(p, delta):
-    """The B that lifts a token from probability p to 1 - delta: (1/2) log((1 - p)(1 - delta) / (p delta)). Inverse of boosted."""
+    """The B that lifts a token from probability p to 1 - delta: (1/2) log((1 - p)(1 - delta) / (p delta)). Inverse of
+    boosted."""
     return 0.5 * np.log((1 - p) * (1 - delta) / (p * delta))
 
 
 def bounded_values(experts_t, Q_t, B):
     """max over |l| <= B of E_{a ~ pi_i e^l / Z} Q(s, a), for each expert: (n, S_t).
 
-    The objective is a ratio of two functions linear in u = e^l, so a maximum is at a corner, u = e^B or e^-B; raising a token helps exactly
-    when its Q exceeds the current value, so the raised ones are the k best. Try every k.
+    The objective is a ratio of two functions linear in u = e^l, so a maximum is at a corner, u = e^B or e^-B; raising a
+    token helps exactly when its Q exceeds the current value, so the raised ones are the k best. Try every k.
     """
     order = np.argsort(-Q_t, axis=1)  # (S, A) best first
     q = np.take_along_axis(Q_t, order, 1)  # (S, A)
@@ -43,17 +47,24 @@ def bounded_values(experts_t, Q_t, B):
     low = np.exp(-2 * B)  # weights relative to e^B, so that a large B cannot overflow
     # mass of the best k + low * the rest. p may be 0 there: then that k is no candidate
     mass = up + low * (up[..., -1:] - up)  # (n, S, A)
-    value = np.where(mass > 0, (up_q + low * (up_q[..., -1:] - up_q)) / np.where(mass > 0, mass, 1), -np.inf)  # (n, S, A)
+    value = np.where(
+        mass > 0, (up_q + low * (up_q[..., -1:] - up_q)) / np.where(mass > 0, mass, 1), -np.inf
+    )  # (n, S, A)
     return value.max(2)
 
 
 def best_bounded(mdp, experts, B):
-    """V of the best policy that at each state picks an expert and adds logits |l| <= B. B = 0 is routing. A list of (S_t,)."""
+    """V of the best policy that at each state picks an expert and adds logits |l| <= B. B = 0 is routing. A list of
+    (S_t,)."""
     return sweep(mdp, lambda t, Q: bounded_values(experts[t], Q, B).max(0))[0]
 
 
 def best_mixture_by_ascent(mdp, experts, steps=400, lr=2.0):
-    """The best per-state mixture found by gradient ascent on the mixing weights (a softmax), backward in time. An independent oracle."""
+    """V of the best per-state mixture found by gradient ascent on its weights (a softmax), backward in time.
+
+    An oracle that knows nothing of corners; it approaches the optimum from below.
+    """
+
     def choose(t, Q):
         gain = expert_values(experts[t], Q)  # (n, S)
         theta = np.zeros_like(gain)  # (n, S)
@@ -61,6 +72,7 @@ def best_mixture_by_ascent(mdp, experts, steps=400, lr=2.0):
             w = softmax(theta.T).T  # (n, S)
             theta += lr * w * (gain - (w * gain).sum(0))  # d(sum_i w_i gain_i) / d theta_i
         return (softmax(theta.T).T * gain).sum(0)  # (S,)
+
     return sweep(mdp, choose)[0]
 
 
@@ -68,12 +80,18 @@ def best_router_by_enumeration(mdp, experts):
     """The best return over EVERY deterministic router, n^(number of states) of them: tiny MDPs only."""
     n, sizes = experts[0].shape[0], [r.shape[0] for r in mdp.r]
     cuts = np.cumsum(sizes)[:-1]
-    return max(J(mdp, follow(experts, np.split(np.array(table), cuts))) for table in itertools.product(range(n), repeat=sum(sizes)))
+    return max(
+        J(mdp, follow(experts, np.split(np.array(table), cuts)))
+        for table in itertools.product(range(n), repeat=sum(sizes))
+    )
 
 
 def crossing_example():
-    """Two experts over three tokens, (.6, .4, 0) and (0, .4, .6). Half of each is (.3, .4, .3): its arg max is a token that is neither
-    expert's favourite. Its probability, .4, is still no larger than some expert's: that cap is what mixing cannot break."""
+    """Two experts over three tokens, (.6, .4, 0) and (0, .4, .6): (2, 3).
+
+    Half of each is (.3, .4, .3): its arg max is a token that is neither expert's favourite. Its probability, .4, is
+    still no larger than some expert's: that cap is what mixing cannot break.
+    """
     return np.array([[0.6, 0.4, 0.0], [0.0, 0.4, 0.6]])
 
 
@@ -89,18 +107,21 @@ def instance(seed, cover, T=6, window=None, A=4, n=2, leak=0.02, sparse=False):
 def gaps(seed, cover, bounds, **shape):
     """V* minus what is reachable: routing, then logits bounded by each B in `bounds`: (1 + len(bounds),)."""
     mdp, experts, V, _ = instance(seed, cover, **shape)
-    return [V[0][0] - best_routing(mdp, experts)[0][0]] + [V[0][0] - best_bounded(mdp, experts, B)[0][0] for B in bounds]
+    return [V[0][0] - best_routing(mdp, experts)[0][0]] + [
+        V[0][0] - best_bounded(mdp, experts, B)[0][0] for B in bounds
+    ]
 
 
 def recovery_error(seed, leak=0.02):
-    """Eq. (1) with log pi_router = log pi* - log pi_i, pi* a full-support policy: largest |fused - pi*| over states and experts."""
+    """Eq. (1) with log pi_router = log pi* - log pi_i, pi* > 0: largest |fused - pi*| over states and experts."""
     mdp, experts, _, Q = instance(seed, 0.5, leak=leak)
     worst = 0.0
     for e, q in zip(experts, Q):
         star = softmax(q / 0.1)  # (S, A)
         with np.errstate(divide="ignore", invalid="ignore"):
             log_e = np.log(e)  # (n, S, A)
-            fused = fuse(np.nan_to_num(np.log(star) - log_e, posinf=0.0), log_e)  # (n, S, A); no logit helps where pi_i = 0
+            l = np.nan_to_num(np.log(star) - log_e, posinf=0.0)  # (n, S, A); where pi_i = 0 no logit helps
+            fused = fuse(l, log_e)  # (n, S, A)
         worst = max(worst, abs(fused - star).max())
     return worst
 
@@ -126,7 +147,9 @@ def statements():
 
     horizons = [2, 4, 8, 16, 32, 64]
     by_T = np.array([[gaps(s, 0.5, [2.0, 4.0], T=T, window=2) for T in horizons] for s in seeds])  # (40, 6, 3)
-    late = np.array([[gaps(s, 0.5, [], T=T, window=2, sparse=True) for T in horizons] for s in seeds])[..., 0]  # (40, 6)
+    late = np.array([[gaps(s, 0.5, [], T=T, window=2, sparse=True) for T in horizons] for s in seeds])[
+        ..., 0
+    ]  # (40, 6)
     doubling = by_T[:, -1, 0].mean() / by_T[:, -2, 0].mean()
 
     many = [instance(s, 0.5) for s in seeds]
@@ -134,48 +157,118 @@ def statements():
     routing = np.array([best_routing(m, e)[0][0] for m, e, _, _ in many])  # (40,)
     star = np.array([V[0][0] for _, _, V, _ in many])  # (40,)
     fused = np.array([[best_bounded(m, e, B)[0][0] for B in grid] for m, e, _, _ in many])  # (40, 9)
-    alone = np.array([[best_bounded(m, [x[:1] for x in e], B)[0][0] for B in grid] for m, e, _, _ in many])  # (40, 9) expert 1 only
+    alone = np.array(
+        [[best_bounded(m, [x[:1] for x in e], B)[0][0] for B in grid] for m, e, _, _ in many]
+    )  # (40, 9) expert 1 only
     wrong = np.array([star[k] - J(m, wrong_sign(m, e, Q_, 1.0)) for k, (m, e, _, Q_) in enumerate(many)])  # (40,)
 
     delta, leak = 0.01, 0.02 / 3
     lifted = 1 - boosted(leak, needed_bound(leak, delta))
     return [
-        row("4a", "best deterministic, randomised and mixed routing have one value (linear in the weights)",
-            "largest difference: all routers enumerated, or mixtures by ascent, against DP (20 tiny trees)", "the same",
-            max(abs(by_dp - by_hand).max(), np.maximum(by_mixing - by_dp, 0).max()), "<=", 1e-12,
-            ("the arg max of a mixture is written, not a sample (crossing example): what mixing then gains",
-             Q[mix.argmax()] - max(Q[e.argmax()] for e in cross)),
-            ascent_reaches_within=abs(by_mixing - by_dp).max()),
-        row("4b", "a mixture gives no token more than the largest expert probability (it CAN change the arg max)",
-            "largest excess over the cap, 2000 random mixtures of 3 experts", "said as: cannot produce a token no expert prefers",
-            excess.max(), "<=", 0, ("logits are added instead: largest excess", added.max()), mixture=mix, experts=cross),
-        row("4c", "exact recovery: log pi_router = log pi* - log pi_i gives pi*, whichever expert is picked",
-            "largest |fused - pi*| on 20 trees", "exact", max(recovery_error(s) for s in range(20)), "<=", 1e-12,
-            ("pi_i > 0 (experts now give 0 to most tokens)", recovery_error(0, leak=0.0))),
-        row("4d", "separation: with half the prefixes covered, logits (|l| <= 6) lose less than the best routing",
-            "share of 40 trees in which routing loses more, by at least 1e-6 (T = 6, 4 tokens, 2 experts)", "logits reach V*",
-            (half[:, 0] - half[:, -1] >= 1e-6).mean(), "==", 1,
-            ("coverage fails (now every prefix is covered, leak 1e-12)", (full[:, 0] - full[:, 1] >= 1e-6).mean()),
-            covers=covers, bounds=bounds, routing=band(by_cover[..., 0]),
-            bounded={str(b): band(by_cover[..., 1 + k]) for k, b in enumerate(bounds)}),
-        row("4e", "separation against the horizon: the routing gap grows linearly",
-            "mean gap at T = 64 over that at T = 32 (40 windowed MDPs, half covered)", "2 when linear", doubling, ">=", 1.9,
-            ("reward at every token (now only at the last)", late[:, -1].mean() / late[:, -2].mean()),
-            horizons=horizons, routing=band(by_T[..., 0]), bounded_2=band(by_T[..., 1]), bounded_4=band(by_T[..., 2]), sparse=band(late)),
-        row("4f", "bounded logits with the same choice of experts are never worse than routing (l = 0 is routing)",
-            "smallest (best bounded - best routing), 40 trees x 9 bounds", ">= 0", (fused - routing[:, None]).min(), ">=", 0,
-            ("the choice of experts: logits up to B = 1 on expert 1 alone, mean gain over routing", (alone[:, 3] - routing).mean()),
-            bounds=grid, routing=band(star - routing), fused=band(star[:, None] - fused), alone=band(star[:, None] - alone),
-            crossing=float(np.interp(0, (alone - routing[:, None]).mean(0), grid)), wrong_sign=band(wrong)),
-        row("4g", "how large: B = (1/2) log((1 - p)(1 - delta) / (p delta)) lifts a token from p to 1 - delta",
-            f"1 - lifted probability, p = {leak:.4f}, delta = {delta}", "not given", lifted, "==", delta,
-            ("half that B", 1 - boosted(leak, needed_bound(leak, delta) / 2)),
-            table=[[p, needed_bound(p, 0.01)] for p in (0.1, 0.01, 0.001, 1e-6)]),
+        row(
+            "4a",
+            statement="best deterministic, randomised and mixed routing have one value (linear in the weights)",
+            checked="largest difference: all routers enumerated, or mixtures by ascent, against DP (20 tiny trees)",
+            paper="the same",
+            measured=max(abs(by_dp - by_hand).max(), np.maximum(by_mixing - by_dp, 0).max()),
+            relation="<=",
+            expected=1e-12,
+            counter=(
+                "the arg max of a mixture is written, not a sample (crossing example): what mixing then gains",
+                Q[mix.argmax()] - max(Q[e.argmax()] for e in cross),
+            ),
+            ascent_reaches_within=abs(by_mixing - by_dp).max(),
+        ),
+        row(
+            "4b",
+            statement="a mixture gives no token more than the largest expert probability (it CAN change the arg max)",
+            checked="largest excess over the cap, 2000 random mixtures of 3 experts",
+            paper="said as: cannot produce a token no expert prefers",
+            measured=excess.max(),
+            relation="<=",
+            expected=0,
+            counter=("logits are added instead: largest excess", added.max()),
+            mixture=mix,
+            experts=cross,
+        ),
+        row(
+            "4c",
+            statement="exact recovery: log pi_router = log pi* - log pi_i gives pi*, whichever expert is picked",
+            checked="largest |fused - pi*| on 20 trees",
+            paper="exact",
+            measured=max(recovery_error(s) for s in range(20)),
+            relation="<=",
+            expected=1e-12,
+            counter=("pi_i > 0 (experts now give 0 to most tokens)", recovery_error(0, leak=0.0)),
+        ),
+        row(
+            "4d",
+            statement="separation: with half the prefixes covered, logits (|l| <= 6) lose less than the best routing",
+            checked="share of 40 trees in which routing loses more, by at least 1e-6 (T = 6, 4 tokens, 2 experts)",
+            paper="logits reach V*",
+            measured=(half[:, 0] - half[:, -1] >= 1e-6).mean(),
+            relation="==",
+            expected=1,
+            counter=(
+                "coverage fails (now every prefix is covered, leak 1e-12)",
+                (full[:, 0] - full[:, 1] >= 1e-6).mean(),
+            ),
+            covers=covers,
+            bounds=bounds,
+            routing=band(by_cover[..., 0]),
+            bounded={str(b): band(by_cover[..., 1 + k]) for k, b in enumerate(bounds)},
+        ),
+        row(
+            "4e",
+            statement="separation against the horizon: the routing gap grows linearly",
+            checked="mean gap at T = 64 over that at T = 32 (40 windowed MDPs, half covered)",
+            paper="2 when linear",
+            measured=doubling,
+            relation=">=",
+            expected=1.9,
+            counter=("reward at every token (now only at the last)", late[:, -1].mean() / late[:, -2].mean()),
+            horizons=horizons,
+            routing=band(by_T[..., 0]),
+            bounded_2=band(by_T[..., 1]),
+            bounded_4=band(by_T[..., 2]),
+            sparse=band(late),
+        ),
+        row(
+            "4f",
+            statement="bounded logits with the same choice of experts are never worse than routing (l = 0 is routing)",
+            checked="smallest (best bounded - best routing), 40 trees x 9 bounds",
+            paper=">= 0",
+            measured=(fused - routing[:, None]).min(),
+            relation=">=",
+            expected=0,
+            counter=(
+                "the choice of experts: logits up to B = 1 on expert 1 alone, mean gain over routing",
+                (alone[:, 3] - routing).mean(),
+            ),
+            bounds=grid,
+            routing=band(star - routing),
+            fused=band(star[:, None] - fused),
+            alone=band(star[:, None] - alone),
+            crossing=float(np.interp(0, (alone - routing[:, None]).mean(0), grid)),
+            wrong_sign=band(wrong),
+        ),
+        row(
+            "4g",
+            statement="how large: B = (1/2) log((1 - p)(1 - delta) / (p delta)) lifts a token from p to 1 - delta",
+            checked=f"1 - lifted probability, p = {leak:.4f}, delta = {delta}",
+            paper="not given",
+            measured=lifted,
+            relation="==",
+            expected=delta,
+            counter=("half that B", 1 - boosted(leak, needed_bound(leak, delta) / 2)),
+            table=[[p, needed_bound(p, 0.01)] for p in (0.1, 0.01, 0.001, 1e-6)],
+        ),
     ]
 
 
 def wrong_sign(mdp, experts, Q, B):
-    """Eq. (5)'s expert with logits of the wrong sign: -B on the optimal token, +B on the others. A router can do harm."""
+    """Eq. (5)'s expert with logits of the wrong sign: -B on the optimal token, +B on the others. A router can do
+    harm."""
     pi = []
     for e, q in zip(experts, Q):
         picked = e[expert_values(e, q).argmax(0), np.arange(len(q))]  # (S, A)

@@ -1,6 +1,8 @@
-"""The pictures of theory/README.md, drawn from the rows of results/theory.json alone (the simplex, an illustration, from six numbers here).
+"""The pictures of theory/README.md, drawn from the rows of results/theory.json alone (the simplex, an illustration,
+from six numbers here).
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; lines differ in style or marker as well. Needs matplotlib.
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; lines differ in style or marker as well. Needs
+matplotlib.
 """
 
 import io
@@ -15,8 +17,17 @@ from .mdp import softmax  # noqa: E402
 from .report import write_whole  # noqa: E402
 
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK = "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
-STYLE = {"font.size": 10, "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-         "grid.color": "#e4e4e4", "legend.frameon": False, "legend.fontsize": 9, "axes.axisbelow": True}
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "axes.axisbelow": True,
+}
 
 
 def numbers(rows, item):
@@ -39,28 +50,48 @@ def simplex(rows):
     """Experts, what mixing them reaches, what bounded logits on one of them reach, and a pi* that only logits reach."""
     experts = np.array([[0.62, 0.30, 0.08], [0.25, 0.67, 0.08], [0.46, 0.22, 0.32]])
     star = np.array([0.12, 0.16, 0.72])
-    fig, ax = plt.subplots(figsize=(8, 4.9))
+    fig, ax = plt.subplots(figsize=(8.2, 5.2))
+    paper = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
     ax.fill(*corner(np.eye(3)).T, facecolor="none", edgecolor=BLACK, linewidth=1.2)
     around = np.array([[1, -1, -1], [1, 1, -1], [-1, 1, -1], [-1, 1, 1], [-1, -1, 1], [1, -1, 1], [1, -1, -1]])
     for B, style in ((0.5, ":"), (1.0, "--"), (2.0, "-")):
-        logits = np.concatenate([np.linspace(a, b, 60) for a, b in zip(around, around[1:])]) * B  # (360, 3) the boundary of |l| <= B
+        logits = (
+            np.concatenate([np.linspace(a, b, 60) for a, b in zip(around, around[1:])]) * B
+        )  # (360, 3) the boundary of |l| <= B
         xy = corner(softmax(np.log(experts[2]) + logits))
-        ax.plot(*xy.T, style, color=BLUE, linewidth=1.6, label=f"expert 3 with logits |l| ≤ {B:g}")
+        ax.plot(*xy.T, style, color=BLUE, linewidth=1.6, label=f"reach of expert 3 + logits |l| ≤ {B:g}")
     ax.fill(*corner(experts).T, facecolor=ORANGE, alpha=0.45, edgecolor=ORANGE, label="all mixtures of the experts")
     steps = np.linspace(0, 1, 30)[:, None] * (np.log(star) - np.log(experts[2]))  # (30, 3)
-    ax.plot(*corner(softmax(np.log(experts[2]) + steps)).T, color=GREEN, linewidth=2, label="l = s · (log π* − log π₃), s from 0 to 1")
+    ax.plot(
+        *corner(softmax(np.log(experts[2]) + steps)).T,
+        color=GREEN,
+        linewidth=2,
+        label="l = s · (log π* − log π₃), s from 0 to 1",
+    )
     ax.plot(*corner(experts).T, "o", color=RED, markersize=8)
-    for k, (dx, dy, where) in enumerate(((-0.02, -0.045, "right"), (0.02, -0.045, "left"), (-0.03, 0.0, "right"))):
-        ax.text(*(corner(experts[k]) + (dx, dy)), f"expert {k + 1}", ha=where, va="center", color=RED)
+    for k, (dx, dy) in enumerate(((-0.02, 0.05), (0.0, 0.05), (-0.1, 0.015))):
+        ax.text(
+            *(corner(experts[k]) + (dx, dy)),
+            f"expert {k + 1}",
+            ha="center",
+            va="center",
+            color="#8a3c00",
+            bbox=paper,
+            fontsize=9,
+        )
     ax.plot(*corner(star), "*", color=GREEN, markersize=16)
-    ax.text(*(corner(star) + (0.035, 0.015)), "π*", color=GREEN, fontsize=13)
-    for k, (dx, dy) in enumerate(((-0.02, -0.035), (0.02, -0.035), (0, 0.03))):
-        ax.text(*(corner(np.eye(3)[k]) + (dx, dy)), f"token {'abc'[k]} for sure", ha="center", va="center")
+    ax.text(*(corner(star) + (-0.045, 0.0)), "π*", ha="center", va="center", color=GREEN, fontsize=14, bbox=paper)
+    for k, (dx, dy) in enumerate(((0.05, -0.035), (-0.05, -0.035), (0, 0.03))):
+        ax.text(*(corner(np.eye(3)[k]) + (dx, dy)), f"only token {'abc'[k]}", ha="center", va="center")
     ax.set_aspect("equal")
     ax.axis("off")
-    ax.set_xlim(-0.12, 1.75)
-    ax.legend(loc="center right")
-    ax.set_title(f"Mixtures give token c at most {experts[:, 2].max():.2f}, its best expert's share; added logits reach π*", pad=12)
+    ax.set_xlim(-0.03, 1.62)
+    ax.set_ylim(-0.06, 0.92)
+    ax.legend(loc="upper right", bbox_to_anchor=(1.0, 0.98))
+    ax.set_title(
+        f"Mixtures give token c at most {experts[:, 2].max():.2f}, its best expert's share; added logits reach π*",
+        loc="left",
+    )
     return fig
 
 
@@ -72,7 +103,9 @@ def gap_coverage(rows):
     banded(left, x, n["routing"], RED, "best expert-only routing")
     for b, colour, marker in (("2.0", SKY, "s"), ("4.0", BLUE, "^"), ("6.0", GREEN, "D")):
         banded(left, x, n["bounded"][b], colour, f"routing + logits up to {float(b):g}", marker=marker)
-    left.set(xlabel="prefixes where some expert favours the best token (%)", ylabel="V* − value (reward over T = 6 tokens)")
+    left.set(
+        xlabel="prefixes where some expert favours the best token (%)", ylabel="V* − value (reward over T = 6 tokens)"
+    )
     left.set_title("Routing loses as coverage falls;\nlarge enough logits do not", loc="left")
     left.invert_xaxis()
     left.legend(loc="upper left")
@@ -98,7 +131,9 @@ def gap_horizon(rows):
     ax.set_yscale("log")
     ax.set_xticks(T, [str(t) for t in T])
     ax.set(xlabel="horizon T (tokens)", ylabel="V* − value (reward, log scale)")
-    ax.set_title("Twice the tokens, twice the routing gap, when every token is paid (half the prefixes covered)", loc="left")
+    ax.set_title(
+        "Twice the tokens, twice the routing gap, when every token is paid (half the prefixes covered)", loc="left"
+    )
     ax.legend(loc="upper left")
     ax.set_ylim(0.005, 60)
     return fig
@@ -110,11 +145,13 @@ def hidden_path(rows):
     grid, Ts, ns = np.array(n["grid"]), n["grid_T"], n["grid_n"]
     fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.9), width_ratios=(1.7, 1))
     image = left.imshow(grid, origin="lower", aspect="auto", cmap="cividis", extent=(Ts[0] - 1, Ts[-1] + 1, 0.5, 8.5))
-    for k, T, up, low in n["brute_force"]:
+    for k, T, *_ in n["brute_force"]:
         left.plot(T, k, "o", markerfacecolor="white", markeredgecolor=BLACK, markersize=6)
     left.grid(False)
     left.set(xlabel="horizon T (tokens)", ylabel="experts n", xticks=range(4, 33, 4), yticks=ns)
-    left.set_title("With two experts or more, some secret path\ncosts any router about T/2  (○ brute force)", loc="left")
+    left.set_title(
+        "With two experts or more, some secret path\ncosts any router about T/2  (○ brute force)", loc="left"
+    )
     left.text(31.5, 1, "n = 1: nothing is hidden", color="white", ha="right", va="center")
     fig.colorbar(image, ax=left, label="minimax gap (reward)")
     for key, T, colour, marker in (("gap_T8", 8, BLUE, "o"), ("gap_T64", 64, RED, "s")):
@@ -134,8 +171,10 @@ def bounded_logits(rows):
     banded(ax, B, n["fused"], GREEN, "choice of experts + logits", marker="o")
     ax.axhline(n["routing"]["mean"], color=RED, linestyle="--", label="best routing, no logits")
     ax.axvline(n["crossing"], color=BLACK, linestyle=":", linewidth=1)
-    ax.text(n["crossing"] + 0.06, 2.2, f"one expert overtakes\nrouting at B ≈ {n['crossing']:.1f}")
-    ax.set(xlabel="bound B on every logit, |l| ≤ B (nats)", ylabel="V* − value (reward over T = 6 tokens)", ylim=(0, 3.1))
+    ax.text(n["crossing"] + 0.06, 1.75, f"one expert overtakes\nrouting at B ≈ {n['crossing']:.1f}")
+    ax.set(
+        xlabel="bound B on every logit, |l| ≤ B (nats)", ylabel="V* − value (reward over T = 6 tokens)", ylim=(0, 3.1)
+    )
     ax.set_title("Small logits on one expert lose to routing; added to the choice they never hurt", loc="left")
     ax.legend(loc="upper right")
     return fig
@@ -145,8 +184,12 @@ def learning_curves(rows):
     """KL to pi* and greedy loss against the number of training responses."""
     n = numbers(rows, "7d")
     fig, axes = plt.subplots(1, 2, figsize=(8.4, 4.0))
-    ways = (("routing", RED, "o", "routing (which expert)"), ("alone", ORANGE, "s", "router's own SFT, then fused"),
-            ("through", GREEN, "^", "SFT through the fusion"), ("no_expert", BLACK, "v", "router alone, no expert"))
+    ways = (
+        ("routing", RED, "o", "routing (which expert)"),
+        ("alone", ORANGE, "s", "router's own SFT, then fused"),
+        ("through", GREEN, "^", "SFT through the fusion"),
+        ("no_expert", BLACK, "v", "router alone, no expert"),
+    )
     for ax, key in zip(axes, ("kl", "greedy")):
         for way, colour, marker, label in ways:
             banded(ax, n["sizes"], n[key][way], colour, label, "--" if way == "no_expert" else "-", marker)
@@ -154,7 +197,7 @@ def learning_curves(rows):
     axes[0].set(yscale="log", ylabel="KL(π* ‖ policy), nats per response")
     axes[0].set_title("What is not trained together\ndoes not converge to π*", loc="left")
     axes[0].legend(loc="lower left", fontsize=8)
-    axes[1].set(ylabel="V* − value, greedy decoding")
+    axes[1].set(ylabel="V* − value of greedy decoding (reward)")
     axes[1].set_title("A confident expert vetoes a router\nthat was trained without it", loc="left")
     return fig
 
@@ -163,8 +206,12 @@ def cdpo_steps(rows):
     """CDPO's U-curve."""
     n = numbers(rows, "7f")
     fig, axes = plt.subplots(1, 2, figsize=(8.4, 4.0))
-    lines = (("exact, beta 0.1", BLUE, "o", "-", "β = 0.1, exact expectation"), ("exact, beta 1.0", GREEN, "^", "-", "β = 1, exact expectation"),
-             ("16 pairs a prompt", ORANGE, "s", "--", "β = 0.1, 16 pairs a prompt"), ("4 pairs a prompt", RED, "v", "--", "β = 0.1, 4 pairs a prompt"))
+    lines = (
+        ("exact, beta 0.1", BLUE, "o", "-", "β = 0.1, exact expectation"),
+        ("exact, beta 1.0", GREEN, "^", "-", "β = 1, exact expectation"),
+        ("16 pairs a prompt", ORANGE, "s", "--", "β = 0.1, 16 pairs a prompt"),
+        ("4 pairs a prompt", RED, "v", "--", "β = 0.1, 4 pairs a prompt"),
+    )
     for ax, key in zip(axes, ("kl", "regret")):
         for name, colour, marker, style, label in lines:
             banded(ax, n["marks"], n[key][name], colour, label, style, marker)
@@ -190,7 +237,9 @@ def draw_all(rows, folder):
         for draw in FIGURES:
             fig, data = draw(rows), io.BytesIO()
             fig.tight_layout()
-            fig.savefig(data, format="png", dpi=100, metadata={"Software": None})  # no version in the file: same bytes, same picture
+            fig.savefig(
+                data, format="png", dpi=100, metadata={"Software": None}
+            )  # no version in the file: same bytes, same picture
             plt.close(fig)
             paths.append(folder / f"{draw.__name__}.png")
             write_whole(paths[-1], data.getvalue())

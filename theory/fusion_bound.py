@@ -2,11 +2,13 @@
 
 Delta = (1/T) sum_t E_{s ~ pi*}[ TV(pi'(. | s), pi*(. | s)) ],  TV = half the L1 distance,  Q in [0, Qmax]:
 
-  V* - V^pi' = sum_t E_{s ~ pi*}[ sum_a (pi*(a|s) - pi'(a|s)) Q^pi'(s, a) ]      the DUAL form of Lemma 4.1 (states of pi*, values of pi')
-            <= sum_t E_{s ~ pi*}[ Qmax TV ] = T Qmax Delta                        since sum_a (p - q)(a) Q(a) <= (max Q - min Q) TV(p, q)
+  V* - V^pi' = sum_t E_{s ~ pi*}[ sum_a (pi*(a|s) - pi'(a|s)) Q^pi'(s, a) ]      the DUAL form of Lemma 4.1 (states of
+  pi*, values of pi')
+            <= sum_t E_{s ~ pi*}[ Qmax TV ] = T Qmax Delta                        since sum_a (p - q)(a) Q(a) <= (max Q
+            - min Q) TV(p, q)
 
-Lemma 4.1 as printed (states of pi) cannot be used: the closeness is measured on prefixes of pi*. The constant 1 belongs to half the L1
-distance. Qmax may be the largest Q^pi', which is never above the largest Q*.
+Lemma 4.1 as printed (states of pi) cannot be used: the closeness is measured on prefixes of pi*. The constant 1 belongs
+to half the L1 distance. Qmax may be the largest Q^pi', which is never above the largest Q*.
 """
 
 import numpy as np
@@ -23,7 +25,8 @@ def tv(p, q):
 
 
 def closest(policies, star):
-    """At each state the policy of `policies` (n, S_t, A) that is closest to pi* in total variation: a list of (S_t, A)."""
+    """At each state the policy of `policies` (n, S_t, A) that is closest to pi* in total variation: a list of (S_t,
+    A)."""
     out = []
     for e, s in zip(policies, star):
         i = tv(e, s[None]).argmin(0)  # (S,)
@@ -42,7 +45,8 @@ def largest_q(mdp, pi):
 
 
 def bound_ratio(mdp, policies):
-    """(gap, T Qmax Delta) when the closest of `policies` is followed everywhere and Delta is averaged over prefixes of pi*."""
+    """(gap, T Qmax Delta) when the closest of `policies` is followed everywhere and Delta is averaged over prefixes of
+    pi*."""
     star = greedy(optimal(mdp)[1])
     pi = closest(policies, star)
     Delta = average_tv(mdp, pi, star, occupancy(mdp, star))
@@ -50,7 +54,8 @@ def bound_ratio(mdp, policies):
 
 
 def fused_candidates(rng, mdp, n, noise):
-    """Eq. (1) for n imperfect experts and a router that is right up to noise: pi'_i = softmax(log pi_i + l_i), a list of (n, S_t, A).
+    """Eq. (1) for n imperfect experts and a router that is right up to noise: pi'_i = softmax(log pi_i + l_i), a list
+    of (n, S_t, A).
 
     l_i = log(pi*_soft / pi_i) + noise * normal, with pi*_soft = softmax(Q* / 0.05).
     """
@@ -64,11 +69,12 @@ def fused_candidates(rng, mdp, n, noise):
 
 
 def tight_example(T, Delta):
-    """Eq. (6) with equality. Tokens a (right) and b (wrong, and nothing is paid after it). a pays Delta, but 1 as the last token.
+    """Eq. (6) with equality. Tokens a (right) and b (wrong, and nothing is paid after it). a pays Delta, but 1 as the
+    last token.
 
-    By hand: pi' writes a with probability 1 - Delta while all is a. From the last token backward Q^pi'(a) = 1 there, V^pi' = 1 - Delta,
-    and one step earlier Q^pi'(a) = Delta + (1 - Delta) = 1 again. So V^pi' = 1 - Delta at the start while V* = (T - 1) Delta + 1: the gap is
-    T Delta, and Qmax = 1. States: 0 = all a so far, 1 = not.
+    By hand: pi' writes a with probability 1 - Delta while all is a. From the last token backward Q^pi'(a) = 1 there,
+    V^pi' = 1 - Delta, and one step earlier Q^pi'(a) = Delta + (1 - Delta) = 1 again. So V^pi' = 1 - Delta at the start
+    while V* = (T - 1) Delta + 1: the gap is T Delta, and Qmax = 1. States: 0 = all a so far, 1 = not.
     """
     r = [np.array([[Delta, 0.0], [0.0, 0.0]])] * (T - 1) + [np.array([[1.0, 0.0], [0.0, 0.0]])]
     P = [np.array([[0, 1], [1, 1]])] * (T - 1) + [np.zeros((2, 2), int)]
@@ -78,7 +84,8 @@ def tight_example(T, Delta):
 
 
 def rare_prefix_example(T=6, A=4):
-    """pi' = pi* except at ONE prefix, the second one that pi* visits. Average TV over all prefixes of equal length is tiny, the gap is not."""
+    """pi' = pi* except at ONE prefix, the second one that pi* visits. Average TV over all prefixes of equal length is
+    tiny, the gap is not."""
     P = token_transitions(A, T)
     r = [np.zeros(p.shape) for p in P]
     r[-1][0, 0] = 1.0  # only the all-zeros response pays
@@ -122,14 +129,43 @@ def statements():
     off_gap = J_star(off) - J(off, off_pi)
     q_range = max(q.max() for q in Q)
     return [
-        row("5a", "Eq. (6): the closest fused policy loses at most T * Qmax * Delta, Delta averaged over prefixes of pi*",
-            "largest gap / bound, 100 random MDPs", "<= 1", max(ratios), "<=", 1,
-            ("prefixes of pi*: Delta averaged over all prefixes alike (one bad prefix)", rare_gap / rare_bound), ratio=band(ratios)),
-        row("5b", "Eq. (6) is tight, with TV = half the L1 distance", f"gap (T = {T}, Delta = {Delta})", "T * Qmax * Delta", gap, "==", bound,
-            ("TV = half of L1: a quarter of it instead (the bound halves, the gap does not)", gap, bound / 2), qmax=largest_q(mdp, pi)),
-        row("5c", "the same bound holds for expert-only routing under the same closeness: it is not special to logits",
-            "largest gap / bound for bare random experts, 100 random MDPs", "stated for fused policies only", max(plain), "<=", 1,
-            ("total variation: closeness in Q* (Eq. (5)'s kind) averaged over prefixes of pi*", off_gap / off_loss),
-            ratio=band(plain), off_path_q_loss=off_loss, off_path_gap=off_gap,
-            off_path_tv_bound=T * q_range * average_tv(off, off_pi, off_star, occupancy(off, off_star))),
+        row(
+            "5a",
+            statement="Eq. (6): the closest fused policy loses at most T * Qmax * Delta, averaged over prefixes of pi*",
+            checked="largest gap / bound, 100 random MDPs",
+            paper="<= 1",
+            measured=max(ratios),
+            relation="<=",
+            expected=1,
+            counter=("prefixes of pi*: Delta averaged over all prefixes alike (one bad prefix)", rare_gap / rare_bound),
+            ratio=band(ratios),
+        ),
+        row(
+            "5b",
+            statement="Eq. (6) is tight, with TV = half the L1 distance",
+            checked=f"gap (T = {T}, Delta = {Delta})",
+            paper="T * Qmax * Delta",
+            measured=gap,
+            relation="==",
+            expected=bound,
+            counter=("TV = half of L1: a quarter of it instead (the bound halves, the gap does not)", gap, bound / 2),
+            qmax=largest_q(mdp, pi),
+        ),
+        row(
+            "5c",
+            statement="the same bound holds for expert-only routing that is as close: it is not special to logits",
+            checked="largest gap / bound for bare random experts, 100 random MDPs",
+            paper="stated for fused policies only",
+            measured=max(plain),
+            relation="<=",
+            expected=1,
+            counter=(
+                "total variation: closeness in Q* (Eq. (5)'s kind) averaged over prefixes of pi*",
+                off_gap / off_loss,
+            ),
+            ratio=band(plain),
+            off_path_q_loss=off_loss,
+            off_path_gap=off_gap,
+            off_path_tv_bound=T * q_range * average_tv(off, off_pi, off_star, occupancy(off, off_star)),
+        ),
     ]

@@ -1,13 +1,15 @@
 """Learning, not only representing: a tabular router trained on N responses of pi*, in three ways.
 
-pi*(a|s) = softmax(Q*(s, a) / tau): a target that is not deterministic, as language is not; its arg max is optimal. Per state the router has
-A logits and one weight per expert. Every fit is the exact minimiser, in closed form:
-  routing   L_expert: sum over informative positions of -sum_i w_i log pi_i(y_t).   Linear in w, so it picks ONE expert per state
-  alone     L_LM: the router's own next-token loss; afterwards Eq. (1) adds the expert. At best pi_router = pi*, and then the fused policy
+pi*(a|s) = softmax(Q*(s, a) / tau): a target that is not deterministic, as language is not; its arg max is optimal. Per
+state the router has A logits and one weight per expert. Every fit is the exact minimiser, in closed form:
+  routing   L_expert: sum over informative positions of -sum_i w_i log pi_i(y_t).   Linear in w, so it picks ONE expert
+  per state
+  alone     L_LM: the router's own next-token loss; afterwards Eq. (1) adds the expert. At best pi_router = pi*, and
+  then the fused policy
             is pi_i pi* / Z: the expert is counted twice, once by itself and once inside pi*
   through   the next-token loss of the FUSED policy of Eq. (1). At best the fused policy = pi*
-The last two have kappa pseudo-counts, from the uniform and from the picked expert: with no data both fuse to the bare expert, and a
-state without data stays there. (It is the minimiser of the summed loss + kappa KL(prior || fit).)
+The last two have kappa pseudo-counts, from the uniform and from the picked expert: with no data both fuse to the bare
+expert, and a state without data stays there. (It is the minimiser of the summed loss + kappa KL(prior || fit).)
 """
 
 import numpy as np
@@ -24,7 +26,9 @@ def sample(rng, mdp, pi, N):
     """N responses of pi: states (N, T) and tokens (N, T). Deterministic transitions only."""
     state, states, tokens = np.zeros(N, int), [], []
     for p, P in zip(pi, mdp.P):
-        token = (rng.random(N)[:, None] > p[state].cumsum(1)[:, :-1]).sum(1)  # (N,) inverse of the cumulative distribution
+        token = (rng.random(N)[:, None] > p[state].cumsum(1)[:, :-1]).sum(
+            1
+        )  # (N,) inverse of the cumulative distribution
         states.append(state)
         tokens.append(token)
         state = P[state, token]  # (N,)
@@ -42,9 +46,11 @@ def counts(states, tokens, mdp):
 
 
 def fit_routing(c, experts):
-    """arg min over w of L_expert (section 3.2.1): per state the expert with the largest sum_y log pi_i(y). A list of (S_t,).
+    """arg min over w of L_expert (section 3.2.1): per state the expert with the largest sum_y log pi_i(y). A list of
+    (S_t,).
 
-    Uninformative positions, where all experts favour one token, are left out of the loss, as states without data are: expert 0 then.
+    Uninformative positions, where all experts favour one token, are left out of the loss, as states without data are:
+    expert 0 then.
     """
     out = []
     for c_t, e in zip(c, experts):
@@ -56,7 +62,8 @@ def fit_routing(c, experts):
 
 
 def fit(c, prior, kappa=KAPPA):
-    """(counts + kappa * prior) / (total + kappa): arg min over p of -sum_a c_a log p_a + kappa KL(prior || p). Rows (S_t, A)."""
+    """(counts + kappa * prior) / (total + kappa): arg min over p of -sum_a c_a log p_a + kappa KL(prior || p). Rows
+    (S_t, A)."""
     return [(c_t + kappa * q) / (c_t.sum(1, keepdims=True) + kappa) for c_t, q in zip(c, prior)]
 
 
@@ -84,11 +91,15 @@ def setting(seed, cover=0.5, leak=0.02, A=4):
 
 
 def limits(seed, **shape):
-    """What N -> infinity gives, exactly: KL of the best choice of experts, and of pi_i pi* / Z with the expert that routing then picks."""
+    """What N -> infinity gives, exactly: KL of the best choice of experts, and of pi_i pi* / Z with the expert that
+    routing then picks."""
     mdp, experts, star, d = setting(seed, **shape)
     picked = follow(experts, fit_routing(star, experts))  # expected counts are proportional to pi*
     twice = [fuse(np.log(s), np.log(p)) for s, p in zip(star, picked)]
-    each = [np.array([[(s_ * np.log(s_ / p_)).sum() for s_, p_ in zip(s, e_i)] for e_i in e]).min(0) for s, e in zip(star, experts)]
+    each = [
+        np.array([[(s_ * np.log(s_ / p_)).sum() for s_, p_ in zip(s, e_i)] for e_i in e]).min(0)
+        for s, e in zip(star, experts)
+    ]
     plateau = float(sum((w * k).sum() for w, k in zip(d, each)))
     return plateau, kl(star, twice, d), J_star(mdp) - J(mdp, greedy(twice))
 
@@ -105,7 +116,8 @@ def curve(seed, sizes, **shape):
 
 
 def missed_mass(seed, N, leak):
-    """Average TV to pi* (over prefixes of pi*) of SFT through the fusion with N responses; a token with pi_i(a) = 0 can never come back."""
+    """Average TV to pi* (over prefixes of pi*) of SFT through the fusion with N responses; a token with pi_i(a) = 0 can
+    never come back."""
     mdp, experts, star, d = setting(seed, leak=leak)
     c = counts(*sample(np.random.default_rng([seed, 2]), mdp, star, N), mdp)
     picked = follow(experts, fit_routing(c, experts))
@@ -127,21 +139,64 @@ def statements():
     good = [curve(s, [4], cover=0.9, leak=0.2) for s in seeds]
     hopeless = [curve(s, [4], cover=0.0, leak=1e-4) for s in seeds]
     return [
-        row("7a", "learning which expert to pick plateaus: no amount of data brings routing below the best expert's KL to pi*",
-            "smallest (KL of the fitted routing - plateau), 20 MDPs x 10 sizes, nats per response", "not treated", above.min(), ">=", 0,
-            ("expert only: SFT through the fusion, mean at N = 16384", (stack["through"][:, -1, 0] - plateau).mean()),
-            plateau=plateau.mean(), at_largest_N=stack["routing"][:, -1, 0].mean()),
-        row("7b", "the router's own SFT, then fused, tends to pi_i pi* / Z: the expert counts twice",
-            "mean relative distance of its KL from that limit at N = 16384", "phase 1 does not train Eq. (1)'s sum", off.mean(), "<=", 0.05,
-            ("the separate training: trained through the fusion", (abs(stack["through"][:, -1, 0] - twice) / twice).mean()),
-            limit=twice.mean(), limit_greedy_gap=ends[:, 2].mean()),
-        row("7c", "SFT through the fusion converges to pi*", "mean TV to pi* at N = 16384 (20 MDPs)", "not in the paper",
-            np.mean([missed_mass(s, sizes[-1], 0.02) for s in seeds]), "<=", 0.02,
-            ("pi_i > 0: experts now give 0 to all tokens but one", np.mean([missed_mass(s, sizes[-1], 0.0) for s in seeds]))),
-        row("7d", "and needs fewer responses: mean KL saved against separate SFT at N = 4", "nats per response, 20 MDPs",
-            "not in the paper", at4.mean(), ">=", 0,
-            ("the expert is worth listening to (no prefix covered, leak 1e-4): saved against the router without an expert",
-             np.mean([h["no_expert"][0, 0] - h["through"][0, 0] for h in hopeless])),
+        row(
+            "7a",
+            statement="learning which expert to pick plateaus: no data bring routing below the best expert's KL to pi*",
+            checked="smallest (KL of the fitted routing - plateau), 20 MDPs x 10 sizes, nats per response",
+            paper="not treated",
+            measured=above.min(),
+            relation=">=",
+            expected=0,
+            counter=(
+                "expert only: SFT through the fusion, mean at N = 16384",
+                (stack["through"][:, -1, 0] - plateau).mean(),
+            ),
+            plateau=plateau.mean(),
+            at_largest_N=stack["routing"][:, -1, 0].mean(),
+        ),
+        row(
+            "7b",
+            statement="the router's own SFT, then fused, tends to pi_i pi* / Z: the expert counts twice",
+            checked="mean relative distance of its KL from that limit at N = 16384",
+            paper="phase 1 does not train Eq. (1)'s sum",
+            measured=off.mean(),
+            relation="<=",
+            expected=0.05,
+            counter=(
+                "the separate training: trained through the fusion",
+                (abs(stack["through"][:, -1, 0] - twice) / twice).mean(),
+            ),
+            limit=twice.mean(),
+            limit_greedy_gap=ends[:, 2].mean(),
+        ),
+        row(
+            "7c",
+            statement="SFT through the fusion converges to pi*",
+            checked="mean TV to pi* at N = 16384 (20 MDPs)",
+            paper="not in the paper",
+            measured=np.mean([missed_mass(s, sizes[-1], 0.02) for s in seeds]),
+            relation="<=",
+            expected=0.02,
+            counter=(
+                "pi_i > 0: experts now give 0 to all tokens but one",
+                np.mean([missed_mass(s, sizes[-1], 0.0) for s in seeds]),
+            ),
+        ),
+        row(
+            "7d",
+            statement="and needs fewer responses: mean KL saved against separate SFT at N = 4",
+            checked="nats per response, 20 MDPs",
+            paper="not in the paper",
+            measured=at4.mean(),
+            relation=">=",
+            expected=0,
+            counter=(
+                "a useful expert (no prefix covered, leak 1e-4): saved against the router alone",
+                np.mean([h["no_expert"][0, 0] - h["through"][0, 0] for h in hopeless]),
+            ),
             good_experts_greedy={w: band([g[w][0, 1] for g in good]) for w in good[0]},
-            sizes=sizes, kl={w: band(x[..., 0]) for w, x in stack.items()}, greedy={w: band(x[..., 1]) for w, x in stack.items()}),
+            sizes=sizes,
+            kl={w: band(x[..., 0]) for w, x in stack.items()},
+            greedy={w: band(x[..., 1]) for w, x in stack.items()},
+        ),
     ]

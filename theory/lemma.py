@@ -1,8 +1,10 @@
 """Lemma 4.1, the performance difference lemma: the return that pi loses, as a sum of what it loses token by token.
 
 Two pairings of states and values are exact. They answer different questions:
-  states of pi,  values of pi*   what do pi's own prefixes cost, if everything after were optimal?   (Lemma 4.1, used by Eq. (5))
-  states of pi*, values of pi    what does pi cost on the prefixes of pi*, if pi wrote the rest?     (the one that Eq. (6) needs)
+  states of pi,  values of pi*   what do pi's own prefixes cost, if everything after were optimal?   (Lemma 4.1, used by
+  Eq. (5))
+  states of pi*, values of pi    what does pi cost on the prefixes of pi*, if pi wrote the rest?     (the one that Eq.
+  (6) needs)
 The tempting third, states of pi* with values of pi*, is neither.
 """
 
@@ -20,7 +22,8 @@ def states_pi_values_star(mdp, pi):
 
 
 def states_star_values_pi(mdp, pi):
-    """sum_t E_{s ~ pi*}[ E_{a ~ pi*} Q^pi(s, a) - V^pi(s) ]   (the dual form of Lemma 4.1). Equals V* - V^pi at the start."""
+    """sum_t E_{s ~ pi*}[ E_{a ~ pi*} Q^pi(s, a) - V^pi(s) ]   (the dual form of Lemma 4.1). Equals V* - V^pi at the
+    start."""
     star = greedy(optimal(mdp)[1])
     V, Q = evaluate(mdp, pi)
     d = occupancy(mdp, star)
@@ -37,12 +40,14 @@ def states_star_values_star(mdp, pi):
 def two_step_example():
     """Two tokens a = 0, b = 1, two steps. Returns (mdp, pi).
 
-    Rewards: r(a) = 1, r(b) = 3/4; then r(aa) = r(ba) = 1, r(ab) = r(bb) = 0. pi writes b first; after a it would write a (right), after
-    b it writes b (wrong). By hand: V* = 2 (aa), V^pi = 3/4, so pi loses 5/4.
+    Rewards: r(a) = 1, r(b) = 3/4; then r(aa) = r(ba) = 1, r(ab) = r(bb) = 0. pi writes b first; after a it would write
+    a (right), after b it writes b (wrong). By hand: V* = 2 (aa), V^pi = 3/4, so pi loses 5/4.
       states of pi, Q*:   start 2 - Q*(b) = 2 - 7/4 = 1/4;  after b: 1 - 0 = 1.                 Sum 5/4, right.
       states of pi*, Q^pi: start Q^pi(a) - 3/4 = 2 - 3/4 = 5/4;  after a: 1 - 1 = 0.            Sum 5/4, right.
-      states of pi*, Q*:  start 1/4;  after a: pi is right there, 0.                            Sum 1/4, wrong: the ruin after b, which
-                                                                                                pi* never visits, is not seen.
+      states of pi*, Q*:  start 1/4;  after a: pi is right there, 0.                            Sum 1/4, wrong: the ruin
+      after b, which
+                                                                                                pi* never visits, is not
+                                                                                                seen.
     """
     r = [np.array([[1.0, 0.75]]), np.array([[1.0, 0.0], [1.0, 0.0]])]
     pi = [np.array([[0.0, 1.0]]), np.array([[1.0, 0.0], [0.0, 1.0]])]
@@ -50,7 +55,8 @@ def two_step_example():
 
 
 def errors(seeds, stochastic=False):
-    """|right-hand side - (V* - V^pi)| of the three forms on random MDPs: an array (len(seeds), 3). Trees and windows alternate."""
+    """|right-hand side - (V* - V^pi)| of the three forms on random MDPs: an array (len(seeds), 3). Trees and windows
+    alternate."""
     out = []
     for seed in seeds:
         rng = np.random.default_rng(seed)
@@ -69,12 +75,38 @@ def statements():
     mdp, pi = two_step_example()
     gap = J_star(mdp) - J(mdp, pi)
     return [
-        row("1a", "Lemma 4.1: states of pi, values of pi*", "largest error on 100 random MDPs (trees and windows)",
-            "exact", e[:, 0].max(), "<=", 1e-12, (wrong + ": mean error", e[:, 2].mean()),
-            mixed_error_mean=e[:, 2].mean(), mixed_error_sd=e[:, 2].std(ddof=1)),
-        row("1b", "its dual: states of pi*, values of pi", "largest error on 100 random MDPs",
-            "exact (not printed; Eq. (6) needs it)", e[:, 1].max(), "<=", 1e-12, (wrong + ": smallest error", e[:, 2].min())),
-        row("1c", "the two-step example, worked by hand", "what both exact forms say pi loses",
-            "5/4 (by hand)", states_pi_values_star(mdp, pi), "==", 1.25,
-            (wrong, states_star_values_star(mdp, pi)), dual=states_star_values_pi(mdp, pi), gap=gap),
+        row(
+            "1a",
+            statement="Lemma 4.1: states of pi, values of pi*",
+            checked="largest error on 100 random MDPs (trees and windows)",
+            paper="exact",
+            measured=e[:, 0].max(),
+            relation="<=",
+            expected=1e-12,
+            counter=(wrong + ": mean error", e[:, 2].mean()),
+            mixed_error_mean=e[:, 2].mean(),
+            mixed_error_sd=e[:, 2].std(ddof=1),
+        ),
+        row(
+            "1b",
+            statement="its dual: states of pi*, values of pi",
+            checked="largest error on 100 random MDPs",
+            paper="exact (not printed; Eq. (6) needs it)",
+            measured=e[:, 1].max(),
+            relation="<=",
+            expected=1e-12,
+            counter=(wrong + ": smallest error", e[:, 2].min()),
+        ),
+        row(
+            "1c",
+            statement="the two-step example, worked by hand",
+            checked="what both exact forms say pi loses",
+            paper="5/4 (by hand)",
+            measured=states_pi_values_star(mdp, pi),
+            relation="==",
+            expected=1.25,
+            counter=(wrong, states_star_values_star(mdp, pi)),
+            dual=states_star_values_pi(mdp, pi),
+            gap=gap,
+        ),
     ]

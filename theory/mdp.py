@@ -1,7 +1,8 @@
 """The token-level MDP of section 4, solved exactly.
 
-A state at time t is what has been written so far: the whole prefix (a tree), or only its last few tokens (a window, so that long
-horizons stay small). An action is the next token. Time runs over t = 0 .. T-1 here; the paper counts tokens from 1 to T.
+A state at time t is what has been written so far: the whole prefix (a tree), or only its last few tokens (a window, so
+that long horizons stay small). An action is the next token. Time runs over t = 0 .. T-1 here; the paper counts tokens
+from 1 to T.
 
 Shapes used in every file:  A tokens in the vocabulary, S_t states at time t, n experts.
   r[t]       (S_t, A)            reward of writing token a in state s, in [0, 1]
@@ -24,7 +25,8 @@ class MDP(NamedTuple):
 
 
 def token_transitions(A, T, window=None):
-    """Writing a token appends it: P[t] (S_t, A) for the prefix tree (window None) or for states that keep `window` tokens.
+    """Writing a token appends it: P[t] (S_t, A) for the prefix tree (window None) or for states that keep `window`
+    tokens.
 
     A state is the number whose base-A digits are its tokens, the oldest first. The last step leads to one end state.
     """
@@ -38,7 +40,8 @@ def token_transitions(A, T, window=None):
 
 
 def random_mdp(rng, A, T, window=None, stochastic=False):
-    """Rewards uniform in [0, 1]. stochastic=True: the next state is drawn from a Dirichlet(1) instead of being the appended one."""
+    """Rewards uniform in [0, 1]. stochastic=True: the next state is drawn from a Dirichlet(1) instead of being the
+    appended one."""
     P = token_transitions(A, T, window)
     r = [rng.random(p.shape) for p in P]  # (S_t, A) each
     if stochastic:
@@ -62,8 +65,8 @@ def push(P_t, d_sa, S_next):
 def sweep(mdp, choose):
     """One backward pass of dynamic programming: V_t(s) = choose(t, Q_t)(s), with Q_t = r_t + E V_t+1.
 
-    Returns V, a list of T + 1 arrays (S_t,), and Q, a list of T arrays (S_t, A). Everything exact in these files (V*, V^pi, the best
-    router, the best bounded logits) is this pass with another `choose`.
+    Returns V, a list of T + 1 arrays (S_t,), and Q, a list of T arrays (S_t, A). Everything exact in these files (V*,
+    V^pi, the best router, the best bounded logits) is this pass with another `choose`.
     """
     T = len(mdp.r)
     V, Q = [None] * T + [np.zeros(1)], [None] * T

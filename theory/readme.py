@@ -1,7 +1,8 @@
 """Everything measured in theory/README.md comes from results/theory.json, through this file.
 
-Two kinds of places are filled in: blocks, between `<!-- begin: NAME -->` and `<!-- end: NAME -->`, and single numbers in a sentence,
-`<!--=ITEM/key/key-->...<!--/-->`, where the keys lead through one row of the JSON. tests/test_theory.py fails when the two differ.
+Two kinds of places are filled in: blocks, between `<!-- begin: NAME -->` and `<!-- end: NAME -->`, and single numbers
+in a sentence, `<!--=ITEM/key/key-->...<!--/-->`, where the keys lead through one row of the JSON. tests/test_theory.py
+fails when the two differ.
 """
 
 import re
@@ -20,10 +21,30 @@ def statements_table(rows):
     lines = []
     for r in rows:
         c = r["counter_test"]
-        lines.append([r["item"], r["statement"], r["checked"], r["paper"], f"{number(r['measured'])} (must be {r['relation']} "
-                      f"{number(r['expected'])})", number(r["holds"]), f"{c['dropped']}: {number(c['measured'])}"
-                      + ("" if c["expected"] == r["expected"] else f" (must be {c['relation']} {number(c['expected'])})")])
-    return table(["", "statement", "what is checked", "paper", "ours", "holds", "dropped: then measured, and the statement fails"], lines)
+        lines.append(
+            [
+                r["item"],
+                r["statement"],
+                r["checked"],
+                r["paper"],
+                f"{number(r['measured'])} (must be {r['relation']} {number(r['expected'])})",
+                number(r["holds"]),
+                f"{c['dropped']}: {number(c['measured'])}"
+                + ("" if c["expected"] == r["expected"] else f" (must be {c['relation']} {number(c['expected'])})"),
+            ]
+        )
+    return table(
+        [
+            "",
+            "statement",
+            "what is checked",
+            "paper",
+            "ours",
+            "holds",
+            "dropped: then measured, and the statement fails",
+        ],
+        lines,
+    )
 
 
 def blocks(rows):
@@ -32,53 +53,128 @@ def blocks(rows):
     out = {f"item {k}": statements_table([r for r in rows if r["item"][0] == k]) for k in "12345678"}
     held = sum(r["holds"] for r in rows)
     failed = sum(r["counter_test"]["conclusion_fails"] for r in rows)
-    out["summary"] = (f"{len(rows)} statements checked, {held} hold. {failed} of {len(rows)} fail, as they should, once one of their "
-                      "assumptions is dropped.")
+    out["summary"] = (
+        f"{len(rows)} statements checked, {held} hold. {failed} of {len(rows)} fail, as they should, once one of their "
+        "assumptions is dropped."
+    )
 
     n = by["2c"]
-    out["eq5"] = table(["covered prefixes", "gap of Eq. (5)'s rule", "gap of the best routing", "bound T * Delta", "gap / bound"],
-                       [[f"{100 * c:.0f}%", spread(n["gap_rule"], k), spread(n["gap_best"], k), spread(n["bound"], k), spread(n["ratio"], k)]
-                        for k, c in enumerate(n["covers"])])
+    out["eq5"] = table(
+        ["covered prefixes", "gap of Eq. (5)'s rule", "gap of the best routing", "bound T * Delta", "gap / bound"],
+        [
+            [
+                f"{100 * c:.0f}%",
+                spread(n["gap_rule"], k),
+                spread(n["gap_best"], k),
+                spread(n["bound"], k),
+                spread(n["ratio"], k),
+            ]
+            for k, c in enumerate(n["covers"])
+        ],
+    )
     n = by["3e"]
-    out["hidden"] = table(["n", "T", "expert paths x secrets", "minimax gap, brute force", "formula", "paper's T/2 - 2"],
-                          [[k, T, f"{k**T} x {k ** (T // 2)}", number(up) if abs(up - low) < 1e-9 else f"{number(low)} to {number(up)}",
-                            number(n["grid"][k - 1][T // 2 - 1]), number(T / 2 - 2)] for k, T, up, low in n["brute_force"]])
+    out["hidden"] = table(
+        ["n", "T", "expert paths x secrets", "minimax gap, brute force", "formula", "paper's T/2 - 2"],
+        [
+            [
+                k,
+                T,
+                f"{k**T} x {k ** (T // 2)}",
+                number(up) if abs(up - low) < 1e-9 else f"{number(low)} to {number(up)}",
+                number(n["grid"][k - 1][T // 2 - 1]),
+                number(T / 2 - 2),
+            ]
+            for k, T, up, low in n["brute_force"]
+        ],
+    )
     n = by["3g"]
-    out["leak"] = table(["leak per token", *map(number, n["leaks"])], [["minimax gap, T = 8 (DP)", *map(number, n["gap_T8"])],
-                                                                       ["minimax gap, T = 64 (closed form)", *map(number, n["gap_T64"])]])
-    out["retries"] = table(["episodes K", "minimax gap of episode K (n = 2, T = 20, 1024 paths)"],
-                           [[k, number(g)] for k, g in by["3h"]["gap_T20"]])
+    out["leak"] = table(
+        ["leak per token", *map(number, n["leaks"])],
+        [
+            ["minimax gap, T = 8 (DP)", *map(number, n["gap_T8"])],
+            ["minimax gap, T = 64 (closed form)", *map(number, n["gap_T64"])],
+        ],
+    )
+    out["retries"] = table(
+        ["episodes K", "minimax gap of episode K (n = 2, T = 20, 1024 paths)"],
+        [[k, number(g)] for k, g in by["3h"]["gap_T20"]],
+    )
     n = by["3i"]
-    out["finite logits"] = table(["logits up to B =", *map(number, n["bounds"])],
-                                 [["gap, experts leak 0.01 (n = 2, T = 16)", *map(number, n["gap_T16_leak_001"])]])
+    out["finite logits"] = table(
+        ["logits up to B =", *map(number, n["bounds"])],
+        [["gap, experts leak 0.01 (n = 2, T = 16)", *map(number, n["gap_T16_leak_001"])]],
+    )
     n = by["4d"]
-    out["coverage"] = table(["covered prefixes", "best routing", *[f"logits up to {b}" for b in n["bounded"]]],
-                            [[f"{100 * c:.0f}%", spread(n["routing"], k), *[spread(b, k) for b in n["bounded"].values()]]
-                             for k, c in enumerate(n["covers"])])
+    out["coverage"] = table(
+        ["covered prefixes", "best routing", *[f"logits up to {b}" for b in n["bounded"]]],
+        [
+            [f"{100 * c:.0f}%", spread(n["routing"], k), *[spread(b, k) for b in n["bounded"].values()]]
+            for k, c in enumerate(n["covers"])
+        ],
+    )
     n = by["4e"]
-    out["horizon"] = table(["T", "best routing", "logits up to 2", "logits up to 4", "best routing, reward only at the end"],
-                           [[T, *[spread(n[w], k) for w in ("routing", "bounded_2", "bounded_4", "sparse")]] for k, T in enumerate(n["horizons"])])
+    out["horizon"] = table(
+        ["T", "best routing", "logits up to 2", "logits up to 4", "best routing, reward only at the end"],
+        [
+            [T, *[spread(n[w], k) for w in ("routing", "bounded_2", "bounded_4", "sparse")]]
+            for k, T in enumerate(n["horizons"])
+        ],
+    )
     n = by["4f"]
-    out["bounded"] = table(["B", "both experts and logits", "expert 1 and logits"],
-                           [[number(b), spread(n["fused"], k), spread(n["alone"], k)] for k, b in enumerate(n["bounds"])])
-    out["needed"] = table(["expert's probability of the right token", "B that makes it 0.99"], [[number(p), number(b)] for p, b in by["4g"]["table"]])
+    out["bounded"] = table(
+        ["B", "both experts and logits", "expert 1 and logits"],
+        [[number(b), spread(n["fused"], k), spread(n["alone"], k)] for k, b in enumerate(n["bounds"])],
+    )
+    out["needed"] = table(
+        ["expert's probability of the right token", "B that makes it 0.99"],
+        [[number(p), number(b)] for p, b in by["4g"]["table"]],
+    )
     n = by["6a"]
-    out["collab"] = table(["H", "mismatch", "regret", "regret when judged by E Q*"],
-                          [[H, *map(number, x)] for H, *x in zip(n["horizons"], n["mismatch"], n["regret"], n["repaired_regret"])])
+    out["collab"] = table(
+        ["H", "mismatch", "regret", "regret when judged by E Q*"],
+        [[H, *map(number, x)] for H, *x in zip(n["horizons"], n["mismatch"], n["regret"], n["repaired_regret"])],
+    )
     n = by["7d"]
-    ways = {"routing": "routing", "alone": "own SFT, then fused", "through": "through the fusion", "no_expert": "router alone, no expert"}
-    out["learning"] = table(["responses N", *[f"{v}: KL" for v in ways.values()], *[f"{v}: greedy gap" for v in ways.values()]],
-                            [[N, *[spread(n["kl"][w], k) for w in ways], *[spread(n["greedy"][w], k) for w in ways]] for k, N in enumerate(n["sizes"])])
+    ways = {
+        "routing": "routing",
+        "alone": "own SFT, then fused",
+        "through": "through the fusion",
+        "no_expert": "router alone, no expert",
+    }
+    out["learning"] = table(
+        ["responses N", *[f"{v}: KL" for v in ways.values()], *[f"{v}: greedy gap" for v in ways.values()]],
+        [
+            [N, *[spread(n["kl"][w], k) for w in ways], *[spread(n["greedy"][w], k) for w in ways]]
+            for k, N in enumerate(n["sizes"])
+        ],
+    )
     n = by["7f"]
-    out["cdpo"] = table(["steps", *[f"{w}: KL" for w in n["kl"]], *[f"{w}: regret" for w in n["regret"]]],
-                        [[m, *[spread(b, k) for b in n["kl"].values()], *[spread(b, k) for b in n["regret"].values()]]
-                         for k, m in enumerate(n["marks"]) if m in (0, 20, 50, 70, 100, 200, 500, 2000)])
+    out["cdpo"] = table(
+        ["steps", *[f"{w}: KL" for w in n["kl"]], *[f"{w}: regret" for w in n["regret"]]],
+        [
+            [m, *[spread(b, k) for b in n["kl"].values()], *[spread(b, k) for b in n["regret"].values()]]
+            for k, m in enumerate(n["marks"])
+            if m in (0, 20, 50, 70, 100, 200, 500, 2000)
+        ],
+    )
     n = by["8d"]
-    out["slips"] = table(["slip probability", "gap", "sum of average losses over pi*", "C", "gap / sum"],
-                         [[number(s), number(g), number(a), number(C), number(g / a)] for s, g, a, C in zip(n["sigmas"], n["gap"], n["average"], n["C"])])
+    out["slips"] = table(
+        ["slip probability", "gap", "sum of average losses over pi*", "C", "gap / sum"],
+        [
+            [number(s), number(g), number(a), number(C), number(g / a)]
+            for s, g, a, C in zip(n["sigmas"], n["gap"], n["average"], n["C"])
+        ],
+    )
     n = by["8f"]
-    out["noisy path"] = table(["slip probability", "difference in Q* seen before T/2", "worst gap, Eq. (5)'s rule", "worst gap, best routing"],
-                              [[number(x) for x in line] for line in zip(n["slips"], n["seen"], n["rule"], n["best"])])
+    out["noisy path"] = table(
+        [
+            "slip probability",
+            "difference in Q* seen before T/2",
+            "worst gap, Eq. (5)'s rule",
+            "worst gap, best routing",
+        ],
+        [[number(x) for x in line] for line in zip(n["slips"], n["seen"], n["rule"], n["best"])],
+    )
     return out
 
 
@@ -92,7 +188,8 @@ def lookup(rows, path):
 
 
 def fill(text, rows):
-    """README text with every block and number as the rows have it. ValueError for a block or number that does not exist."""
+    """README text with every block and number as the rows have it. ValueError for a block or number that does not
+    exist."""
     made = blocks(rows)
 
     def block(match):

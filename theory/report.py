@@ -1,7 +1,7 @@
 """One row of the table: what is claimed, what was measured, and whether the claim survives without its assumption.
 
-`holds` is always computed from the measured number, never given. The counter-test puts the number measured WITHOUT an assumption into
-the same comparison; it does its work when the comparison then fails.
+`holds` is always computed from the measured number, never given. The counter-test puts the number measured WITHOUT an
+assumption into the same comparison; it does its work when the comparison then fails.
 """
 
 import json
@@ -40,26 +40,44 @@ def plain(x):
 def row(item, statement, checked, paper, measured, relation, expected, counter, **numbers):
     """A row as a dict.
 
-    paper: the paper's value or bound, in words. counter: (what is dropped, the number then measured), or with a third entry when
-    dropping the assumption also moves the expected value. numbers: whatever else the text or a figure shows.
+    paper: the paper's value or bound, in words. counter: (what is dropped, the number then measured), or with a third
+    entry when dropping the assumption also moves the expected value. numbers: whatever else the text or a figure shows.
     """
     dropped, without, *moved = counter
     target = moved[0] if moved else expected
-    return plain({
-        "item": item, "statement": statement, "checked": checked, "paper": paper,
-        "relation": relation, "expected": float(expected), "measured": float(measured),
-        "holds": compare(measured, relation, expected),
-        "counter_test": {"dropped": dropped, "relation": relation, "expected": float(target), "measured": float(without),
-                         "conclusion_fails": not compare(without, relation, target)},
-        "numbers": numbers,
-    })
+    return plain(
+        {
+            "item": item,
+            "statement": statement,
+            "checked": checked,
+            "paper": paper,
+            "relation": relation,
+            "expected": float(expected),
+            "measured": float(measured),
+            "holds": compare(measured, relation, expected),
+            "counter_test": {
+                "dropped": dropped,
+                "relation": relation,
+                "expected": float(target),
+                "measured": float(without),
+                "conclusion_fails": not compare(without, relation, target),
+            },
+            "numbers": numbers,
+        }
+    )
 
 
 def band(samples):
-    """Mean, standard deviation and the 10th and 90th percentile over axis 0 (the seeds), for numbers with a band around them."""
+    """Mean, standard deviation and the 10th and 90th percentile over axis 0 (the seeds), for numbers with a band around
+    them."""
     x = np.asarray(samples, float)  # (seeds, ...)
-    return {"seeds": len(x), "mean": x.mean(0), "sd": x.std(0, ddof=1),
-            "p10": np.percentile(x, 10, axis=0), "p90": np.percentile(x, 90, axis=0)}
+    return {
+        "seeds": len(x),
+        "mean": x.mean(0),
+        "sd": x.std(0, ddof=1),
+        "p10": np.percentile(x, 10, axis=0),
+        "p90": np.percentile(x, 90, axis=0),
+    }
 
 
 def write_whole(path, data):
