@@ -73,7 +73,9 @@ def main(argv=None, root=ROOT):
     if not options.no_figures:
         try:
             from . import figures
-        except ImportError:
+        except ModuleNotFoundError as missing:
+            if missing.name.split(".")[0] != "matplotlib":
+                raise
             print("figures skipped: matplotlib is missing, `pip install matplotlib` gets them")
         else:
             for path in figures.draw_all(rows, Path(root) / "theory" / "figures"):

@@ -61,9 +61,8 @@ def by_newton(ref, star, expert, beta, steps=60):
         m = margins(theta, log_ref, log_e, beta)
         w = pairs / (1 + np.exp(m)) / (1 + np.exp(-m))
         w = w + np.swapaxes(w, -1, -2)  # (..., A, A)
-        H = beta**2 * (w.sum(-1)[..., None] * np.eye(A) - w) + np.full(
-            (A, A), 1e-3
-        )  # constants added to theta change nothing: fix them
+        H = beta**2 * (w.sum(-1)[..., None] * np.eye(A) - w)  # (..., A, A) no curvature along a constant in theta,
+        H = H + 1e-3  # which changes nothing: hold it where it is
         step = np.linalg.solve(H, gradient(theta, log_ref, log_e, pairs, beta)[..., None])[..., 0]
         size = abs(step).max(-1, keepdims=True)
         theta = theta - step / np.maximum(1, size * beta / 2)
@@ -113,9 +112,7 @@ def sequence_example(beta=1.0):
     normalised once. A product of two autoregressive models, renormalised at each token, is not the product renormalised
     once.
     """
-    star, expert, ref = np.random.default_rng(0).dirichlet(
-        np.ones(4), size=3
-    )  # (4,) each: probability of y = (first, second)
+    star, expert, ref = np.random.default_rng(0).dirichlet(np.ones(4), size=3)  # (4,) each, over y = (first, second)
     target = optimum(ref, star, expert, beta)  # (4,) fused, over whole responses
     theta = target / expert / (target / expert).sum()  # (4,) pi_theta: what CDPO converges to
 
@@ -138,10 +135,13 @@ def statements():
         theta = np.log(optimum(ref, star, expert, 0.1, bias)) - np.log(expert)
         return abs(gradient(theta, np.log(ref), np.log(expert), pairs, 0.1)).max()
 
-    r, draw = (
-        Q / 0.5,
-        ref[:, :, None] * ref[:, None, :],
-    )  # two responses of pi_ref, labelled by Bradley-Terry with reward r
+    def distance(beta):
+        """Mean TV between the optima with and without the bias."""
+        with_bias, without = (optimum(ref, star, expert, beta, bias) for bias in (True, False))
+        return 0.5 * abs(with_bias - without).sum(1).mean()
+
+    # ordinary preference pairs: two responses of pi_ref, labelled by Bradley-Terry with reward r
+    r, draw = Q / 0.5, population(ref, ref)  # (prompts, A), (prompts, A, A)
     labelled = 2 * draw / (1 + np.exp(r[:, None, :] - r[:, :, None]))  # (prompts, A, A) probability of (y_w, y_l)
     theta = np.log(ref) + r / 0.1 - np.log(expert)
     bt_slope = abs(gradient(theta, np.log(ref), np.log(expert), labelled, 0.1)).max()
@@ -180,6 +180,7 @@ def statements():
             counter=("the bias term: gradient at plain DPO's optimum", slope(False)),
             newton_distance_beta_1=newton,
             bradley_terry_slope=bt_slope,
+            tv_without_bias=[[b, distance(b)] for b in (0.1, 0.3, 1.0, 3.0)],
         ),
         row(
             "7f",
@@ -220,7 +221,7 @@ def statements():
             "7h",
             statement="Eq. (3) works on whole responses, Eq. (1) token by token",
             checked="distance of the formula from the fused responses, normalised once (2 tokens x 2 positions)",
-            paper="same symbol for both",
+            paper="not treated",
             measured=at_once,
             relation="<=",
             expected=1e-12,

@@ -55,9 +55,8 @@ def simplex(rows):
     ax.fill(*corner(np.eye(3)).T, facecolor="none", edgecolor=BLACK, linewidth=1.2)
     around = np.array([[1, -1, -1], [1, 1, -1], [-1, 1, -1], [-1, 1, 1], [-1, -1, 1], [1, -1, 1], [1, -1, -1]])
     for B, style in ((0.5, ":"), (1.0, "--"), (2.0, "-")):
-        logits = (
-            np.concatenate([np.linspace(a, b, 60) for a, b in zip(around, around[1:])]) * B
-        )  # (360, 3) the boundary of |l| <= B
+        edges = [np.linspace(a, b, 60) for a, b in zip(around, around[1:])]
+        logits = np.concatenate(edges) * B  # (360, 3) the boundary of |l| <= B
         xy = corner(softmax(np.log(experts[2]) + logits))
         ax.plot(*xy.T, style, color=BLUE, linewidth=1.6, label=f"reach of expert 3 + logits |l| ≤ {B:g}")
     ax.fill(*corner(experts).T, facecolor=ORANGE, alpha=0.45, edgecolor=ORANGE, label="all mixtures of the experts")
@@ -237,9 +236,8 @@ def draw_all(rows, folder):
         for draw in FIGURES:
             fig, data = draw(rows), io.BytesIO()
             fig.tight_layout()
-            fig.savefig(
-                data, format="png", dpi=100, metadata={"Software": None}
-            )  # no version in the file: same bytes, same picture
+            # no version in the file: same bytes, same picture
+            fig.savefig(data, format="png", dpi=100, metadata={"Software": None})
             plt.close(fig)
             paths.append(folder / f"{draw.__name__}.png")
             write_whole(paths[-1], data.getvalue())

@@ -26,9 +26,8 @@ def sample(rng, mdp, pi, N):
     """N responses of pi: states (N, T) and tokens (N, T). Deterministic transitions only."""
     state, states, tokens = np.zeros(N, int), [], []
     for p, P in zip(pi, mdp.P):
-        token = (rng.random(N)[:, None] > p[state].cumsum(1)[:, :-1]).sum(
-            1
-        )  # (N,) inverse of the cumulative distribution
+        u = rng.random(N)[:, None]  # (N, 1), put through the inverse of the cumulative distribution
+        token = (u > p[state].cumsum(1)[:, :-1]).sum(1)  # (N,)
         states.append(state)
         tokens.append(token)
         state = P[state, token]  # (N,)
