@@ -172,7 +172,9 @@ def bounded_logits(rows):
     ax.axvline(n["crossing"], color=BLACK, linestyle=":", linewidth=1)
     ax.text(n["crossing"] + 0.06, 1.75, f"one expert overtakes\nrouting at B ≈ {n['crossing']:.1f}")
     ax.set(
-        xlabel="bound B on every logit, |l| ≤ B (nats)", ylabel="V* − value (reward over T = 6 tokens)", ylim=(0, 3.1)
+        xlabel="bound B on every logit, |l| ≤ B (nats)",
+        ylabel="V* − value (reward over T = 6 tokens)",
+        ylim=(0, 3.1),
     )
     ax.set_title("Small logits on one expert lose to routing; added to the choice they never hurt", loc="left")
     ax.legend(loc="upper right")
