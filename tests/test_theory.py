@@ -277,6 +277,18 @@ def test_every_deterministic_router_is_one_of_the_paths(n, T):
     assert len(np.unique(written, axis=0)) == n**T
 
 
+def test_every_deterministic_router_writes_the_path_its_table_says():
+    # A router's table lists its choices by prefix, shorter first, then in order: "", 0, 1, 00, 01, 10, 11, ... Look
+    # each prefix up.
+    prefixes = [y for t in range(4) for y in itertools.product((0, 1), repeat=t)]
+    written = hidden_path.all_routers(2, 4)
+    for k in range(0, 2**15, 331):
+        table, y = [int(b) for b in f"{k:015b}"], ()
+        for _ in range(4):
+            y += (table[prefixes.index(y)],)
+        assert tuple(written[k]) == y
+
+
 @pytest.mark.parametrize("n", [2, 3])
 def test_every_deterministic_router_earns_what_its_path_earns(n):
     # T = 2: a router is (choice at the start, choice after each expert's token), n^(1 + n) of them, in the order of

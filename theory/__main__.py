@@ -47,8 +47,10 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def main(argv=None, root=ROOT):
-    """Returns the exit status: 0, or 1 when a statement fails or a counter-test does not bite. Files go under
-    `root`."""
+    """Write the table, the JSON and the figures under `root`.
+
+    Returns the exit status: 0, or 1 when a statement fails or a counter-test does not bite.
+    """
     parser = OneLineParser(prog="python -m theory", description=__doc__)
     parser.add_argument("--no-figures", action="store_true", help="skip the figures")
     parser.add_argument(

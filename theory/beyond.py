@@ -1,8 +1,8 @@
 """Beyond the paper: stochastic transitions, and coverage that holds on average instead of everywhere.
 
-Survive unchanged, because their proofs look at one state at a time or use only Lemma 4.1: both forms of the lemma, Eq.
-(5), Eq. (6), one value for choosing and mixing, exact recovery by logits. Coverage on average: over the prefixes that
-the ROUTED policy writes it is enough (Lemma 4.1 makes it an equality); over the prefixes of pi* it is not, up to the
+Survive unchanged, because their proofs look at one state at a time or use only Lemma 4.1: both forms of the lemma,
+Eq. (5), Eq. (6), one value for choosing and mixing, exact recovery by logits. Coverage on average: over the prefixes
+that the ROUTED policy writes it is enough (Lemma 4.1 makes it an equality); over the prefixes of pi* it is not, up to the
 factor C = max d^pi / d^pi*. The hidden path is fragile: its secret is kept by exact symmetry, and any noise in the
 transitions shows it in Q*.
 """
@@ -18,8 +18,10 @@ from .report import band, row
 
 
 def slip(mdp, sigma):
-    """With probability sigma the token written is a uniformly random one; the reward is for what was written.
-    Deterministic P in."""
+    """With probability sigma a uniformly random token is written instead; the reward is for what was written.
+
+    Takes deterministic transitions, returns stochastic ones.
+    """
     r = [(1 - sigma) * x + sigma * x.mean(1, keepdims=True) for x in mdp.r]  # (S_t, A)
     P = []
     for t, p in enumerate(mdp.P):
@@ -43,8 +45,7 @@ def average_loss(experts, V, Q, where):
 
 
 def forgiving_example(T, Delta, sigma):
-    """off_path_example in a world that forgets: with probability sigma the next state is either of the two, whatever
-    was written."""
+    """off_path_example, but with probability sigma the next state is either of the two, whatever was written."""
     mdp, experts = off_path_example(T, Delta)
     P = [(1 - sigma) * np.eye(2)[p] + sigma * 0.5 for p in mdp.P[:-1]] + [np.ones((2, 3, 1))]  # (2, 3, 2) each
     return MDP(mdp.r, P), experts
@@ -60,9 +61,11 @@ def price_of_leaving(T, Delta, sigma):
     return V[0][0] - J(mdp, pi), average_loss(experts, V, Q, d_star), C
 
 
-def hidden_path_with_slips(n, T, sigma):
-    """Over all secrets p: (largest difference in Q* before T/2, worst gap of Eq. (5)'s rule, worst gap of the best
-    routing)."""
+def hidden_path_with_slips(n, T, sigma, decimals=11):
+    """Over all secrets p: (largest difference in Q* before T/2, worst gap of Eq. (5)'s rule, and of the best routing).
+
+    decimals: how precisely the rule knows Q*. Differences below 1e-11 are rounding, not knowledge.
+    """
     secrets = [tuple(x) for x in digits(n ** (T // 2), n, T // 2)]
     tables, rule, best = [], [], []
     for p in secrets:
@@ -70,8 +73,7 @@ def hidden_path_with_slips(n, T, sigma):
         experts = experts_of(mdp, n)
         V, Q = optimal(mdp)
         tables.append([q[(digits(len(q), n + 1, t) < n).all(1)] for t, q in enumerate(Q[: T // 2])])
-        rounded = [np.round(q, 11) for q in Q]  # differences below 1e-11 are rounding, not knowledge
-        rule.append(V[0][0] - J(mdp, rule_of_eq5(experts, rounded)))
+        rule.append(V[0][0] - J(mdp, rule_of_eq5(experts, [np.round(q, decimals) for q in Q])))
         best.append(V[0][0] - best_routing(mdp, experts)[0][0])
     seen = max(np.ptp(np.stack([tab[t] for tab in tables]), axis=0).max() for t in range(T // 2))
     return seen, max(rule), max(best)
@@ -200,6 +202,7 @@ def statements():
             expected=0.01,
             counter=("noise (no slips): the same", hidden[0][1] - hidden[0][2]),
             slips=slips,
+            rule_rounded=[hidden_path_with_slips(2, 6, s, decimals=1)[1] for s in slips],
             seen=[h[0] for h in hidden],
             rule=[h[1] for h in hidden],
             best=[h[2] for h in hidden],

@@ -1,13 +1,11 @@
-"""Eq. (3), CDPO, in the smallest setting that shows it: many prompts, one token to write (so a response is a token),
-y_w ~ pi*, y_l ~ pi_i.
+"""Eq. (3), CDPO, where it is easiest to see: many prompts, responses of one token, y_w ~ pi*, y_l ~ pi_i.
 
-  h(y) = beta [ log pi_theta(y) - log pi_ref(y) ] + beta log pi_i(y)        (the second term is the paper's bias: no
-  gradient through it)
-  L = E -log sigmoid(h(y_w) - h(y_l))                                        Eq. (3)
+  h(y) = beta [ log pi_theta(y) - log pi_ref(y) ] + beta log pi_i(y)     the last term is the bias: no gradient
+  L = E -log sigmoid(h(y_w) - h(y_l))                                     Eq. (3)
 
 L is convex in h and smallest when h = log(pi* / pi_i) + const. So at the optimum, beta and the reference decide where
 it ends:
-  pi_theta pi_i  proportional to  pi_ref (pi* / pi_i)^(1/beta)               the fused policy of Eq. (1)
+  pi_theta pi_i  proportional to  pi_ref (pi* / pi_i)^(1/beta)            the fused policy of Eq. (1)
 It is pi* only by accident. With beta = 0.1 the ratio is raised to the 10th power. On the way there the fused policy
 passes near pi*.
 """
@@ -22,8 +20,7 @@ TAU = 0.15  # pi* = softmax(Q / TAU)
 
 
 def margins(theta, log_ref, log_expert, beta):
-    """m(w, l) = h(w) - h(l) for every pair of tokens: (..., A, A). theta: logits of pi_theta, whose normaliser
-    cancels."""
+    """m(w, l) = h(w) - h(l), every pair of tokens: (..., A, A). theta: logits of pi_theta; its normaliser cancels."""
     h = beta * (theta - log_ref) + beta * log_expert  # (..., A)
     return h[..., :, None] - h[..., None, :]
 
@@ -34,8 +31,10 @@ def loss(theta, log_ref, log_expert, pairs, beta):
 
 
 def gradient(theta, log_ref, log_expert, pairs, beta):
-    """dL / d theta: (..., A). A pair pulls y_w up and y_l down by beta * sigmoid(-m): little, when the expert's bias
-    makes m large."""
+    """dL / d theta: (..., A).
+
+    A pair pulls y_w up and y_l down by beta * sigmoid(-m): little, when the expert's bias makes m large.
+    """
     pull = pairs / (1 + np.exp(margins(theta, log_ref, log_expert, beta)))  # (..., A, A)
     return -beta * (pull.sum(-1) - pull.sum(-2))
 
@@ -46,15 +45,16 @@ def population(star, expert):
 
 
 def optimum(ref, star, expert, beta, bias=True):
-    """The fused policy that minimises Eq. (3): pi_ref (pi* / pi_i)^(1/beta) / Z. bias=False (plain DPO on the router):
-    pi_i times that."""
+    """The fused policy that minimises Eq. (3): pi_ref (pi* / pi_i)^(1/beta) / Z, (..., A).
+
+    bias=False is plain DPO on the router; fused, it is pi_i times that.
+    """
     log = np.log(ref) + (np.log(star) - np.log(expert)) / beta + (0 if bias else np.log(expert))
     return softmax(log)
 
 
 def by_newton(ref, star, expert, beta, steps=60):
-    """The same optimum found by damped Newton steps on Eq. (3), knowing nothing of the formula: the fused policy (...,
-    A)."""
+    """The same fused policy (..., A) by damped Newton steps on Eq. (3), knowing nothing of the formula."""
     theta, A = np.log(ref), ref.shape[-1]
     log_ref, log_e, pairs = np.log(ref), np.log(expert), population(star, expert)
     for _ in range(steps):
@@ -70,8 +70,11 @@ def by_newton(ref, star, expert, beta, steps=60):
 
 
 def setting(seed, prompts=64, A=6, right=0.6, leak=0.1, smooth=0.2):
-    """(Q, pi*, pi_i, pi_ref): each (prompts, A). The expert favours the best token with probability `right`, else a
-    random one; pi_ref is what phase 1 left: pi* with a share `smooth` of uniform."""
+    """(Q, pi*, pi_i, pi_ref): each (prompts, A).
+
+    The expert favours the best token with probability `right`, else a random one. pi_ref is what phase 1 left: pi*
+    with a share `smooth` of uniform.
+    """
     rng = np.random.default_rng(seed)
     Q = rng.random((prompts, A))
     star = softmax(Q / TAU)
@@ -93,8 +96,10 @@ def draw_pairs(rng, star, expert, N):
 
 
 def descend(Q, star, expert, ref, pairs, beta, marks):
-    """Gradient descent on Eq. (3), step size 0.1 / beta. At the steps in `marks`: (mean KL(pi* || fused), mean regret
-    of its arg max)."""
+    """Gradient descent on Eq. (3) from pi_ref, step size 0.1 / beta: (len(marks), 2).
+
+    At the steps in `marks`: mean KL(pi* || fused) in nats, mean regret of its arg max in reward.
+    """
     theta, log_ref, log_e, out = np.log(ref), np.log(ref), np.log(expert), []
     for k in range(max(marks) + 1):
         if k in marks:
@@ -148,21 +153,19 @@ def statements():
     newton = abs(by_newton(ref, star, expert, 1.0) - optimum(ref, star, expert, 1.0)).max()
     marks = [0, 1, 2, 5, 10, 20, 35, 50, 70, 100, 140, 200, 350, 500, 700, 1000, 1400, 2000]
     seeds = range(8)
-    exact = {
-        b: np.array([descend(*setting(s), population(*setting(s)[1:3]), b, marks) for s in seeds]) for b in (0.1, 1.0)
-    }  # (8, 18, 2)
-    few = {
-        N: np.array(
-            [
-                descend(*setting(s), draw_pairs(np.random.default_rng([s, 3]), *setting(s)[1:3], N), 0.1, marks)
-                for s in seeds
-            ]
-        )
-        for N in (4, 16)
-    }
+    worlds = [setting(s) for s in seeds]
+
+    def runs(beta, pairs_of):
+        return np.array([descend(*x, pairs_of(s, *x[1:3]), beta, marks) for s, x in zip(seeds, worlds)])  # (8, 18, 2)
+
+    def drawn(N):
+        return lambda s, star, expert: draw_pairs(np.random.default_rng([s, 3]), star, expert, N)
+
+    exact = {b: runs(b, lambda s, star, expert: population(star, expert)) for b in (0.1, 1.0)}
+    few = {N: runs(0.1, drawn(N)) for N in (4, 16)}
     u = exact[0.1][..., 0]  # (8, 18)
     depth = np.minimum(u[:, 0], u[:, -1]) - u.min(1)  # (8,): how far the valley lies below both ends
-    same = [(Q, s, s, r) for Q, s, _, r in [setting(s) for s in seeds]]  # the expert is pi* itself: nothing to correct
+    same = [(Q, s, s, r) for Q, s, _, r in worlds]  # the expert is pi* itself: nothing to correct
     flat = np.array([descend(*x, population(x[1], x[2]), 0.1, marks)[:, 0] for x in same])  # (8, 18)
 
     two_star, two_expert, two_ref = np.array([0.6, 0.4]), np.array([0.9, 0.1]), np.array([0.5, 0.5])

@@ -17,8 +17,7 @@ from .report import row
 
 
 def agreement_mdp(schedule, n, ends=False):
-    """Reward 1 for the token of expert schedule[t] at time t, else 0. ends: after one wrong token nothing is paid any
-    more.
+    """Reward 1 for the token of expert schedule[t] at time t, else 0. ends: after a wrong token nothing is paid.
 
     States: 0 = no wrong token so far, 1 = some (without `ends` they behave alike).
     """
@@ -43,8 +42,7 @@ def own_values(mdp, experts):
 
 
 def mismatch_and_regret(schedule, n, ends=False, values=own_values):
-    """(Q* - max_i of the judged value, V* - return of the rule), both at the start. values: what the experts are judged
-    by."""
+    """(Q* - max_i judged value, V* - return of the rule), at the start. values: what the experts are judged by."""
     mdp, experts = agreement_mdp(schedule, n, ends), constant_experts(n, len(schedule))
     judged = values(mdp, experts)
     pi = follow(experts, [v.argmax(0) for v in judged[: len(schedule)]])
@@ -53,13 +51,12 @@ def mismatch_and_regret(schedule, n, ends=False, values=own_values):
 
 
 def best_continuation_values(mdp, experts):
-    """The repaired judgement: the expert writes this token, the BEST policy writes the rest. E_{a ~ pi_i} Q*: (n, S_t)
-    each."""
+    """The repaired judgement, E_{a ~ pi_i} Q*: the expert writes this token, the BEST policy the rest: (n, S_t)."""
     return [np.einsum("nsa,sa->ns", e, q) for e, q in zip(experts, optimal(mdp)[1])]
 
 
 def thirds(H):
-    """The paper's schedule: expert 1 is right for the first H/3 tokens, expert 2 afterwards."""
+    """The paper's schedule: expert 1 is right for H/3 tokens, then expert 2. ValueError unless 3 divides H."""
     if H % 3:
         raise ValueError(f"H must be a multiple of 3, not {H}")
     return [0] * (H // 3) + [1] * (2 * H // 3)

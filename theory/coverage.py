@@ -1,10 +1,9 @@
-"""Assumption 4.2 and Eq. (5): when some expert is nearly right at EVERY prefix, choosing that expert loses at most T *
-Delta.
+"""Assumption 4.2 and Eq. (5): if some expert is nearly right at EVERY prefix, choosing it loses at most T * Delta.
 
-Assumption 4.2, with the signs as they must be:   V*(s) - max_i E_{a ~ pi_i} Q*(s, a) <= Delta   for every s, and Delta
->= 0. (The paper prints arg max, which is an index; its value, the max, is meant.)  Experts here are synthetic: at each
-prefix each has one favourite token and a small `leak` spread over the others; with probability `cover` one of them
-favours the optimal token.
+Assumption 4.2 with the signs as they must be, for every s (the paper prints arg max, an index; the max is meant):
+  V*(s) - max_i E_{a ~ pi_i} Q*(s, a) <= Delta,   and Delta >= 0
+Experts here are synthetic: at each prefix each has one favourite token and a small `leak` spread over the others; with
+probability `cover` one of them favours the optimal token.
 """
 
 import numpy as np
@@ -14,8 +13,7 @@ from .report import band, row
 
 
 def favourites_to_experts(tokens, A, leak):
-    """tokens (n, S) -> expert probabilities (n, S, A): 1 - leak on the favourite, the leak shared equally by the
-    others."""
+    """tokens (n, S) to probabilities (n, S, A): 1 - leak on the favourite, the leak shared equally by the others."""
     one = np.eye(A)[tokens]  # (n, S, A)
     return one * (1 - leak) + (1 - one) * leak / (A - 1)  # (n, S, A)
 
@@ -58,14 +56,19 @@ def rule_of_eq5(experts, Q):
     return follow(experts, [expert_values(e, q).argmax(0) for e, q in zip(experts, Q)])
 
 
+def on_policy_loss(mdp, experts, V, Q, pi):
+    """sum_t E_{s ~ pi} of the coverage loss: what Lemma 4.1 says Eq. (5)'s rule loses, when pi is that rule."""
+    d = occupancy(mdp, pi)
+    return float(sum((d_t * loss).sum() for d_t, loss in zip(d, coverage_loss(experts, V, Q))))
+
+
 def best_routing(mdp, experts):
     """The best expert-only routing of all, by DP on max_i E_{a ~ pi_i} Q(s, a). Returns V, a list of (S_t,)."""
     return sweep(mdp, lambda t, Q: expert_values(experts[t], Q).max(0))[0]
 
 
 def tight_example(T, Delta):
-    """Token a pays 1, token b pays 1 - Delta, at every prefix; the one expert writes b. It loses exactly Delta at each
-    of T tokens."""
+    """Token a pays 1, token b pays 1 - Delta, always; the one expert writes b. It loses exactly Delta at each token."""
     P = token_transitions(2, T, window=1)
     mdp = MDP([np.tile([1.0, 1.0 - Delta], (len(p), 1)) for p in P], P)
     return mdp, [np.eye(2)[np.ones((1, len(p)), int)] for p in P]
@@ -75,8 +78,8 @@ def off_path_example(T, Delta):
     """Coverage by Delta at every prefix of pi*, and ruin elsewhere: what Eq. (5) becomes without 'every prefix'.
 
     Tokens a, b, c. pi* writes a, which always pays 1. While all is a, the expert writes b, which pays 1 - Delta; after
-    any other token it writes c, which pays 0. By hand: the expert earns 1 - Delta + 0 + ... + 0, so it loses Delta + (T
-    - 1), far more than T * Delta. States: 0 = all a so far, 1 = not.
+    any other token it writes c, which pays 0. By hand: the expert earns 1 - Delta + 0 + ... + 0, so it loses
+    Delta + (T - 1), far more than T * Delta. States: 0 = all a so far, 1 = not.
     """
     r = [np.array([[1.0, 1.0 - Delta, 0.0], [1.0, 1.0, 0.0]])] * T
     P = [np.array([[0, 1, 1], [1, 1, 1]])] * (T - 1) + [np.zeros((2, 3), int)]
@@ -85,10 +88,9 @@ def off_path_example(T, Delta):
 
 
 def looseness(seed, covers, A=4, T=6, n=2, leak=0.02):
-    """One random tree for every coverage in `covers`: an array (len(covers), 4) of
+    """One random tree, with experts for every coverage in `covers`: an array (len(covers), 4).
 
-    the gap of Eq. (5)'s rule, the gap of the best routing, the bound T * Delta, and the share of prefixes that no
-    expert covers.
+    Columns: gap of Eq. (5)'s rule, gap of the best routing, bound T * Delta, share of prefixes that no expert covers.
     """
     rng = np.random.default_rng(seed)
     mdp = random_mdp(rng, A, T)
@@ -178,9 +180,3 @@ def statements():
             ),
         ),
     ]
-
-
-def on_policy_loss(mdp, experts, V, Q, pi):
-    """sum_t E_{s ~ pi} of the coverage loss: what Lemma 4.1 says Eq. (5)'s rule loses, when pi is that rule."""
-    d = occupancy(mdp, pi)
-    return float(sum((d_t * loss).sum() for d_t, loss in zip(d, coverage_loss(experts, V, Q))))

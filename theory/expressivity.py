@@ -2,9 +2,9 @@
 
 Choosing (deterministic or at random) and mixing have the same optimal value. At a state, the value of mixture w is
 sum_i w_i E_{pi_i} Q: linear in w, so its maximum over the simplex is at a corner, a single expert; backward induction
-carries this to all states. Added logits multiply probabilities: pi'(a) = pi_i(a) e^l(a) / Z. With l = log pi* - log
-pi_i this IS pi*, if pi_i(a) > 0 wherever pi*(a) > 0. With |l| <= B they reach less; the best such policy has l = +B on
-the k best tokens and -B on the rest, for some k.
+carries this to all states. Added logits multiply probabilities: pi'(a) = pi_i(a) e^l(a) / Z. With
+l = log pi* - log pi_i this IS pi*, if pi_i(a) > 0 wherever pi*(a) > 0. With |l| <= B they reach less; the best such
+policy has l = +B on the k best tokens and -B on the rest, for some k.
 """
 
 import itertools
@@ -17,20 +17,17 @@ from .report import band, row
 
 
 def fuse(log_router, log_expert):
-    """Eq. (1): pi_final = softmax(log pi_router + log pi_expert), over the last axis. -inf (probability 0) is
-    allowed."""
+    """Eq. (1): pi_final = softmax(log pi_router + log pi_expert), over the last axis. -inf means probability 0."""
     return softmax(log_router + log_expert)
 
 
 def boosted(p, B):
-    """Probability of one token that had probability p, after +B on it and -B on all others: p / (p + (1 - p)
-    e^(-2B))."""
+    """What +B on one token and -B on all others make of its probability p: p / (p + (1 - p) e^(-2B))."""
     return p / (p + (1 - p) * np.exp(-2 * B))
 
 
 def needed_bound(p, delta):
-    """The B that lifts a token from probability p to 1 - delta: (1/2) log((1 - p)(1 - delta) / (p delta)). Inverse of
-    boosted."""
+    """The B that lifts p to 1 - delta, the inverse of boosted: (1/2) log((1 - p)(1 - delta) / (p delta))."""
     return 0.5 * np.log((1 - p) * (1 - delta) / (p * delta))
 
 
@@ -52,8 +49,7 @@ def bounded_values(experts_t, Q_t, B):
 
 
 def best_bounded(mdp, experts, B):
-    """V of the best policy that at each state picks an expert and adds logits |l| <= B. B = 0 is routing. A list of
-    (S_t,)."""
+    """V, a list of (S_t,), of the best policy that picks an expert and adds logits |l| <= B. B = 0 is routing."""
     return sweep(mdp, lambda t, Q: bounded_values(experts[t], Q, B).max(0))[0]
 
 
@@ -264,8 +260,7 @@ def statements():
 
 
 def wrong_sign(mdp, experts, Q, B):
-    """Eq. (5)'s expert with logits of the wrong sign: -B on the optimal token, +B on the others. A router can do
-    harm."""
+    """Eq. (5)'s expert with logits of the wrong sign: -B on the optimal token, +B on the others."""
     pi = []
     for e, q in zip(experts, Q):
         picked = e[expert_values(e, q).argmax(0), np.arange(len(q))]  # (S, A)

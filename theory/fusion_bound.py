@@ -2,10 +2,8 @@
 
 Delta = (1/T) sum_t E_{s ~ pi*}[ TV(pi'(. | s), pi*(. | s)) ],  TV = half the L1 distance,  Q in [0, Qmax]:
 
-  V* - V^pi' = sum_t E_{s ~ pi*}[ sum_a (pi*(a|s) - pi'(a|s)) Q^pi'(s, a) ]      the DUAL form of Lemma 4.1 (states of
-  pi*, values of pi')
-            <= sum_t E_{s ~ pi*}[ Qmax TV ] = T Qmax Delta                        since sum_a (p - q)(a) Q(a) <= (max Q
-            - min Q) TV(p, q)
+  V* - V^pi' = sum_t E_{s ~ pi*}[ sum_a (pi*(a|s) - pi'(a|s)) Q^pi'(s, a) ]     the DUAL form of Lemma 4.1
+            <= sum_t E_{s ~ pi*}[ Qmax TV ] = T Qmax Delta     sum_a (p - q)(a) Q(a) <= (max Q - min Q) TV(p, q)
 
 Lemma 4.1 as printed (states of pi) cannot be used: the closeness is measured on prefixes of pi*. The constant 1 belongs
 to half the L1 distance. Qmax may be the largest Q^pi', which is never above the largest Q*.
@@ -25,8 +23,7 @@ def tv(p, q):
 
 
 def closest(policies, star):
-    """At each state the policy of `policies` (n, S_t, A) that is closest to pi* in total variation: a list of (S_t,
-    A)."""
+    """At each state the one of `policies` (n, S_t, A) closest to pi* in total variation: a list of (S_t, A)."""
     out = []
     for e, s in zip(policies, star):
         i = tv(e, s[None]).argmin(0)  # (S,)
@@ -45,8 +42,7 @@ def largest_q(mdp, pi):
 
 
 def bound_ratio(mdp, policies):
-    """(gap, T Qmax Delta) when the closest of `policies` is followed everywhere and Delta is averaged over prefixes of
-    pi*."""
+    """(gap, T Qmax Delta) when the closest of `policies` is followed; Delta is averaged over prefixes of pi*."""
     star = greedy(optimal(mdp)[1])
     pi = closest(policies, star)
     Delta = average_tv(mdp, pi, star, occupancy(mdp, star))
@@ -54,10 +50,9 @@ def bound_ratio(mdp, policies):
 
 
 def fused_candidates(rng, mdp, n, noise):
-    """Eq. (1) for n imperfect experts and a router that is right up to noise: pi'_i = softmax(log pi_i + l_i), a list
-    of (n, S_t, A).
+    """Eq. (1) with n imperfect experts and a router that is right up to noise: a list of (n, S_t, A).
 
-    l_i = log(pi*_soft / pi_i) + noise * normal, with pi*_soft = softmax(Q* / 0.05).
+    pi'_i = softmax(log pi_i + l_i),  l_i = log(pi*_soft / pi_i) + noise * normal, with pi*_soft = softmax(Q* / 0.05).
     """
     Q = optimal(mdp)[1]
     experts = make_experts(rng, Q, n, cover=0.5, leak=0.02)
@@ -69,8 +64,7 @@ def fused_candidates(rng, mdp, n, noise):
 
 
 def tight_example(T, Delta):
-    """Eq. (6) with equality. Tokens a (right) and b (wrong, and nothing is paid after it). a pays Delta, but 1 as the
-    last token.
+    """Eq. (6) with equality. Token a is right and pays Delta, but 1 as the last token; b ends all payment.
 
     By hand: pi' writes a with probability 1 - Delta while all is a. From the last token backward Q^pi'(a) = 1 there,
     V^pi' = 1 - Delta, and one step earlier Q^pi'(a) = Delta + (1 - Delta) = 1 again. So V^pi' = 1 - Delta at the start
@@ -84,8 +78,7 @@ def tight_example(T, Delta):
 
 
 def rare_prefix_example(T=6, A=4):
-    """pi' = pi* except at ONE prefix, the second one that pi* visits. Average TV over all prefixes of equal length is
-    tiny, the gap is not."""
+    """pi' = pi* except at ONE prefix of two tokens, which pi* visits: averaged over all A^2 of them, TV is small."""
     P = token_transitions(A, T)
     r = [np.zeros(p.shape) for p in P]
     r[-1][0, 0] = 1.0  # only the all-zeros response pays

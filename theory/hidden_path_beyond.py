@@ -21,8 +21,10 @@ def uniform_router(mdp, n, leak, leak_to="outside"):
 
 
 def success_after(N, guesses):
-    """Probability that the last of len(guesses) episodes walks p, when p is uniform among N paths. Every episode shows
-    whether it walked p; from then on the path that worked is repeated, until then `guesses` are tried in turn."""
+    """Probability that the last of len(guesses) episodes walks p, when p is uniform among N paths.
+
+    Every episode shows whether it walked p. The path that worked is repeated; until then `guesses` are tried in turn.
+    """
     hits = 0
     for p in range(N):
         walked = None

@@ -2,11 +2,10 @@
 
 pi*(a|s) = softmax(Q*(s, a) / tau): a target that is not deterministic, as language is not; its arg max is optimal. Per
 state the router has A logits and one weight per expert. Every fit is the exact minimiser, in closed form:
-  routing   L_expert: sum over informative positions of -sum_i w_i log pi_i(y_t).   Linear in w, so it picks ONE expert
-  per state
+  routing   L_expert: sum over informative positions of -sum_i w_i log pi_i(y_t), w on the simplex (free weights would
+            have no minimum).   Linear in w, so it picks ONE expert per state
   alone     L_LM: the router's own next-token loss; afterwards Eq. (1) adds the expert. At best pi_router = pi*, and
-  then the fused policy
-            is pi_i pi* / Z: the expert is counted twice, once by itself and once inside pi*
+            then the fused policy is pi_i pi* / Z: the expert counts twice, by itself and inside pi*
   through   the next-token loss of the FUSED policy of Eq. (1). At best the fused policy = pi*
 The last two have kappa pseudo-counts, from the uniform and from the picked expert: with no data both fuse to the bare
 expert, and a state without data stays there. (It is the minimiser of the summed loss + kappa KL(prior || fit).)
@@ -45,8 +44,7 @@ def counts(states, tokens, mdp):
 
 
 def fit_routing(c, experts):
-    """arg min over w of L_expert (section 3.2.1): per state the expert with the largest sum_y log pi_i(y). A list of
-    (S_t,).
+    """arg min over w of L_expert (section 3.2.1): per state the expert with the largest sum_y log pi_i(y): (S_t,) each.
 
     Uninformative positions, where all experts favour one token, are left out of the loss, as states without data are:
     expert 0 then.
@@ -61,8 +59,10 @@ def fit_routing(c, experts):
 
 
 def fit(c, prior, kappa=KAPPA):
-    """(counts + kappa * prior) / (total + kappa): arg min over p of -sum_a c_a log p_a + kappa KL(prior || p). Rows
-    (S_t, A)."""
+    """(counts + kappa * prior) / (total + kappa), a list of (S_t, A).
+
+    It is the arg min over p of -sum_a c_a log p_a + kappa KL(prior || p).
+    """
     return [(c_t + kappa * q) / (c_t.sum(1, keepdims=True) + kappa) for c_t, q in zip(c, prior)]
 
 
@@ -90,8 +90,10 @@ def setting(seed, cover=0.5, leak=0.02, A=4):
 
 
 def limits(seed, **shape):
-    """What N -> infinity gives, exactly: KL of the best choice of experts, and of pi_i pi* / Z with the expert that
-    routing then picks."""
+    """What N -> infinity gives, exactly: (KL of the best choice, KL of pi_i pi* / Z, its greedy gap to V*).
+
+    pi_i is the expert that routing then picks.
+    """
     mdp, experts, star, d = setting(seed, **shape)
     picked = follow(experts, fit_routing(star, experts))  # expected counts are proportional to pi*
     twice = [fuse(np.log(s), np.log(p)) for s, p in zip(star, picked)]
@@ -115,8 +117,10 @@ def curve(seed, sizes, **shape):
 
 
 def missed_mass(seed, N, leak):
-    """Average TV to pi* (over prefixes of pi*) of SFT through the fusion with N responses; a token with pi_i(a) = 0 can
-    never come back."""
+    """Average TV to pi*, over its prefixes, of SFT through the fusion with N responses.
+
+    A token with pi_i(a) = 0 can never come back.
+    """
     mdp, experts, star, d = setting(seed, leak=leak)
     c = counts(*sample(np.random.default_rng([seed, 2]), mdp, star, N), mdp)
     picked = follow(experts, fit_routing(c, experts))

@@ -1,10 +1,8 @@
 """Lemma 4.1, the performance difference lemma: the return that pi loses, as a sum of what it loses token by token.
 
 Two pairings of states and values are exact. They answer different questions:
-  states of pi,  values of pi*   what do pi's own prefixes cost, if everything after were optimal?   (Lemma 4.1, used by
-  Eq. (5))
-  states of pi*, values of pi    what does pi cost on the prefixes of pi*, if pi wrote the rest?     (the one that Eq.
-  (6) needs)
+  states of pi,  values of pi*   what do pi's own prefixes cost, if everything after were optimal?   Used by Eq. (5)
+  states of pi*, values of pi    what does pi cost on the prefixes of pi*, if pi wrote the rest?     Needed by Eq. (6)
 The tempting third, states of pi* with values of pi*, is neither.
 """
 
@@ -22,8 +20,7 @@ def states_pi_values_star(mdp, pi):
 
 
 def states_star_values_pi(mdp, pi):
-    """sum_t E_{s ~ pi*}[ E_{a ~ pi*} Q^pi(s, a) - V^pi(s) ]   (the dual form of Lemma 4.1). Equals V* - V^pi at the
-    start."""
+    """sum_t E_{s ~ pi*}[ E_{a ~ pi*} Q^pi(s, a) - V^pi(s) ]   (the dual of Lemma 4.1). Equals V* - V^pi as well."""
     star = greedy(optimal(mdp)[1])
     V, Q = evaluate(mdp, pi)
     d = occupancy(mdp, star)
@@ -42,12 +39,10 @@ def two_step_example():
 
     Rewards: r(a) = 1, r(b) = 3/4; then r(aa) = r(ba) = 1, r(ab) = r(bb) = 0. pi writes b first; after a it would write
     a (right), after b it writes b (wrong). By hand: V* = 2 (aa), V^pi = 3/4, so pi loses 5/4.
-      states of pi, Q*:   start 2 - Q*(b) = 2 - 7/4 = 1/4;  after b: 1 - 0 = 1.                 Sum 5/4, right.
-      states of pi*, Q^pi: start Q^pi(a) - 3/4 = 2 - 3/4 = 5/4;  after a: 1 - 1 = 0.            Sum 5/4, right.
-      states of pi*, Q*:  start 1/4;  after a: pi is right there, 0.                            Sum 1/4, wrong: the ruin
-      after b, which
-                                                                                                pi* never visits, is not
-                                                                                                seen.
+      states of pi,  Q*:    start 2 - Q*(b) = 2 - 7/4 = 1/4;        after b: 1 - 0 = 1.    Sum 5/4, right.
+      states of pi*, Q^pi:  start Q^pi(a) - 3/4 = 2 - 3/4 = 5/4;    after a: 1 - 1 = 0.    Sum 5/4, right.
+      states of pi*, Q*:    start 1/4;                              after a: 1 - 1 = 0.    Sum 1/4, wrong.
+    The last does not see the ruin after b, because pi* never goes there.
     """
     r = [np.array([[1.0, 0.75]]), np.array([[1.0, 0.0], [1.0, 0.0]])]
     pi = [np.array([[0.0, 1.0]]), np.array([[1.0, 0.0], [0.0, 1.0]])]
@@ -55,8 +50,7 @@ def two_step_example():
 
 
 def errors(seeds, stochastic=False):
-    """|right-hand side - (V* - V^pi)| of the three forms on random MDPs: an array (len(seeds), 3). Trees and windows
-    alternate."""
+    """|right-hand side - (V* - V^pi)| of the three forms on random MDPs, trees and windows in turn: (len(seeds), 3)."""
     out = []
     for seed in seeds:
         rng = np.random.default_rng(seed)

@@ -25,8 +25,7 @@ class MDP(NamedTuple):
 
 
 def token_transitions(A, T, window=None):
-    """Writing a token appends it: P[t] (S_t, A) for the prefix tree (window None) or for states that keep `window`
-    tokens.
+    """Writing a token appends it: P[t] (S_t, A), for prefixes (window None) or for the last `window` tokens of them.
 
     A state is the number whose base-A digits are its tokens, the oldest first. The last step leads to one end state.
     """
@@ -40,8 +39,10 @@ def token_transitions(A, T, window=None):
 
 
 def random_mdp(rng, A, T, window=None, stochastic=False):
-    """Rewards uniform in [0, 1]. stochastic=True: the next state is drawn from a Dirichlet(1) instead of being the
-    appended one."""
+    """Rewards uniform in [0, 1].
+
+    stochastic: the next state has a random, Dirichlet(1), distribution instead of being the appended one.
+    """
     P = token_transitions(A, T, window)
     r = [rng.random(p.shape) for p in P]  # (S_t, A) each
     if stochastic:

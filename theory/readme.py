@@ -21,30 +21,12 @@ def statements_table(rows):
     lines = []
     for r in rows:
         c = r["counter_test"]
-        lines.append(
-            [
-                r["item"],
-                r["statement"],
-                r["checked"],
-                r["paper"],
-                f"{number(r['measured'])} (must be {r['relation']} {number(r['expected'])})",
-                number(r["holds"]),
-                f"{c['dropped']}: {number(c['measured'])}"
-                + ("" if c["expected"] == r["expected"] else f" (must be {c['relation']} {number(c['expected'])})"),
-            ]
-        )
-    return table(
-        [
-            "",
-            "statement",
-            "what is checked",
-            "paper",
-            "ours",
-            "holds",
-            "dropped: then measured, and the statement fails",
-        ],
-        lines,
-    )
+        ours = f"{number(r['measured'])} (must be {r['relation']} {number(r['expected'])})"
+        moved = "" if c["expected"] == r["expected"] else f" (must be {c['relation']} {number(c['expected'])})"
+        without = f"{c['dropped']}: {number(c['measured'])}{moved}"
+        lines.append([r["item"], r["statement"], r["checked"], r["paper"], ours, number(r["holds"]), without])
+    dropped = "dropped: then measured, and the statement fails"
+    return table(["", "statement", "what is checked", "paper", "ours", "holds", dropped], lines)
 
 
 def blocks(rows):
@@ -172,8 +154,9 @@ def blocks(rows):
             "difference in Q* seen before T/2",
             "worst gap, Eq. (5)'s rule",
             "worst gap, best routing",
+            "worst gap, Eq. (5)'s rule with Q* to one decimal",
         ],
-        [[number(x) for x in line] for line in zip(n["slips"], n["seen"], n["rule"], n["best"])],
+        [[number(x) for x in line] for line in zip(n["slips"], n["seen"], n["rule"], n["best"], n["rule_rounded"])],
     )
     return out
 
@@ -188,8 +171,7 @@ def lookup(rows, path):
 
 
 def fill(text, rows):
-    """README text with every block and number as the rows have it. ValueError for a block or number that does not
-    exist."""
+    """README text with every block and number as the rows have it. ValueError for one that does not exist."""
     made = blocks(rows)
 
     def block(match):

@@ -68,8 +68,7 @@ def row(item, statement, checked, paper, measured, relation, expected, counter, 
 
 
 def band(samples):
-    """Mean, standard deviation and the 10th and 90th percentile over axis 0 (the seeds), for numbers with a band around
-    them."""
+    """Mean, standard deviation, 10th and 90th percentile over axis 0 (the seeds)."""
     x = np.asarray(samples, float)  # (seeds, ...)
     return {
         "seeds": len(x),
@@ -94,8 +93,8 @@ def to_json(rows):
     return json.dumps(rows, indent=1, allow_nan=False) + "\n"
 
 
-def number(x):
-    """A number for people: 4 significant digits; what is only rounding (below 1e-12) is said to be that."""
+def number(x, digits=4):
+    """A number for people: `digits` significant ones; what is only rounding (below 1e-12) is said to be that."""
     if x is None:
         return "unbounded"
     if isinstance(x, bool):
@@ -104,12 +103,12 @@ def number(x):
         return str(int(x))
     if abs(x) < 1e-12:
         return "< 1e-12"
-    return f"{x:.1e}" if abs(x) < 1e-4 or abs(x) >= 1e6 else f"{x:.4g}"
+    return f"{x:.1e}" if abs(x) < 1e-4 or abs(x) >= 1e6 else f"{x:.{digits}g}"
 
 
 def spread(b, *where):
-    """mean +- sd of a band(), at an index if it has several."""
+    """mean ± sd of a band(), at an index if it has several."""
     mean, sd = b["mean"], b["sd"]
     for k in where:
         mean, sd = mean[k], sd[k]
-    return f"{number(mean)} ± {number(sd)}"
+    return f"{number(mean, 3)} ± {number(sd, 2)}"
