@@ -1,8 +1,8 @@
 """Beyond the paper: stochastic transitions, and coverage that holds on average instead of everywhere.
 
-Survive unchanged, because their proofs look at one state at a time or use only Lemma 4.1: both forms of the lemma,
-Eq. (5), Eq. (6), one value for choosing and mixing, exact recovery by logits. Coverage on average: over the prefixes
-that the ROUTED policy writes it is enough (Lemma 4.1 makes it an equality); over the prefixes of pi* it is not, up to the
+Survive unchanged, because their proofs look at one state at a time or use only Lemma 4.1: both forms of the lemma, Eq.
+(5), Eq. (6), one value for choosing and mixing, exact recovery by logits. Coverage on average: over the prefixes that
+the ROUTED policy writes it is enough (Lemma 4.1 makes it an equality); over the prefixes of pi* it is not, up to the
 factor C = max d^pi / d^pi*. The hidden path is fragile: its secret is kept by exact symmetry, and any noise in the
 transitions shows it in Q*.
 """

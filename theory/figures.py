@@ -196,7 +196,7 @@ def learning_curves(rows):
             banded(ax, n["sizes"], n[key][way], colour, label, "--" if way == "no_expert" else "-", marker)
         ax.set(xscale="log", xlabel="training responses of π*")
     axes[0].set(yscale="log", ylabel="KL(π* ‖ policy), nats per response")
-    axes[0].set_title("What is not trained together\ndoes not converge to π*", loc="left")
+    axes[0].set_title("Fusing what was trained apart\ndoes not converge to π*", loc="left")
     axes[0].legend(loc="lower left", fontsize=8)
     axes[1].set(ylabel="V* − value of greedy decoding (reward)")
     axes[1].set_title("A confident expert vetoes a router\nthat was trained without it", loc="left")

@@ -89,12 +89,12 @@ def write_whole(path, data):
 
 
 def to_json(rows):
-    """The text of results/theory.json."""
-    return json.dumps(rows, indent=1, allow_nan=False) + "\n"
+    """The text of results/theory.json: one statement a line."""
+    return "[\n" + ",\n".join(json.dumps(r, allow_nan=False) for r in rows) + "\n]\n"
 
 
 def number(x, digits=4):
-    """A number for people: `digits` significant ones; what is only rounding (below 1e-12) is said to be that."""
+    """A number for people: `digits` significant ones; what is only rounding is "~0"."""
     if x is None:
         return "unbounded"
     if isinstance(x, bool):
@@ -102,7 +102,7 @@ def number(x, digits=4):
     if x == int(x) and abs(x) < 1e6:
         return str(int(x))
     if abs(x) < 1e-12:
-        return "< 1e-12"
+        return "~0"
     return f"{x:.1e}" if abs(x) < 1e-4 or abs(x) >= 1e6 else f"{x:.{digits}g}"
 
 
