@@ -68,6 +68,7 @@ def test_readme_numbers_are_those_of_the_json(stored):
     text = (ROOT / "theory" / "README.md").read_text(encoding="utf-8")
     assert text.count("<!-- begin:") >= 10  # the check below must have something to check
     assert readme.fill(text, stored) == text
+    assert not re.search(r"^\s*<!--=", text, re.M)  # a comment at the start of a line would end the paragraph
 
 
 def test_readme_filling_notices_a_change_and_a_wrong_name(stored):
