@@ -1,0 +1,242 @@
+"""A small decoder-only GPT in the style of Llama, from scratch.
+
+RMSNorm, rotary positions, grouped-query attention, SwiGLU, optionally tied embeddings, a key/value cache, and `generate`.
+Base model, experts, reference model and the router's language model are all this one class.
+
+Shapes: B rows (prompts), T tokens read now, S tokens a row can attend to, V vocabulary, d width, H query heads, K key/value
+heads (H a multiple of K: each key/value head serves G = H / K query heads), hd head size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+@dataclass
+class GPTConfig:
+    vocab_size: int = 512
+    d_model: int = 96        # width d of the residual stream
+    n_layer: int = 3
+    n_head: int = 4          # query heads H
+    n_kv_head: int = 2       # key/value heads K
+    head_dim: int = 24       # hd; its own field because Gemma-2 does not tie it to d_model / n_head
+    d_ff: int = 256          # hidden width of the feed-forward layer
+    max_len: int = 256       # longest sequence, prompt and answer together
+    rope_theta: float = 500.0  # short texts need only short wavelengths
+    norm_eps: float = 1e-5
+    tied: bool = True        # the output layer shares the embedding's weights
+
+
+class Cache:
+    """Keys and values of the tokens that each row has read: one buffer a layer, and one length a row.
+
+    Rows may have different lengths, and only what lies below a row's length counts: a row takes tokens back by lowering it.
+
+    k, v: per layer (B, K, max_len, hd).  length: (B,) tokens read.  rows: which rows of the buffers this object speaks for.
+    """
+
+    def __init__(self, config, n_rows, max_len, device=None, dtype=None):
+        shape = (n_rows, config.n_kv_head, max_len, config.head_dim)
+        self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.length = torch.zeros(n_rows, dtype=torch.long, device=device)  # (B,)
+        self.rows = None
+
+    def keep(self, rows):
+        """Drop all rows but these, rows (b,) long, for good."""
+        self.k, self.v, self.length = [k[rows] for k in self.k], [v[rows] for v in self.v], self.length[rows]
+
+    def select(self, rows):
+        """The same buffers seen by some rows only; rows (b,) long. The caller copies `length` back when it is done."""
+        view = object.__new__(Cache)
+        view.k, view.v, view.length, view.rows = self.k, self.v, self.length[rows], rows
+        return view
+
+    def append(self, layer, k, v, pos, end):
+        """Write k, v (B, T, K, hd) at positions pos (B, T); return all keys and values below `end`, (B, K, end, hd)."""
+        rows = torch.arange(len(pos), device=pos.device) if self.rows is None else self.rows
+        self.k[layer][rows[:, None], :, pos] = k
+        self.v[layer][rows[:, None], :, pos] = v
+        if self.rows is None:
+            return self.k[layer][:, :, :end], self.v[layer][:, :, :end]
+        return self.k[layer][rows, :, :end], self.v[layer][rows, :, :end]
+
+
+def rope_table(config):
+    """cos and sin of every rotation, (max_len, hd / 2): position p turns the pair (i, i + hd/2) by p * theta^(-2i/hd)."""
+    freq = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim)  # (hd/2,)
+    angle = torch.arange(config.max_len, dtype=torch.float64)[:, None] * freq  # (max_len, hd/2)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x, cos, sin):
+    """x (B, T, heads, hd) turned by its positions' angles; cos, sin (B or 1, T, 1, hd/2)."""
+    a, b = x.chunk(2, dim=-1)                                     # (B, T, heads, hd/2) each
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)  # (B, T, heads, hd)
+
+
+def attention(q, k, v, mask):
+    """softmax(q k' / sqrt(hd)) v with grouped queries. q (B, H, T, hd); k, v (B, K, S, hd); mask (B or 1, T, S), True = may see."""
+    B, H, T, hd = q.shape
+    K, G = k.size(1), H // k.size(1)
+    q = q.reshape(B, K, G * T, hd)                             # query heads of one group side by side: one matmul serves them
+    scores = (q @ k.transpose(-1, -2)) * hd**-0.5              # (B, K, G*T, S)
+    scores = scores.view(B, K, G, T, -1).masked_fill(~mask[:, None, None], float("-inf"))
+    return (scores.softmax(-1).view(B, K, G * T, -1) @ v).view(B, H, T, hd)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, d, eps):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(d))
+        self.eps = eps
+
+    def forward(self, x):
+        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+
+
+class Block(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.c = c
+        self.attn_norm = RMSNorm(c.d_model, c.norm_eps)
+        self.wq = nn.Linear(c.d_model, c.n_head * c.head_dim, bias=False)
+        self.wk = nn.Linear(c.d_model, c.n_kv_head * c.head_dim, bias=False)
+        self.wv = nn.Linear(c.d_model, c.n_kv_head * c.head_dim, bias=False)
+        self.wo = nn.Linear(c.n_head * c.head_dim, c.d_model, bias=False)
+        self.ff_norm = RMSNorm(c.d_model, c.norm_eps)
+        self.w_gate = nn.Linear(c.d_model, c.d_ff, bias=False)
+        self.w_up = nn.Linear(c.d_model, c.d_ff, bias=False)
+        self.w_down = nn.Linear(c.d_ff, c.d_model, bias=False)
+
+    def attend(self, x, cos, sin, mask, cache, layer, pos, end):
+        B, T, _ = x.shape
+        q = rotate(self.wq(x).view(B, T, -1, self.c.head_dim), cos, sin)  # (B, T, H, hd)
+        k = rotate(self.wk(x).view(B, T, -1, self.c.head_dim), cos, sin)  # (B, T, K, hd)
+        v = self.wv(x).view(B, T, -1, self.c.head_dim)                    # (B, T, K, hd)
+        if cache is None:
+            k, v = k.transpose(1, 2), v.transpose(1, 2)                   # (B, K, T, hd)
+        else:
+            k, v = cache.append(layer, k, v, pos, end)                    # (B, K, end, hd)
+        y = attention(q.transpose(1, 2), k, v, mask)                      # (B, H, T, hd)
+        return self.wo(y.transpose(1, 2).reshape(B, T, -1))               # (B, T, d)
+
+    def feed_forward(self, x):
+        return self.w_down(F.silu(self.w_gate(x)) * self.w_up(x))         # SwiGLU, (B, T, d)
+
+    def forward(self, x, *where):
+        x = x + self.attend(self.attn_norm(x), *where)
+        return x + self.feed_forward(self.ff_norm(x))                     # (B, T, d)
+
+
+class GPT(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        if config.n_head % config.n_kv_head or config.head_dim % 2:
+            raise ValueError(f"{config.n_head} query heads over {config.n_kv_head} key/value heads of size {config.head_dim}: the "
+                             "first must be a multiple of the second, the size even")
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        for name, p in self.named_parameters():
+            if name == "embed.weight":
+                nn.init.normal_(p, std=0.3)  # chosen on validation: at toy width, small embeddings learn slowly
+            elif p.dim() == 2:  # unit gain; what is added to the stream starts smaller, so that depth does not inflate it (GPT-2)
+                small = (2 * config.n_layer) ** -0.5 if name.endswith(("wo.weight", "w_down.weight")) else 1.0
+                nn.init.normal_(p, std=small * p.size(1) ** -0.5)
+        if config.tied:
+            self.head.weight = self.embed.weight
+        cos, sin = rope_table(config)
+        self.register_buffer("cos", cos.float(), persistent=False)  # (max_len, hd/2)
+        self.register_buffer("sin", sin.float(), persistent=False)
+
+    def forward(self, ids, cache=None, new=None):
+        """ids (B, T) -> logits (B, T, V) of each next token, final hidden states (B, T, d).
+
+        With a cache, row b's tokens stand behind the cache.length[b] tokens it has read, and count as read afterwards. Rows may
+        bring different numbers of tokens, right-padded: new (B,) says how many are real, at least one each. Padding then repeats
+        the row's last real token in that token's own place, which changes nothing, so [:, -1] is every row's last real output.
+        Raises ValueError when a row would grow past config.max_len.
+        """
+        step = torch.arange(ids.size(1), device=ids.device)[None]              # (1, T)
+        if new is not None:
+            step = torch.minimum(step, new[:, None] - 1)                        # (B, T)
+            ids = ids.gather(1, step)                                           # (B, T)
+        pos = step if cache is None else cache.length[:, None] + step           # (1 or B, T)
+        end = ids.size(1) if cache is None else int(pos.max()) + 1
+        if end > self.config.max_len:
+            raise ValueError(f"{end} tokens, but the model reads at most {self.config.max_len}")
+        mask = torch.arange(end, device=ids.device) <= pos[:, :, None]          # (1 or B, T, end): nobody sees the future
+        cos, sin = self.cos[pos][:, :, None], self.sin[pos][:, :, None]         # (1 or B, T, 1, hd/2)
+        x = self.embed(ids)                                                     # (B, T, d)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, cos, sin, mask, cache, layer, pos, end)
+        if cache is not None:
+            cache.length = pos[:, -1] + 1                                       # (B,)
+        hidden = self.norm(x)                                                   # (B, T, d)
+        return self.head(hidden), hidden
+
+    def new_cache(self, n_rows, max_len=None):
+        p = self.embed.weight
+        return Cache(self.config, n_rows, max_len or self.config.max_len, p.device, p.dtype)
+
+
+def sample(logits, temperature=0.0, top_k=0, top_p=1.0, u=None):
+    """One token a row. logits (B, V), u (B,) uniform numbers in [0, 1) -> (B,). Temperature 0 is greedy; top_k 0 keeps all.
+
+    top_k keeps the k likeliest tokens; top_p the smallest set of likeliest tokens with at least that probability together.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # the largest is 0 at any temperature: no overflow
+    logits, order = logits.sort(dim=-1, descending=True, stable=True)  # (B, V)
+    if top_k:
+        logits[:, top_k:] = float("-inf")
+    p = logits.softmax(-1)                                          # (B, V), likeliest first
+    p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0)                 # drop a token if those before it suffice
+    cdf = p.cumsum(-1) / p.sum(-1, keepdim=True)                    # (B, V)
+    index = (cdf <= u[:, None]).sum(-1).clamp(max=p.size(-1) - 1)   # (B,): the first token whose share of [0, 1) holds u
+    index = torch.minimum(index, (p > 0).sum(-1) - 1)               # rounding must not reach a dropped token
+    return order.gather(1, index[:, None])[:, 0]                    # (B,)
+
+
+class Uniform:
+    """One stream of uniform random numbers a row, seeded seed, seed + 1, ...: a row draws the same alone as in a batch."""
+
+    def __init__(self, n_rows, seed):
+        self.streams = [torch.Generator().manual_seed(seed + b) for b in range(n_rows)]
+
+    def __call__(self, rows, device):
+        return torch.stack([torch.rand((), generator=self.streams[b]) for b in rows]).to(device)  # (b,)
+
+
+@torch.no_grad()
+def generate(model, prompts, max_new, end, temperature=0.0, top_k=0, top_p=1.0, seed=0):
+    """Continue prompts (a list of token-id lists of any lengths) until `end` or max_new tokens. Returns lists without `end`.
+
+    A row gets the same tokens alone as in a batch (sampling: row b alone with seed + b).
+    """
+    device, uniform = model.embed.weight.device, Uniform(len(prompts), seed)
+    lengths = torch.tensor([len(p) for p in prompts], device=device)
+    ids = nn.utils.rnn.pad_sequence([torch.tensor(p) for p in prompts], batch_first=True).to(device)  # (B, T)
+    cache = model.new_cache(len(prompts), min(ids.size(1) + max_new, model.config.max_len))
+    out, active = [[] for _ in prompts], list(range(len(prompts)))
+    logits, _ = model(ids, cache, lengths)
+    for i in range(max_new):
+        u = uniform(active, device) if temperature else None
+        token = sample(logits[:, -1], temperature, top_k, top_p, u)  # (b,)
+        alive = [j for j, t in enumerate(token.tolist()) if t != end]
+        for j in alive:
+            out[active[j]].append(int(token[j]))
+        active = [active[j] for j in alive]
+        if not active or i + 1 == max_new:
+            break
+        if len(alive) < len(token):  # rows that have ended leave the batch
+            cache.keep(torch.tensor(alive, device=device))
+            token = token[alive]
+        logits, _ = model(token[:, None], cache)
+    return out
