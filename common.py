@@ -1,0 +1,313 @@
+"""The plumbing that every script shares, kept out of the lesson: settings, files that are whole or absent, batches, errors."""
+
+import argparse
+import dataclasses
+import hashlib
+import inspect
+import io
+import json
+import os
+import pickle
+import re
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+from fusionroute import Router, score
+from model import GPT, GPTConfig
+
+
+class UserError(Exception):
+    """Something that the user can put right. `run` shows it as one line and exits with status 2."""
+
+
+def run(main):
+    """Call a script's main(). A UserError or a failing system call becomes one line on stderr and exit status 2."""
+    for name in ("stdin", "stdout", "stderr"):  # a stream that the caller has closed
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
+    for stream in (sys.stdout, sys.stderr):  # a character that the terminal cannot show is no reason to stop
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # `... | head`: the reader has gone; the status says so as the shell's own tools do
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except (UserError, OSError) as e:
+        where = f": {e.filename}" if isinstance(e, OSError) and e.filename else ""
+        print(f"error: {' '.join(str(e.strerror if isinstance(e, OSError) else e).split())}{where}"[:1000], file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing more can be printed where printing has just failed
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+# --- settings: one dataclass a script, every field a flag, the comment beside the field its help -----------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):  # argparse would print its usage over several lines first
+        raise UserError(f"{message} (see python {Path(sys.argv[0]).name} --help)")
+
+
+def parser(cls, doc):
+    """An ArgumentParser with one flag for each field of the dataclass cls."""
+    p = Parser(description=doc.strip(), formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    comments = dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.*)$", inspect.getsource(cls), re.M))
+    for f in dataclasses.fields(cls):
+        kind = f.type if isinstance(f.type, type) else {"int": int, "float": float, "str": str}[f.type]
+        text = comments[f.name].replace("%", "%%") + " (default: %(default)s)"
+        p.add_argument(f"--{f.name}", type=kind, default=f.default, metavar=kind.__name__.upper(), help=text)
+    return p
+
+
+def settings(cls, doc, argv=None):
+    """An instance of the dataclass cls from the command line (argv, default sys.argv[1:])."""
+    return cls(**vars(parser(cls, doc).parse_args(argv)))
+
+
+def positive(s, *names, or_zero=False):
+    """Raise UserError unless each named field of the settings s is a finite number above zero (or zero, if or_zero)."""
+    for name in names:
+        value = getattr(s, name)
+        if not (0 < value < (2**31 if isinstance(value, int) else float("inf")) or or_zero and value == 0):
+            raise UserError(f"--{name} is {value}, and must be {'zero or ' if or_zero else ''}above zero, and not huge")
+
+
+def device(name):
+    """The torch.device for --device auto|cuda|mps|cpu."""
+    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(d for d in has if has[d])
+    if name not in has:
+        raise UserError(f"--device is {name!r}, and must be auto, cuda, mps or cpu")
+    if not has[name]:
+        raise UserError(f"--device {name}: this machine has none; use --device auto")
+    return torch.device(name)
+
+
+def run_dir(s):
+    """The folder of one run, OUT/seedN: runs of different seeds never share files. Checks the seed."""
+    if not 0 <= s.seed < 2**31:
+        raise UserError(f"--seed is {s.seed}, and must be from 0 to {2**31 - 1}")
+    return Path(s.out) / f"seed{s.seed}"
+
+
+def prepare(s):
+    """What every training script does first: the run's folder (made if need be, and writable) and the device."""
+    folder, dev = run_dir(s), device(s.device)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as e:
+        raise UserError(f"--out {s.out}: cannot write in {folder} ({e.strerror})") from e
+    torch.manual_seed(s.seed)
+    # AdamW's moments of rarely seen embedding rows decay into denormal numbers, which slow a CPU several times.
+    torch.set_flush_denormal(True)
+    return folder, dev
+
+
+# --- files: written whole or not at all, read without executing anything --------------------------------------------------------------
+
+
+def write(path, data):
+    """Write bytes or text to path by way of a file beside it: whoever reads path sees the old content or the new."""
+    path = Path(path)
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(beside, "wb") as f:
+            f.write(data.encode() if isinstance(data, str) else data)
+            f.flush()
+            os.fsync(f.fileno())  # a full disk shows here at the latest
+        os.replace(beside, path)
+    except OSError as e:
+        beside.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path} ({e.strerror}); what was there before is unchanged") from e
+
+
+def save(path, content):
+    """torch.save in the manner of `write`."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write(path, buffer.getbuffer())
+
+
+def load(path, keys, hint):
+    """The dict in a checkpoint, with at least `keys`. Only tensors and plain values are read (weights_only).
+
+    Raises UserError when the file is missing (`hint` says what makes it), truncated, or no checkpoint of this project.
+    """
+    if not Path(path).exists():
+        raise UserError(f"there is no {path}: {hint}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a foreign file may make torch warn before it refuses; our own line says enough
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as e:
+        raise UserError(f"cannot read {path} ({e.strerror})") from e
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError,
+            AssertionError) as e:
+        raise UserError(f"{path} is truncated or not a checkpoint; remove it, then {hint}") from e
+    missing = [k for k in keys if not isinstance(content, dict) or k not in content]
+    if missing:
+        raise UserError(f"{path} is not a checkpoint of this project (it has no {', '.join(missing)}); remove it, then {hint}")
+    return content
+
+
+def check_same(path, saved, asked):
+    """Raise UserError unless the saved settings (a dict) have the asked values."""
+    for name in asked:
+        if saved.get(name) != asked.get(name):
+            raise UserError(f"{path} was made with {name} = {saved.get(name)}, and {asked.get(name)} is asked: "
+                            f"use another --out, or remove that file to train anew")
+
+
+def recipe(s):
+    """The settings that decide a result: all but where it runs, where it goes and how often it is saved."""
+    return {k: v for k, v in dataclasses.asdict(s).items() if k not in ("out", "device", "save_every")}
+
+
+def fingerprints(names, models):
+    """name -> 16 hex digits that stand for a model's exact weights."""
+    out = {}
+    for name, model in zip(names, models):
+        h = hashlib.sha256()
+        for key, p in sorted(model.state_dict().items()):
+            h.update(key.encode() + p.detach().cpu().numpy().tobytes())
+        out[name] = h.hexdigest()[:16]
+    return out
+
+
+def save_model(path, model, vocabulary, recipe, seconds, experts=None):
+    """A GPT, or a Router with the fingerprints of its experts (name -> hex), as a checkpoint; seconds: what training took."""
+    config = (model if experts is None else model.lm).config
+    save(path, {"config": dataclasses.asdict(config), "vocabulary": vocabulary, "recipe": recipe, "seconds": seconds,
+                "experts": experts or {}, "model": model.state_dict()})
+    print(f"saved {path}")
+
+
+def load_model(path, vocabulary, hint, device="cpu", router=False):
+    """The frozen GPT (or Router, with router=True) in a checkpoint, and the checkpoint's dict without the weights.
+
+    UserError when it is missing, unreadable, the other kind, made with another vocabulary, or does not fit its own settings.
+    """
+    content = load(path, ("config", "vocabulary", "recipe", "seconds", "experts", "model"), hint)
+    if content["vocabulary"] != vocabulary:
+        raise UserError(f"{path} was made with another vocabulary ({content['vocabulary']}) than this project's ({vocabulary}): "
+                        f"use another --out, or remove it, then {hint}")
+    if bool(content["experts"]) != router:
+        raise UserError(f"{path} is {'not ' if router else ''}a router: remove it, then {hint}")
+    try:
+        config = GPTConfig(**content["config"])
+        for f in dataclasses.fields(config):
+            if type(getattr(config, f.name)) is not type(f.default):
+                raise TypeError(f"{f.name} is {getattr(config, f.name)!r}")
+        model = GPT(config)
+        model = Router(model, len(content["experts"])) if router else model
+        model.load_state_dict(content.pop("model"))
+    except (TypeError, RuntimeError, AttributeError, ValueError, ZeroDivisionError) as e:
+        raise UserError(f"{path}: its weights do not fit its settings ({str(e)[:120]}); remove it, then {hint}") from e
+    return model.to(device).eval().requires_grad_(False), content
+
+
+def save_state(path, recipe, step, model, optimizer, log):
+    """Everything that a killed training needs to go on as if nothing had happened."""
+    save(path, {"recipe": recipe, "step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "log": log})
+
+
+def resume(path, recipe, model, optimizer):
+    """Load a state into model and optimizer, if there is one; returns (the step to go on from, the log so far)."""
+    if not path.exists():
+        return 0, []
+    state = load(path, ("recipe", "step", "model", "optimizer", "log"), "start again")
+    check_same(path, state["recipe"], recipe)
+    try:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError, KeyError) as e:
+        raise UserError(f"{path} does not fit this training; remove it to start again") from e
+    print(f"going on from step {state['step']} of {path}")
+    return state["step"], state["log"]
+
+
+def write_log(path, log):
+    write(path, "".join(json.dumps(record) + "\n" for record in log))
+
+
+# --- samples and batches ------------------------------------------------------------------------------------------------------------------
+
+
+def answer_only(prompt, answer):
+    """A sample in which only the answer is learned: (ids, learn), learn True on the tokens that the loss counts."""
+    return prompt + answer, [False] * len(prompt) + [True] * len(answer)
+
+
+def pack(samples):
+    """(ids, learn) samples -> ids (N, T) padded with zeros, mask (N, T) True on the tokens to learn, lengths (N,).
+
+    >>> ids, mask, lengths = pack([answer_only([7, 8], [9]), answer_only([5], [6])])
+    >>> ids.tolist(), mask.int().tolist()
+    ([[7, 8, 9], [5, 6, 0]], [[0, 0, 1], [0, 1, 0]])
+    """
+    lengths = torch.tensor([len(ids) for ids, _ in samples])             # (N,)
+    ids = torch.zeros(len(samples), int(lengths.max()), dtype=torch.long)    # (N, T)
+    mask = torch.zeros_like(ids, dtype=torch.bool)                       # (N, T)
+    for i, (x, learn) in enumerate(samples):
+        ids[i, :len(x)] = torch.tensor(x)
+        mask[i, :len(x)] = torch.tensor(learn)
+    return ids, mask, lengths
+
+
+def scored(folder, samples, fingerprints, experts):
+    """Samples packed, with the experts' scores on them (fusionroute.score): computed once per data set and kept in `folder`.
+
+    fingerprints: name -> hex of the experts. Returns ids (N, T), mask (N, T), lengths (N,), logp and choice (N, T-1, n).
+    """
+    ids, mask, lengths = pack(samples)
+    name = hashlib.sha256(ids.numpy().tobytes() + json.dumps([lengths.tolist(), fingerprints]).encode()).hexdigest()[:8]
+    path = folder / f"scores-{name}.pt"
+    if not path.exists():
+        save(path, dict(zip(("logp", "choice"), score(experts, ids, lengths))))
+    content = load(path, ("logp", "choice"), "start again")
+    return ids, mask, lengths, content["logp"], content["choice"]
+
+
+def batches(lengths, size, seed):
+    """All samples once, as a list of index tensors of at most `size`, in random order; lengths (N,).
+
+    A batch holds samples of similar length (sorted within pools of 16 batches), so that little of it is padding.
+    """
+    g = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(lengths), generator=g)
+    pools = [pool[lengths[pool].argsort(stable=True)] for pool in order.split(16 * size)]
+    out = [b for pool in pools for b in pool.split(size)]
+    return [out[i] for i in torch.randperm(len(out), generator=g)]
+
+
+def update(loss, model, optimizer, factor):
+    """One step of the optimizer: every group at its "peak" learning rate times factor, gradients clipped to norm 1.
+
+    UserError when the loss is no number any more: a diverged run must not be saved as a finished one.
+    """
+    if not loss.isfinite():
+        raise UserError(f"the loss is {loss.item()}: training has diverged; lower the learning rate")
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+    optimizer.zero_grad(set_to_none=True)  # None, not zero: a parameter without a gradient (W on pairs) must not move at all
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+
+
+def schedule(step, steps, warmup):
+    """Learning-rate factor: linear warm-up, then cosine to a tenth."""
+    if step < warmup:
+        return (step + 1) / warmup
+    t = torch.tensor((step - warmup) / max(1, steps - warmup))
+    return float(0.1 + 0.9 * 0.5 * (1 + torch.cos(torch.pi * t)))
