@@ -1,0 +1,99 @@
+"""Phase 1 of FusionRoute: supervised fine-tuning of the router with the routing loss, Eq. (2). Read next: train_cdpo.py.
+
+    python train_sft.py            trains the toy experts first where they are missing, then the router
+    diff train_sft.py train_cdpo.py    shows what CDPO adds
+
+The router starts from the instruction expert (as in the paper) with routing weights W = 0. Writes OUT/seedN/router_sft.pt and
+router_sft.log.jsonl: loss, loss_lm and loss_expert (the two terms of Eq. (2)), informative (the share of answer tokens in S), and
+route_* (the share of each expert in the routing, inside S). Killed and started again, it goes on from the last saved step, with the
+same result.
+"""
+
+import time
+from copy import deepcopy
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from tqdm import tqdm
+
+import common
+from fusionroute import Router, sft_loss
+from toy_experts import tasks, tokenizer
+from toy_experts import train as toy
+
+
+@dataclass
+class Settings:
+    seed: int = 0              # selects the run: all data and weights follow from it
+    out: str = "out"           # runs are kept in OUT/seedN/
+    device: str = "auto"       # auto, cuda, mps or cpu
+    gap: float = 0.25          # share of each benchmark's sub-skills that no expert is trained on
+    samples: int = 2400        # SFT samples, equal shares of the benchmarks and general prompts
+    epochs: int = 4            # passes over them
+    batch: int = 16            # samples a step
+    lr: float = 1e-3           # peak learning rate of theta_LM
+    lr_w: float = 3e-3         # peak learning rate of W
+    lam: float = 1 / 3         # lambda of Eq. (2), the weight of the routing loss
+    save_every: int = 100      # steps between saved states
+
+    def __post_init__(self):
+        common.positive(self, "samples", "epochs", "batch", "lr", "lr_w", "save_every")
+        common.positive(self, "lam", or_zero=True)
+
+
+def sft_data(s):
+    """The router's SFT samples: every sub-skill, those that no expert has included; train split."""
+    return tasks.mixed("train", s.samples, Random(f"sft {s.seed}"))
+
+
+def sample(item):
+    return common.answer_only(tokenizer.encode_prompt(item.prompt), tokenizer.encode_answer(item.answer))
+
+
+def main(argv=None):
+    s = common.settings(Settings, __doc__, argv)
+    folder, device = common.prepare(s)
+    path, state_path = folder / "router_sft.pt", folder / "router_sft.state.pt"
+    experts = toy.ensure(toy.Settings(seed=s.seed, out=s.out, device=s.device, gap=s.gap), only=("seed", "gap"))
+    recipe = common.recipe(s) | {"experts": common.fingerprints(toy.EXPERTS, experts)}
+    if path.exists():
+        _, content = common.load_model(path, tokenizer.FINGERPRINT, "run python train_sft.py", router=True)
+        common.check_same(path, content["recipe"], recipe)
+        return print(f"{path} is there already")
+
+    begun = time.time()
+    # What training needs to know of the experts: two numbers per expert and token. After this they are not needed.
+    ids, mask, lengths, logp, choice = common.scored(folder, [sample(i) for i in sft_data(s)], recipe["experts"], experts)
+    router = Router(deepcopy(experts[toy.EXPERTS.index("instruct")]), len(experts)).to(device).requires_grad_(True)
+    del experts
+
+    optimizer = torch.optim.AdamW([{"params": router.lm.parameters(), "peak": s.lr}, {"params": router.W.parameters(), "peak": s.lr_w}],
+                                  lr=s.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    plan = [rows for epoch in range(s.epochs) for rows in common.batches(lengths, s.batch, s.seed * 1000 + epoch)]
+    start, log = common.resume(state_path, recipe, router, optimizer)
+
+    seen, clock = 0, time.time()
+    bar = tqdm(range(start, len(plan)), desc="phase 1", initial=start, total=len(plan), mininterval=1.0)
+    for step in bar:
+        rows = plan[step]
+        T = int(lengths[rows].max())
+        x, m = ids[rows, :T].to(device), mask[rows, 1:T].to(device)               # (B, T), (B, T-1)
+        logits, w = router(x[:, :-1])                                             # (B, T-1, V), (B, T-1, n)
+        loss, info = sft_loss(logits, w, x[:, 1:], m, logp[rows, :T - 1].to(device), choice[rows, :T - 1].to(device), s.lam)
+
+        common.update(loss, router, optimizer, common.schedule(step, len(plan), warmup=20))
+        routing = {f"route_{name}": share for name, share in zip(toy.EXPERTS, info.pop("routing"))}
+        log.append({"step": step, **{k: round(float(v), 5) for k, v in ({"loss": loss} | info | routing).items()}})
+        seen += int(lengths[rows].sum())
+        bar.set_postfix_str(f"loss {log[-1]['loss']:.3f}, {seen / (time.time() - clock):,.0f} tokens/s", refresh=False)
+        if (step + 1) % s.save_every == 0:
+            common.save_state(state_path, recipe, step + 1, router, optimizer, log)
+
+    common.write_log(folder / "router_sft.log.jsonl", log)
+    common.save_model(path, router, tokenizer.FINGERPRINT, recipe, time.time() - begun, recipe["experts"])
+    state_path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    common.run(main)
