@@ -1,0 +1,141 @@
+"""Phase 2 of FusionRoute: complemented DPO, Eq. (3), mixed with SFT, Algorithm 1. Read train_sft.py first.
+
+    python train_cdpo.py           needs the router of phase 1 (python train_sft.py)
+
+Departures from the paper and readings of it:
+1. The paper's pairs come from OpenHermes. Here y_w is a right answer, and y_l a wrong one that the fused model of phase 1 itself
+   sampled: what it does wrong is what there is to correct. Prompts that it never fails give no pair.
+2. Algorithm 1 shuffles single samples; here whole batches, half of them SFT, half pairs, in random order.
+3. The SFT batches are phase 1's data again; the paper takes other samples of the same source.
+
+Writes OUT/seedN/router.pt, the pairs as pairs-*.jsonl (the name holds a hash of what they were sampled from), and router.log.jsonl.
+A pair step logs: loss; reward_w and reward_l = beta log pi_theta/pi_ref of chosen and rejected; margin, their difference; accuracy,
+the share of pairs with margin > 0; bias, the experts' share of Eq. (3); fused_accuracy, the share with margin + bias > 0;
+length_w and length_l, answer lengths in tokens. An SFT step logs what phase 1 logs.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from tqdm import tqdm
+
+import common
+import decode
+from fusionroute import cdpo_loss, routed_logp, score, sequence_logp, sft_loss
+from toy_experts import pairs, tokenizer
+from toy_experts import train as toy
+from train_sft import Settings as SFTSettings
+from train_sft import sample, sft_data
+
+
+@dataclass
+class Settings:
+    seed: int = 0              # selects the run: all data and weights follow from it
+    out: str = "out"           # runs are kept in OUT/seedN/
+    device: str = "auto"       # auto, cuda, mps or cpu
+    prompts: int = 2000        # prompts of the preference split to make pairs from
+    tries: int = 2             # answers sampled for each prompt; the first wrong one becomes y_l
+    temperature: float = 1.0   # temperature of these samples
+    epochs: int = 2            # passes over the pairs; as many batches of SFT samples are mixed in
+    batch: int = 16            # SFT samples, or pairs, a step
+    lr: float = 2e-4           # peak learning rate of theta_LM
+    lr_w: float = 1e-3         # peak learning rate of W (in SFT batches; pairs never move W)
+    lam: float = 1 / 3         # lambda of Eq. (2), the weight of the routing loss
+    beta: float = 0.1          # beta of Eq. (3)
+    save_every: int = 50       # steps between saved states
+
+    def __post_init__(self):
+        common.positive(self, "prompts", "tries", "temperature", "epochs", "batch", "lr", "lr_w", "beta", "save_every")
+        common.positive(self, "lam", or_zero=True)
+
+
+def read_pairs(path, max_len):
+    """Lines of {prompt, chosen, rejected} -> samples, chosen and rejected in turn: rows 2i and 2i + 1 are pair i."""
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        samples = [common.answer_only(tokenizer.encode_prompt(p["prompt"]), tokenizer.encode_answer(p[side]))
+                   for p in lines for side in ("chosen", "rejected")]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise common.UserError(f"{path} is not lines of {{prompt, chosen, rejected}}; remove it, and it is made anew") from e
+    if not samples:
+        raise common.UserError(f"{path} holds no pairs: raise --prompts, --tries or --temperature")
+    if max(len(ids) for ids, _ in samples) > max_len:
+        raise common.UserError(f"{path} has answers of more than {max_len} tokens with their prompts; remove it, and it is made anew")
+    return samples
+
+
+def make_plan(sft_lengths, pair_lengths, s):
+    """Algorithm 1's shuffled mix: [("sft" or "pair", indices)], every pair s.epochs times and as many batches of SFT samples."""
+    plan = [("pair", rows) for e in range(s.epochs) for rows in common.batches(pair_lengths, s.batch, s.seed * 1000 + e)]
+    sft = []
+    while len(sft) < len(plan):
+        sft += [("sft", rows) for rows in common.batches(sft_lengths, s.batch, s.seed * 1000 + 500 + len(sft))]
+    Random(f"plan {s.seed}").shuffle(mix := plan + sft[:len(plan)])
+    return mix
+
+
+def main(argv=None):
+    s, begun = common.settings(Settings, __doc__, argv), time.time()
+    router, experts = decode.load(s, "router_sft")
+    folder, device = common.prepare(s)
+    path, state_path = folder / "router.pt", folder / "router.state.pt"
+    _, phase1 = common.load_model(folder / "router_sft.pt", tokenizer.FINGERPRINT, "run python train_sft.py", router=True)
+    recipe = common.recipe(s) | {"experts": phase1["experts"], "router_sft": common.fingerprints(["router_sft"], [router])["router_sft"]}
+    if path.exists():
+        _, content = common.load_model(path, tokenizer.FINGERPRINT, "run python train_cdpo.py", router=True)
+        common.check_same(path, content["recipe"], recipe)
+        return print(f"{path} is there already")
+
+    sft_settings = SFTSettings(**{k: phase1["recipe"][k] for k in ("seed", "samples")})
+    pair_samples = read_pairs(pairs.sample(s, folder, router, experts, recipe["router_sft"]), router.lm.config.max_len)
+    tables = {"sft": common.scored(folder, [sample(i) for i in sft_data(sft_settings)], recipe["experts"], experts),
+              "pair": common.scored(folder, pair_samples, recipe["experts"], experts)}  # rows 2i and 2i + 1: y_w, y_l of pair i
+    # pi_ref, the router's language model as phase 1 left it, stays frozen: its log-probabilities are computed once.
+    ids, mask, lengths, _, _ = tables["pair"]
+    ref = (score([router.lm], ids, lengths)[0][..., 0] * mask[:, 1:]).sum(-1).to(device)  # (2 * pairs,)
+    plan = make_plan(tables["sft"][2], torch.maximum(lengths[::2], lengths[1::2]), s)
+    router = router.requires_grad_(True)
+    del experts
+
+    optimizer = torch.optim.AdamW([{"params": router.lm.parameters(), "peak": s.lr}, {"params": router.W.parameters(), "peak": s.lr_w}],
+                                  lr=s.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    start, log = common.resume(state_path, recipe, router, optimizer)
+
+    seen, clock = 0, time.time()
+    bar = tqdm(range(start, len(plan)), desc="phase 2", initial=start, total=len(plan), mininterval=1.0)
+    for step in bar:
+        kind, rows = plan[step]
+        ids, mask, lengths, logp, choice = tables[kind]
+        if kind == "pair":
+            rows = torch.stack([2 * rows, 2 * rows + 1], 1).flatten()             # (2B,): y_w, y_l in turn
+        T = int(lengths[rows].max())
+        x, m = ids[rows, :T].to(device), mask[rows, 1:T].to(device)               # (B, T), (B, T-1)
+        logits, w = router(x[:, :-1])                                             # (B, T-1, V), (B, T-1, n)
+        expert_logp = logp[rows, :T - 1].to(device)                               # (B, T-1, n)
+        if kind == "sft":
+            loss, info = sft_loss(logits, w, x[:, 1:], m, expert_logp, choice[rows, :T - 1].to(device), s.lam)
+            info |= {f"route_{name}": share for name, share in zip(toy.EXPERTS, info.pop("routing"))}
+        else:
+            theta = sequence_logp(logits, x[:, 1:], m)                            # (2B,)
+            expert = routed_logp(w, expert_logp, m)                               # (2B,), no gradient: it is detached in the loss
+            loss, info = cdpo_loss(theta[::2], theta[1::2], ref[rows[::2]], ref[rows[1::2]], expert[::2], expert[1::2], s.beta)
+            size = m.sum(-1).float()                                              # (2B,), answer lengths
+            info |= {"length_w": size[::2].mean(), "length_l": size[1::2].mean()}
+
+        common.update(loss, router, optimizer, common.schedule(step, len(plan), warmup=20))
+        log.append({"step": step, "kind": kind, **{k: round(float(v), 5) for k, v in ({"loss": loss} | info).items()}})
+        seen += int(lengths[rows].sum())
+        bar.set_postfix_str(f"{kind} loss {log[-1]['loss']:.3f}, {seen / (time.time() - clock):,.0f} tokens/s", refresh=False)
+        if (step + 1) % s.save_every == 0:
+            common.save_state(state_path, recipe, step + 1, router, optimizer, log)
+
+    common.write_log(folder / "router.log.jsonl", log)
+    common.save_model(path, router, tokenizer.FINGERPRINT, recipe, time.time() - begun, recipe["experts"])
+    state_path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    common.run(main)
