@@ -1,0 +1,402 @@
+"""Every script as a user runs it, on a tiny world: a whole run, resuming after a kill, showing the routing, and every mistake."""
+
+import importlib
+import json
+import math
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from random import Random
+
+import pytest
+import torch
+
+import common
+import decode
+import evaluate
+import train_cdpo
+import train_sft
+from tests.conftest import ROOT, TINY, mistake, script
+from toy_experts import tasks, tokenizer
+from toy_experts.train import EXPERTS
+
+PROMPT = "Maya has 12 apples. She buys 5 more. Then she doubles the number. How many apples are there now?"
+
+
+@pytest.fixture
+def copy(world, tmp_path):
+    """A tiny world of one's own, to be damaged."""
+    shutil.copytree(world, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["model"]
+
+
+def same_weights(a, b):
+    a, b = weights(a), weights(b)
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# --- a whole run --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_run(world):
+    seed = world / "seed0"
+    assert {p.name for p in world.iterdir()} == {"seed0"}
+    assert not list(seed.glob("*.tmp")) and not list(seed.glob("*.state.pt"))
+    sft, cdpo = lines(seed / "router_sft.log.jsonl"), lines(seed / "router.log.jsonl")
+    assert [r["step"] for r in sft] == list(range(32)) and sft[-1]["loss"] < sft[0]["loss"]  # 60 samples / 8 -> 8 steps, 4 epochs
+    assert {"loss", "loss_lm", "loss_expert", "informative", "route_math", "route_code", "route_instruct"} < set(sft[0])
+    pairs = [r for r in cdpo if r["kind"] == "pair"]
+    assert len(pairs) == len(cdpo) / 2
+    assert {"loss", "reward_w", "reward_l", "margin", "accuracy", "bias", "length_w", "length_l"} < set(pairs[0])
+    (file,) = seed.glob("pairs-*.jsonl")
+    for p in lines(file):
+        assert set(p) == {"prompt", "chosen", "rejected"} and p["chosen"] != p["rejected"]
+    w0, w1, base = (weights(seed / f"{n}.pt") for n in ("router_sft", "router", "instruct"))
+    assert not torch.equal(w0["W.weight"], w1["W.weight"])  # the SFT batches of phase 2 go on training W
+    assert set(w0) == {f"lm.{k}" for k in base} | {"W.weight"} and float(w0["W.weight"].abs().max()) > 0
+
+
+def alone(models, prompt, answer):
+    """Per answer token, from one unpadded sample at a time: log p of the token under each model, (T, models), and their argmaxes."""
+    x, y = tokenizer.encode_prompt(prompt), tokenizer.encode_answer(answer)
+    with torch.no_grad():
+        logits = [m(torch.tensor([x + y]))[0][0, len(x) - 1:-1] for m in models]  # (T, V) each
+    picked = [l.log_softmax(-1).gather(1, torch.tensor(y)[:, None])[:, 0] for l in logits]
+    return torch.stack(picked, 1), torch.stack([l.argmax(-1) for l in logits], 1)
+
+
+def test_phase_1_logs_what_a_slow_computation_gives(copy):
+    """The first step over all 60 samples at once: W = 0, the router is still the instruction expert. Everything from the text anew."""
+    (copy / "seed0" / "router_sft.pt").unlink()
+    train_sft.main(["--out", str(copy), "--device", "cpu", "--samples", "60", "--epochs", "1", "--batch", "64"])
+    log = lines(copy / "seed0" / "router_sft.log.jsonl")[0]
+    experts = [common.load_model(copy / "seed0" / f"{n}.pt", tokenizer.FINGERPRINT, "")[0] for n in EXPERTS]
+    lm = expert = informative = count = 0
+    for i in train_sft.sft_data(train_sft.Settings(samples=60)):
+        logp, choice = alone(experts, i.prompt, i.answer)
+        S = torch.tensor([len(set(c)) > 1 for c in choice.tolist()])
+        lm, expert = lm - float(logp[:, EXPERTS.index("instruct")].sum()), expert - float(logp[S].mean(1).sum())
+        informative, count = informative + int(S.sum()), count + len(S)
+    assert log["loss_lm"] == pytest.approx(lm / count, rel=1e-3) and log["loss_expert"] == pytest.approx(expert / count, rel=1e-3)
+    assert log["loss"] == pytest.approx((lm + expert / 3) / count, rel=1e-3) and log["informative"] == pytest.approx(informative / count, abs=1e-4)
+
+
+def test_phase_2_logs_what_a_slow_computation_gives(copy):
+    """One step over all pairs at once, with learning rates of nearly zero so that the order of the two steps does not matter."""
+    seed = copy / "seed0"
+    (seed / "router.pt").unlink()
+    train_cdpo.main(["--out", str(copy), "--device", "cpu", *"--prompts 36 --tries 1 --epochs 1 --batch 64 --beta 0.01 --lr 1e-30 --lr_w 1e-30".split()])
+    (log,) = [r for r in lines(seed / "router.log.jsonl") if r["kind"] == "pair"]
+    router, experts = decode.load(decode.Settings(out=str(copy)), "router_sft")
+    (file,) = seed.glob("pairs-*.jsonl")
+    bias, size = [], {"chosen": [], "rejected": []}
+    for p in lines(file):
+        total = {}
+        for side in size:
+            logp, _ = alone(experts, p["prompt"], p[side])
+            ids = tokenizer.encode_prompt(p["prompt"]) + tokenizer.encode_answer(p[side])
+            pick = router(torch.tensor([ids]))[1][0, -len(logp) - 1:-1].argmax(-1)
+            total[side] = float(logp.gather(1, pick[:, None]).sum())
+            size[side].append(len(logp))
+        bias.append(0.01 * (total["chosen"] - total["rejected"]))
+    mean = lambda xs: sum(xs) / len(xs)
+    assert log["bias"] == pytest.approx(mean(bias), rel=1e-3, abs=1e-5) and abs(mean(bias)) > 1e-2
+    assert log["loss"] == pytest.approx(mean([math.log1p(math.exp(-b)) for b in bias]), rel=1e-3, abs=1e-5)
+    assert (log["length_w"], log["length_l"]) == (pytest.approx(mean(size["chosen"]), abs=1e-3), pytest.approx(mean(size["rejected"]), abs=1e-3))
+    assert abs(log["reward_w"]) < 1e-4 and abs(log["reward_l"]) < 1e-4  # pi_ref is phase 1's router
+    item = next(i for i in tasks.mixed("preference", 36, Random("preference 0")) if i.prompt == lines(file)[0]["prompt"])
+    assert tasks.check(item, lines(file)[0]["chosen"]) and not tasks.check(item, lines(file)[0]["rejected"])
+
+
+def test_the_reference_stays_frozen_while_the_policy_moves(copy):
+    """Rewards logged at the last pair step against a reference computed anew from phase 1's file: with a policy that has moved, both
+    rewards are away from zero, which no reference that moves along can give."""
+    (copy / "seed0" / "router.pt").unlink()
+    train_cdpo.main(["--out", str(copy), "--device", "cpu", *"--prompts 36 --tries 1 --epochs 6 --batch 64 --lr 1e-3".split()])
+    pairs = [r for r in lines(copy / "seed0" / "router.log.jsonl") if r["kind"] == "pair"]
+    assert pairs[-1]["margin"] > 0.05 and pairs[-1]["loss"] < pairs[0]["loss"] and pairs[-1]["accuracy"] > 0.7
+
+
+def test_run_again_skips_and_changes_nothing(world, capsys):
+    before = {p.name: (p.stat().st_mtime_ns, p.stat().st_size) for p in (world / "seed0").iterdir()}
+    for name in ("train_sft", "train_cdpo"):
+        importlib.import_module(name).main(["--out", str(world), *TINY[name].split()])
+        assert "is there already" in capsys.readouterr().out
+    assert before == {p.name: (p.stat().st_mtime_ns, p.stat().st_size) for p in (world / "seed0").iterdir() if p.name in before}
+
+
+@pytest.mark.parametrize("name, result, flags", [("train_sft", "router_sft", "--samples 60 --epochs 12 --batch 8 --save_every 5"),
+                                                 ("train_cdpo", "router", "--prompts 36 --tries 1 --epochs 10 --batch 8 --save_every 3")])
+def test_killed_and_resumed_equals_uninterrupted(copy, tmp_path, name, result, flags):
+    (copy / "seed0" / f"{result}.pt").unlink()
+    shutil.copytree(copy, tmp_path / "whole")
+    script(name, "--out", tmp_path / "whole", "--device", "cpu", *flags.split())
+    command = [sys.executable, str(ROOT / f"{name}.py"), "--out", str(copy), "--device", "cpu", *flags.split()]
+    state = copy / "seed0" / f"{result}.state.pt"
+    p = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.time() + 120
+    while not state.exists() and p.poll() is None and time.time() < deadline:
+        time.sleep(0.002)
+    p.send_signal(signal.SIGKILL)
+    assert p.wait() == -signal.SIGKILL and state.exists(), "the kill came too late to show anything"
+    assert "going on from step" in script(name, "--out", copy, "--device", "cpu", *flags.split()).stdout
+    assert same_weights(copy / "seed0" / f"{result}.pt", tmp_path / "whole" / "seed0" / f"{result}.pt")
+    assert lines(copy / "seed0" / f"{result}.log.jsonl") == lines(tmp_path / "whole" / "seed0" / f"{result}.log.jsonl")
+    assert not state.exists()
+
+
+def test_seeds_share_no_files(world, copy):
+    before = {p: p.read_bytes() for p in (copy / "seed0").iterdir()}
+    script("toy_experts.train", "--out", copy, "--seed", "7", *TINY["toy_experts.train"].split())
+    assert {p: p.read_bytes() for p in (copy / "seed0").iterdir()} == before
+    assert not same_weights(copy / "seed0" / "math.pt", copy / "seed7" / "math.pt")
+
+
+# --- decode.py and evaluate.py ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", decode.METHODS)
+def test_json_of_every_method(world, method, capsys):
+    decode.main(["--out", str(world), "--json", "--method", method, PROMPT])
+    *tokens, last = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert last["answer"] == "".join(t["token"] for t in tokens) and last["prompt"] == PROMPT and last["method"] == method
+    for t in tokens + [last["end"]] * bool(last["end"]):
+        assert {"token", "expert", "weights", "expert_choice", "changed"} <= set(t)
+        if method == "router":
+            assert t["expert"] == "router" and t["weights"] == {}
+        else:
+            assert set(t["weights"]) == set(EXPERTS) and abs(sum(t["weights"].values()) - 1) < 1e-3
+            assert t["weights"][t["expert"]] == max(t["weights"].values())
+        if method not in ("fusionroute", "sft_only"):
+            assert not t["changed"]  # nobody there to change it
+        if method in EXPERTS:
+            assert t["expert"] == method
+
+
+def test_plain_output_names_the_experts_and_has_no_escape_codes(world):
+    out = script("decode", "--out", world, PROMPT).stdout
+    assert "\033" not in out and "tokens with the end" in out and any(f"{name} | " in out for name in EXPERTS)
+
+
+def test_colours_and_marks(capsys):
+    enc = tokenizer.encoding.encode_ordinary
+    a, b = enc(" apples")[0], enc(" eggs")[0]
+    trace = decode.Trace([a, b, tokenizer.END], [0, 1, 1], [[0.8, 0.1, 0.1]] * 3, [a, a, tokenizer.END])
+    decode.show(trace, "fusionroute", colour=True)
+    out = capsys.readouterr().out
+    assert "\033[34m apples\033[0m" in out and "\033[32;4m eggs\033[0m" in out
+    decode.show(trace, "fusionroute", colour=False)
+    out = capsys.readouterr().out
+    assert "math |  apples" in out and "code | « eggs»" in out and "changed by the router: ' apples' -> ' eggs'" in out
+
+
+def test_interactive(world):
+    """Two prompts, a bad one between them that does not end the conversation, then an empty line."""
+    p = script("decode", "--out", world, stdin=f"{PROMPT}\n{'word ' * 300}\nWhat is 38 mod 5?\n\nnever read\n")
+    assert p.stdout.count("tokens with the end") == 2 and "never" not in p.stdout
+    assert p.stderr.count("error: ") == 1
+    assert script("decode", "--out", world, stdin="").stdout == ""  # Ctrl-D at once
+
+
+def test_evaluate_and_its_cache(copy):
+    first = script("evaluate", "--out", copy, "--prompts", "6")
+    r = json.loads((copy / "seed0" / "quickstart.json").read_text())
+    assert set(r["accuracy"]) == set(decode.METHODS) and set(r["accuracy"]["fusionroute"]) == {*evaluate.tasks.BENCHMARKS, "average", "general"}
+    for method, row in r["accuracy"].items():
+        assert row["average"] == pytest.approx(sum(row[b] for b in evaluate.tasks.BENCHMARKS) / 5, abs=1e-3)
+    start = time.time()
+    again = script("evaluate", "--out", copy, "--prompts", "6")
+    assert "evaluating" not in again.stderr and again.stdout in first.stdout and time.time() - start < 20
+    assert "evaluating" in script("evaluate", "--out", copy, "--prompts", "7").stderr  # other settings: not from the cache
+
+
+def test_readme_says_what_results_say():
+    result = json.loads((ROOT / "results" / "quickstart.json").read_text())
+    readme = (ROOT / "README.md").read_text()
+    assert evaluate.fill(readme, result) == readme
+    table = result["accuracy"]["fusionroute"]
+    table["toy-gsm8k"] = 0.123  # and would notice a change
+    assert evaluate.fill(readme, result) != readme
+
+
+def test_published_figures_show_what_the_readme_claims():
+    r = json.loads((ROOT / "results" / "quickstart.json").read_text())
+    average = {m: row["average"] for m, row in r["accuracy"].items()}
+    assert all(average["fusionroute"] > average[m] for m in [*EXPERTS, "routing_only", "sft_only"])
+    for expert, benches in evaluate.tasks.DOMAINS.items():
+        for b in evaluate.tasks.BENCHMARKS:
+            assert r["covered"][expert][b] >= 0.85 if b in benches else r["covered"][expert][b] < 0.6
+    assert r["routing"]["toy-gsm8k"]["S"]["math"] > 0.5 and r["routing"]["toy-mbpp"]["S"]["code"] > 0.5
+    assert r["meta"]["seconds"]["total"] < 600 and r["meta"]["settings"]["split"] == "test"
+
+
+@pytest.mark.parametrize("name", ["toy_experts.train", "train_sft", "train_cdpo", "decode", "evaluate"])
+def test_help_explains_every_flag(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(name).main(["--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out.split("options:")[1]
+    for f in importlib.import_module(name).Settings.__dataclass_fields__:
+        help_line = out[out.index(f"--{f} "):].split("\n  --")[0]
+        assert "(default:" in help_line and len(help_line.split()) > 6
+
+
+# --- mistakes ----------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, args, says", [
+    ("decode", [""], "empty"),
+    ("decode", ["  \n"], "empty"),
+    ("decode", ["word " * 300], "at most"),
+    ("decode", ["--method", "chemistry", PROMPT], "chemistry"),
+    ("decode", ["--temperature", "1", PROMPT], "--temperature"),
+    ("decode", ["--seed", "x", PROMPT], "--seed"),
+    ("decode", ["--seed", "-1", PROMPT], "--seed"),
+    ("decode", ["--device", "abacus", PROMPT], "abacus"),
+    ("decode", ["--seed", "5", PROMPT], "train_sft.py|train_cdpo.py"),
+    ("decode", [PROMPT, "two"], "two"),
+    ("train_sft", ["--lr", "-1"], "--lr"),
+    ("train_sft", ["--lr", "nan"], "--lr"),
+    ("train_sft", ["--batch", "0"], "--batch"),
+    ("train_sft", ["--learning_rate", "1"], "--learning_rate"),
+    ("train_sft", ["--samples", "61", *TINY["train_sft"].split()[2:]], "samples = 60, and 61"),
+    ("train_sft", ["--gap", "0.5"], "gap = 0.25, and 0.5"),
+    ("train_sft", ["--lam", "-0.1"], "--lam"),
+    ("train_cdpo", ["--beta", "0"], "--beta"),
+    ("train_cdpo", ["--seed", "5"], "train_sft.py"),
+    ("train_sft", ["--samples", "99999999999999999999"], "--samples"),
+    ("evaluate", ["--prompts", "30000"], "only some"),
+    ("toy_experts.train", ["--gap", "2"], "--gap"),
+    ("toy_experts.train", ["--d_model", "25"], "--d_model"),
+    ("evaluate", ["--split", "train"], "--split"),
+    ("evaluate", ["--prompts", "0"], "--prompts"),
+])
+def test_bad_arguments(world, name, args, says):
+    before = sorted(world.rglob("*"))
+    err = mistake(name, "--out", world, *args)
+    assert any(s in err for s in says.split("|")), err
+    assert sorted(p for p in world.rglob("*") if p.name != "quickstart.json") == [p for p in before if p.name != "quickstart.json"]
+
+
+@pytest.mark.parametrize("args", [["--nonsense"], ["--seed", "5", PROMPT], [""], ["--out", "x" * 300, PROMPT]])
+def test_a_mistake_is_one_line_and_status_2(world, args):
+    p = script("decode", "--out", world, *args, status=2)
+    assert p.stdout == "" and len(p.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("redirect", ["<&-", "> /dev/full"])
+def test_closed_and_full_streams(world, redirect):
+    p = subprocess.run(["bash", "-c", f'"$@" {redirect}', "bash", sys.executable, str(ROOT / "decode.py"), "--out", str(world), PROMPT],
+                       capture_output=True, text=True, cwd=ROOT)
+    assert p.returncode == (2 if "full" in redirect else 0) and "Traceback" not in p.stderr, p.stderr
+    assert len(p.stderr.splitlines()) == ("full" in redirect)
+
+
+def test_a_diverged_run_is_not_saved(copy):
+    (copy / "seed0" / "router_sft.pt").unlink()
+    assert "diverged" in mistake("train_sft", "--out", copy, "--device", "cpu", *TINY["train_sft"].split(), "--lr", "1e30")
+    assert not (copy / "seed0" / "router_sft.pt").exists()
+
+
+def test_a_token_may_end_inside_a_character():
+    trace = decode.Trace([0xC3], [0], [[1.0, 0.0, 0.0]], [0xC3])
+    assert [r["token"] for r in decode.records(trace, "fusionroute")] == ["\ufffd"] == [tokenizer.encoding.decode([0xC3])]
+
+
+class Bomb:
+    def __reduce__(self):
+        return (os.system, ("touch bomb-went-off",))
+
+
+@pytest.mark.parametrize("damage, says", [
+    (lambda d: (d / "router.pt").unlink(), "train_cdpo.py"),
+    (lambda d: (d / "code.pt").unlink(), "code.pt"),
+    (lambda d: (d / "router.pt").write_bytes((d / "router.pt").read_bytes()[:-700]), "truncated"),
+    (lambda d: (d / "router.pt").write_bytes(b""), "truncated"),
+    (lambda d: (d / "math.pt").write_bytes(b"\x00not a checkpoint" * 50), "not a checkpoint"),
+    (lambda d: (d / "router.pt").write_bytes(pickle.dumps(Bomb())), "not a checkpoint"),
+    (lambda d: torch.save(Bomb(), d / "router.pt"), "not a checkpoint"),
+    (lambda d: torch.save({"weights": torch.ones(3)}, d / "router.pt"), "of this project"),
+    (lambda d: torch.save([1, 2], d / "router.pt"), "of this project"),
+    (lambda d: change(d / "router.pt", vocabulary="0123456789abcdef"), "another vocabulary"),
+    (lambda d: change(d / "math.pt", vocabulary="0123456789abcdef"), "another vocabulary"),
+    (lambda d: change(d / "router.pt", config={"d_model": 48}), "do not fit"),
+    (lambda d: change(d / "router.pt", config={"n_layer": "two"}), "do not fit"),
+    (lambda d: change(d / "math.pt", config={"unknown": 1}), "do not fit"),
+    (lambda d: change(d / "math.pt", config={"norm_eps": "a"}), "do not fit"),
+    (lambda d: change(d / "math.pt", config={"max_len": 20}), "must be equal"),
+    (lambda d: change(d / "router.pt", experts=[1, 2, 3]), "routes among"),
+    (lambda d: change(d / "router.pt", experts={"instruct": "", "code": "", "math": ""}), "routes among"),
+    (lambda d: shrink(d / "math.pt"), "vocabulary of math.pt"),
+    (lambda d: shutil.copy(d / "code.pt", d / "math.pt"), "math"),
+    (lambda d: shutil.copy(d / "math.pt", d / "router.pt"), "router.pt"),
+])
+def test_bad_checkpoints(copy, damage, says):
+    damage(copy / "seed0")
+    before = {p: p.read_bytes() for p in (copy / "seed0").iterdir()}
+    err = mistake("decode", "--out", copy, PROMPT)
+    assert says in err, err
+    assert {p: p.read_bytes() for p in (copy / "seed0").iterdir()} == before
+    assert not (ROOT / "bomb-went-off").exists()
+
+
+def change(path, config=None, **fields):
+    content = torch.load(path, weights_only=True)
+    content["config"] |= config or {}
+    torch.save(content | fields, path)
+
+
+def shrink(path):
+    """An expert with another number of tokens, consistent in itself."""
+    content = torch.load(path, weights_only=True)
+    content["config"]["vocab_size"] = 100
+    for name in ("embed.weight", "head.weight"):
+        content["model"][name] = content["model"][name][:100].clone()
+    torch.save(content, path)
+
+
+def test_a_state_of_other_settings_is_refused(copy):
+    seed = copy / "seed0"
+    content = torch.load(seed / "router_sft.pt", weights_only=True)
+    (seed / "router_sft.pt").unlink()
+    torch.save({"recipe": content["recipe"] | {"lr": 9.0}, "step": 5, "model": content["model"], "optimizer": {}, "log": []},
+               seed / "router_sft.state.pt")
+    assert "lr = 9.0" in mistake("train_sft", "--out", copy, *TINY["train_sft"].split())
+
+
+def test_out_that_cannot_be_written(world, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for name in ("toy_experts.train", "train_sft"):
+        assert "cannot write" in mistake(name, "--out", tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.mark.parametrize("name, result", [("train_sft", "router_sft"), ("train_cdpo", "router")])
+def test_a_full_disk_keeps_the_previous_checkpoint(copy, name, result):
+    """Files may grow to 8 KiB only: the state cannot be saved. What was there before survives, and no half file is left."""
+    seed = copy / "seed0"
+    (seed / f"{result}.pt").unlink()
+    before = {p: p.read_bytes() for p in seed.iterdir()}
+    err = script(name, "--out", copy, *TINY[name].split(), prefix=("bash", "-c", 'ulimit -f 8; exec "$@"', "bash"), status=2).stderr
+    assert "cannot write" in err and "unchanged" in err
+    assert {p: p.read_bytes() for p in seed.iterdir()} == before
+
+
+def test_write_is_whole_or_nothing(tmp_path, monkeypatch):
+    common.write(tmp_path / "a", "old")
+    monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(common.UserError, match="No space left"):
+        common.write(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a"]
