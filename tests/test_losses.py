@@ -195,7 +195,7 @@ def test_score_equals_each_expert_on_each_sample_alone():
         for i, expert in enumerate(experts):
             p = expert(torch.tensor([s]))[0][0].log_softmax(-1)  # (T, V)
             for t in range(len(s) - 1):
-                assert float(logp[b, t, i]) == pytest.approx(float(p[t, s[t + 1]]), abs=1e-5)
+                assert float(logp[b, t, i]) == pytest.approx(p[t, s[t + 1]].item(), abs=1e-5)
                 assert int(choice[b, t, i]) == int(p[t].argmax())
     assert not logp.requires_grad
 

@@ -52,7 +52,7 @@ class Settings:
 
 # The base's documents: drills in arithmetic and copying, a few whole question-answer documents, and for the rest unpaired halves.
 DRILLS = 0.35
-WHOLE = {"toy-gsm8k": 0.08, "toy-math500": 0.12, "toy-mbpp": 0.04, "toy-humaneval": 0.02, "toy-ifeval": 0.14}
+WHOLE = {"toy-gsm8k": 0.06, "toy-math500": 0.12, "toy-mbpp": 0.02, "toy-humaneval": 0.02, "toy-ifeval": 0.14}
 EQUALS, STOP = tokenizer.encoding.encode_single_token(" = "), tokenizer.encoding.encode_single_token(".")
 
 
