@@ -124,9 +124,9 @@ def test_the_reference_stays_frozen_while_the_policy_moves(copy):
     """Rewards logged at the last pair step against a reference computed anew from phase 1's file: with a policy that has moved, both
     rewards are away from zero, which no reference that moves along can give."""
     (copy / "seed0" / "router.pt").unlink()
-    train_cdpo.main(["--out", str(copy), "--device", "cpu", *"--prompts 36 --tries 1 --epochs 6 --batch 64 --lr 1e-3".split()])
+    train_cdpo.main(["--out", str(copy), "--device", "cpu", *"--prompts 36 --tries 1 --epochs 6 --batch 64 --lr 1e-3 --beta 0.01".split()])
     pairs = [r for r in lines(copy / "seed0" / "router.log.jsonl") if r["kind"] == "pair"]
-    assert pairs[-1]["margin"] > 0.05 and pairs[-1]["loss"] < pairs[0]["loss"] and pairs[-1]["accuracy"] > 0.7
+    assert pairs[-1]["margin"] > 0.005 and pairs[-1]["loss"] < pairs[0]["loss"] and pairs[-1]["accuracy"] > 0.7
 
 
 def test_run_again_skips_and_changes_nothing(world, capsys):
