@@ -70,10 +70,9 @@ def routing(experts, items, traces):
     return {"all": share(picks), "S": share(inside), "S_share": round(len(inside) / len(picks), 4)}
 
 
-def evaluate(s):
-    """Everything that quickstart.json holds, for one run."""
+def evaluate(s, router, router_sft, experts):
+    """Everything that quickstart.json holds, for one run and its models."""
     folder = common.run_dir(s)
-    (router, experts), (router_sft, _) = decode.load(s, "router"), decode.load(s, "router_sft")
     names = ["base"] + EXPERTS + ["router_sft", "router"]
     checkpoints = {name: common.load(folder / f"{name}.pt", ("recipe", "seconds"), "run bash run.sh") for name in names}
     gap = checkpoints["base"]["recipe"]["gap"]
@@ -207,12 +206,12 @@ def main(argv=None):
     publish = args.pop("publish")
     s = Settings(**args)
     folder = common.run_dir(s)
-    router, experts = decode.load(s, "router")
-    made_from = common.fingerprints(["router", "router_sft"], [router, decode.load(s, "router_sft")[0]])
+    (router, experts), (router_sft, _) = decode.load(s, "router"), decode.load(s, "router_sft")
+    made_from = common.fingerprints(["router", "router_sft"], [router, router_sft])
     asked, cache = common.recipe(s), folder / "quickstart.json"
     result = None if publish else saved(cache, asked, made_from)
     if result is None:
-        result = evaluate(s)
+        result = evaluate(s, router, router_sft, experts)
         result["meta"]["made_from"], result["example"] = made_from, example(router, experts)
         common.write(cache, json.dumps(result, indent=1) + "\n")
         print(f"saved {cache}")

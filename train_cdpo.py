@@ -82,7 +82,7 @@ def main(argv=None):
     router, experts = decode.load(s, "router_sft")
     folder, device = common.prepare(s)
     path, state_path = folder / "router.pt", folder / "router.state.pt"
-    _, phase1 = common.load_model(folder / "router_sft.pt", tokenizer.FINGERPRINT, "run python train_sft.py", router=True)
+    phase1 = common.load(folder / "router_sft.pt", ("recipe", "experts"), "run python train_sft.py")  # its settings
     recipe = common.recipe(s) | {"experts": phase1["experts"], "router_sft": common.fingerprints(["router_sft"], [router])["router_sft"]}
     if path.exists():
         _, content = common.load_model(path, tokenizer.FINGERPRINT, "run python train_cdpo.py", router=True)
