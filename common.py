@@ -78,6 +78,19 @@ def positive(s, *names, or_zero=False):
             raise UserError(f"--{name} is {value}, and must be {'zero or ' if or_zero else ''}above zero, and not huge")
 
 
+def one_of(s, name, values):
+    """Raise UserError unless the field of the settings s is one of values."""
+    if getattr(s, name) not in values:
+        raise UserError(f"--{name} is {getattr(s, name)!r}, and must be one of {', '.join(values)}")
+
+
+def file_stem(s, *names):
+    """Raise UserError unless each named field of the settings s can name a checkpoint."""
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", getattr(s, name)) or getattr(s, name).startswith("."):
+            raise UserError(f"--{name} is {getattr(s, name)!r}, and must be a file name without a folder: letters, digits, _ . -")
+
+
 def device(name):
     """The torch.device for --device auto|cuda|mps|cpu."""
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -170,7 +183,7 @@ def check_same(path, saved, asked):
 
 def recipe(s):
     """The settings that decide a result: all but where it runs, where it goes and how often it is saved."""
-    return {k: v for k, v in dataclasses.asdict(s).items() if k not in ("out", "device", "save_every")}
+    return {k: v for k, v in dataclasses.asdict(s).items() if k not in ("out", "device", "save_every", "name", "phase1", "pairs_of")}
 
 
 def fingerprints(names, models):

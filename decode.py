@@ -128,7 +128,7 @@ def answer_ids(trace):
 def load(s, which):
     """The router `which` ("router" or "router_sft") of a run, frozen, and its experts. UserError when they don't fit each other."""
     folder, device = common.run_dir(s), common.device(s.device)
-    hint = "run bash run.sh, or python train_sft.py" + (", then python train_cdpo.py" if which == "router" else "")
+    hint = "run bash run.sh, or python train_sft.py" + ("" if which == "router_sft" else ", then python train_cdpo.py")
     experts = [common.load_model(folder / f"{name}.pt", tokenizer.FINGERPRINT, hint, device)[0] for name in EXPERTS]
     path = folder / f"{which}.pt"
     router, content = common.load_model(path, tokenizer.FINGERPRINT, hint, device, router=True)
@@ -139,10 +139,10 @@ def load(s, which):
         if expert.config.max_len != router.lm.config.max_len:
             raise common.UserError(f"{name}.pt reads {expert.config.max_len} tokens and {which}.pt {router.lm.config.max_len}: they "
                                    "must be equal")
-    if list(content["experts"]) != EXPERTS:  # the order of W's rows
-        raise common.UserError(f"{path} routes among {content['experts']}, not among {', '.join(EXPERTS)}")
+    if [name for name in content["experts"] if name != "router"] != EXPERTS:  # the order of W's rows
+        raise common.UserError(f"{path} routes among {', '.join(content['experts'])}, not among {', '.join(EXPERTS)}")
     common.check_same(path, content["experts"], common.fingerprints(EXPERTS, experts))
-    return router, experts
+    return router, experts + [router.lm] * ("router" in content["experts"])  # one trained to pick itself too (train_sft.py --loss co_llm_self)
 
 
 # --- showing the routing ------------------------------------------------------------------------------------------------------------------

@@ -1,15 +1,19 @@
-"""Accuracy of every method on the five benchmarks and the general prompts of one run, in one table.
+"""Every method of the paper, and what its readers ask for, on the five benchmarks and the general prompts: the paper's tables.
 
-    python evaluate.py              the table of OUT/seed0, from its quickstart.json if that is there
-    python evaluate.py --publish    computes it anew, writes results/quickstart.json and the README's figures, with the spread over
-                                    all seeds that have been evaluated under OUT
+    python evaluate.py --seed 0                trains what is missing of one seed and evaluates every method on it
+    python evaluate.py --seeds 0 1 2 3 4       all of them, then writes results/table1.json, differences.json, winrate.json, cost.json
+    python report.py                           the README's tables and CLAIMS.md from these files
 
-Test prompts are split from all others by content (toy_experts/tasks.py), and nothing was tuned on them. An answer counts when it is
-right in content and in form. "covered" are the prompts whose sub-skill the experts were trained on.
+Methods (baselines.py explains each): math_expert, code_expert, instruct_expert, sequence_selection, collab, fine_tuned, task_arithmetic,
+dare (both with the setting that won on validation; *_paper: with the paper's), routing_only, sft_only, fusionroute, and beyond the
+paper uniform_average, co_llm, oracle_expert, fused_sft, fused_full.
+
+An answer counts when it is right in content and in form. General prompts are judged by the checkers' graded score (tasks.grade:
+correctness first, then form, then brevity) in the place of GPT-4o; equal scores are ties. Test prompts are split from all others by
+content, no setting was chosen on them (tune.py reads validation prompts), and a seed's results are kept in OUT/seedN/table1.json, so
+that they are computed once.
 """
 
-import contextlib
-import io
 import json
 import os
 import platform
@@ -17,16 +21,40 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from statistics import mean, stdev
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
+import baselines
 import common
 import decode
+import train_cdpo
+import train_sft
 from fusionroute import informative, score
+from model import GPT, generate
+from report import percent, table
 from toy_experts import tasks, tokenizer
 from toy_experts.train import EXPERTS
+
+ROOT = Path(__file__).parent
+BENCHES = tasks.BENCHMARKS + ["general"]
+METHODS = ["math_expert", "code_expert", "instruct_expert", "sequence_selection", "collab", "fine_tuned", "task_arithmetic_paper",
+           "task_arithmetic", "dare_paper", "dare", "routing_only", "sft_only", "fusionroute", "uniform_average", "co_llm",
+           "oracle_expert", "fused_sft", "fused_full"]
+
+# What is trained, in this order, and the settings that differ from the scripts' own. All were chosen by tune.py on validation prompts.
+TRAINING = {
+    "router_sft": (train_sft, ""),
+    "router": (train_cdpo, ""),
+    "fine_tuned_sft": (train_sft, "--loss plain"),
+    "fine_tuned": (train_cdpo, "--loss plain --phase1 fine_tuned_sft --pairs_of router_sft"),
+    "co_llm": (train_sft, "--loss co_llm"),
+    "fused_sft": (train_sft, "--loss fused_own"),
+    "fused_full": (train_cdpo, "--phase1 fused_sft"),
+    "reward": (baselines, ""),
+}
+TASK_ARITHMETIC, DARE, LOOKAHEAD = {"scale": 0.3}, {"scale": 0.3, "drop": 0.5}, 8
 
 
 @dataclass
@@ -35,192 +63,271 @@ class Settings:
     out: str = "out"       # runs are kept in OUT/seedN/
     device: str = "auto"   # auto, cuda, mps or cpu
     split: str = "test"    # test, or validation (which is what to tune on)
-    prompts: int = 200     # prompts a benchmark
+    prompts: int = 300     # prompts a benchmark
+    general: int = 500     # general prompts
 
     def __post_init__(self):
-        common.positive(self, "prompts")
-        if self.split not in ("test", "validation"):
-            raise common.UserError(f"--split is {self.split!r}, and must be test or validation")
+        common.positive(self, "prompts", "general")
+        common.one_of(self, "split", ("test", "validation"))
 
 
-def answers(router, experts, items, method, size=128):
-    """The greedy answers (token ids) of a method to the items, in their order, and the Trace of each."""
-    traces = [None] * len(items)
+# --- answers ------------------------------------------------------------------------------------------------------------------------------
+
+
+def in_batches(decoder, items, size=128):
+    """What decoder(prompts as token ids) says of each item, in their order."""
+    out = [None] * len(items)
     order = sorted(range(len(items)), key=lambda i: len(items[i].prompt))  # similar lengths together
     for start in range(0, len(order), size):
         rows = order[start:start + size]
-        prompts = [tokenizer.encode_prompt(items[i].prompt) for i in rows]
-        for i, trace in zip(rows, decode.fused_decode(router, experts, prompts, tokenizer.END, decode.MAX_NEW, **decode.options(method))):
-            traces[i] = trace
-    return [decode.answer_ids(t) for t in traces], traces
+        for i, answer in zip(rows, decoder([tokenizer.encode_prompt(items[i].prompt) for i in rows])):
+            out[i] = answer
+    return out
 
 
-def routing(experts, items, traces):
-    """Share of each expert among the answers' tokens: of all tokens, and of those in S, where the experts' choices differ."""
-    samples = [common.answer_only(tokenizer.encode_prompt(i.prompt), t.tokens) for i, t in zip(items, traces)]
+def traces(router, experts, **how):
+    """A decoder that gives Traces."""
+    return lambda prompts: decode.fused_decode(router, experts, prompts, tokenizer.END, decode.MAX_NEW, **how)
+
+
+def load_all(s):
+    """name -> every model of a run, frozen, by the names of its checkpoints; "experts" the list of them."""
+    folder, device = common.run_dir(s), common.device(s.device)
+    models = {name: common.load_model(folder / f"{name}.pt", tokenizer.FINGERPRINT, "run python evaluate.py", device)[0]
+              for name in ["base"] + EXPERTS}
+    models["reward"] = common.load_model(folder / "reward.pt", tokenizer.FINGERPRINT, "run python baselines.py", device, router=True)[0]
+    return models | {"experts": [models[e] for e in EXPERTS]} | {name: decode.load(s, name)[0] for name in TRAINING if name != "reward"}
+
+
+def decoders(m):
+    """method -> its decoder, from token-id prompts to answers without the end token; m as from load_all. (oracle_expert has none.)"""
+    end, max_new, experts = tokenizer.END, decode.MAX_NEW, m["experts"]
+
+    def fused(router, **how):
+        return lambda prompts: [decode.answer_ids(t) for t in traces(m[router], experts, **how)(prompts)]
+
+    def alone(model):
+        return lambda prompts: generate(model, prompts, max_new, end)
+
+    def merged(scale, drop=0.0):
+        return alone(baselines.merge(m["base"], experts, scale, drop))
+
+    return {
+        "math_expert": alone(m["math"]), "code_expert": alone(m["code"]), "instruct_expert": alone(m["instruct"]),
+        "sequence_selection": lambda prompts: baselines.sequence_selection(experts, m["reward"], prompts, end, max_new),
+        "collab": lambda prompts: baselines.collab(experts, m["reward"], prompts, end, max_new, LOOKAHEAD),
+        "fine_tuned": alone(m["fine_tuned"].lm),
+        "task_arithmetic_paper": merged(1.0), "task_arithmetic": merged(**TASK_ARITHMETIC),
+        "dare_paper": merged(1.0, 0.9), "dare": merged(**DARE),
+        "routing_only": fused("router", use_router=False), "sft_only": fused("router_sft"), "fusionroute": fused("router"),
+        "uniform_average": lambda prompts: baselines.uniform_average(experts, prompts, end, max_new),
+        "co_llm": fused("co_llm", use_router=False),
+        "fused_sft": fused("fused_sft"), "fused_full": fused("fused_full"),
+    }
+
+
+def routing(experts, items, answers):
+    """Share of each expert among the answers' tokens (Traces): of all, and of those in S, where the experts' choices differ. On prompts
+    across domains also of the words and of the rest (digits, signs) in S."""
+    samples = [common.answer_only(tokenizer.encode_prompt(i.prompt), t.tokens) for i, t in zip(items, answers)]
     ids, mask, lengths = common.pack(samples)
     choice = score(experts, ids, lengths)[1]                       # (N, T-1, n)
     S = informative(choice)[mask[:, 1:]].tolist()                  # one bool per generated token
-    picks = [p for t in traces for p in t.pick]
+    picks = [p for t in answers for p in t.pick]
     inside = [p for p, s in zip(picks, S) if s]
 
     def share(picks):
         return {name: round(picks.count(i) / max(1, len(picks)), 4) for i, name in enumerate(EXPERTS)}
 
-    return {"all": share(picks), "S": share(inside), "S_share": round(len(inside) / len(picks), 4)}
+    word = [tokenizer.encoding.decode([x]).strip().isalpha() for t in answers for x in t.tokens]
+    cross = [i.skill.startswith("math-") for i, t in zip(items, answers) for _ in t.tokens]
+    extra = {name: share([p for p, s, w, c in zip(picks, S, word, cross) if s and c and w == is_word])
+             for name, is_word in (("cross words", True), ("cross rest", False))} if any(cross) else {}
+    return {"all": share(picks), "S": share(inside), "S_share": round(len(inside) / len(picks), 4)} | extra
 
 
-def evaluate(s, router, router_sft, experts):
-    """Everything that quickstart.json holds, for one run and its models."""
-    folder = common.run_dir(s)
-    names = ["base"] + EXPERTS + ["router_sft", "router"]
-    checkpoints = {name: common.load(folder / f"{name}.pt", ("recipe", "seconds"), "run bash run.sh") for name in names}
-    gap = checkpoints["base"]["recipe"]["gap"]
-    benches = tasks.BENCHMARKS + ["general"]
-    items = {b: tasks.dataset(b, s.split, s.prompts, Random(f"{s.split} {b} {s.seed}")) for b in benches}
-    held = {b: tasks.held_out(b, gap, s.seed) for b in benches}
-    result = {"meta": {"settings": common.recipe(s), "gap": gap, "held_out": held}, "accuracy": {}, "covered": {}, "uncovered": {},
-              "general_grade": {}, "routing": {}}
-    clock, bar = time.time(), tqdm(total=len(decode.METHODS) * len(benches), desc="evaluating", mininterval=1.0)
-    for method in decode.METHODS:
-        table = {"accuracy": {}, "covered": {}, "uncovered": {}}
-        for b in benches:
-            ids, traces = answers(router_sft if method == "sft_only" else router, experts, items[b], method)
-            texts = [tokenizer.encoding.decode(x) for x in ids]
-            right = [tasks.check(item, text) for item, text in zip(items[b], texts)]
-            groups = {"accuracy": right, "covered": [r for r, i in zip(right, items[b]) if i.skill not in held[b]],
-                      "uncovered": [r for r, i in zip(right, items[b]) if i.skill in held[b]]}
-            for name, values in groups.items():
-                if values:
-                    table[name][b] = round(sum(values) / len(values), 4)
+def train_missing(s):
+    for name, (module, flags) in TRAINING.items():
+        argv = ["--seed", str(s.seed), "--out", s.out, "--device", s.device, "--name", name, *flags.split()]
+        module.main(argv)
+
+
+def evaluate(s):
+    """Everything about one seed: right or wrong for every method and prompt as strings of 0 and 1, grades on general prompts, routing."""
+    models, clock = load_all(s), time.time()
+    items = {b: tasks.dataset(b, s.split, s.general if b == "general" else s.prompts, Random(f"{s.split} {b} {s.seed}")) for b in BENCHES}
+    right, grades, ways = {}, {}, decoders(models)
+    bar = tqdm(total=len(ways) * len(BENCHES), desc=f"evaluating seed {s.seed}", mininterval=1.0)
+    for method, decoder in ways.items():
+        right[method] = {}
+        for b in BENCHES:
+            texts = [tokenizer.encoding.decode(ids) for ids in in_batches(decoder, items[b])]
+            right[method][b] = "".join(str(int(tasks.check(item, text))) for item, text in zip(items[b], texts))
             if b == "general":
-                result["general_grade"][method] = round(sum(map(tasks.grade, items[b], texts)) / len(texts), 4)
-            if method == "fusionroute":
-                result["routing"][b] = routing(experts, items[b], traces)
+                grades[method] = [round(tasks.grade(item, text), 4) for item, text in zip(items[b], texts)]
             bar.update()
-        for name, row in table.items():
-            if all(b in row for b in tasks.BENCHMARKS):
-                row["average"] = round(sum(row[b] for b in tasks.BENCHMARKS) / len(tasks.BENCHMARKS), 4)
-            result[name][method] = row
     bar.close()
-    seconds = {name: round(c["seconds"]) for name, c in checkpoints.items()} | {"evaluation": round(time.time() - clock)}
-    device = torch.cuda.get_device_name() if common.device(s.device).type == "cuda" else f"{os.cpu_count()} CPU cores"
-    result["meta"] |= {"torch": torch.__version__.split("+")[0], "python": platform.python_version(), "machine": device}
-    result["meta"]["seconds"] = seconds | {"total": sum(seconds.values())}
-    return result
+    alone = [f"{e}_expert" for e in EXPERTS]  # the oracle takes the expert that does best on each prompt: a bound, not a method
+    right["oracle_expert"] = {b: "".join(max(column) for column in zip(*(right[e][b] for e in alone))) for b in BENCHES}
+    grades["oracle_expert"] = [max(column) for column in zip(*(grades[e] for e in alone))]
+    routes = {b: routing(models["experts"], items[b], in_batches(traces(models["router"], models["experts"]), items[b])) for b in BENCHES}
+    folder = common.run_dir(s)
+    contents = {name: common.load(folder / f"{name}.pt", ("recipe", "seconds"), "") for name in ["base", *EXPERTS, *TRAINING]}
+    seconds = {name: round(c["seconds"]) for name, c in contents.items()} | {"evaluation": round(time.time() - clock)}
+    return {"meta": {"settings": common.recipe(s), "gap": contents["base"]["recipe"]["gap"],
+                     "held_out": {b: tasks.held_out(b, contents["base"]["recipe"]["gap"], s.seed) for b in tasks.BENCHMARKS},
+                     "seconds": seconds | {"total": sum(seconds.values())}, "made_from": made_from(s)},
+            "right": right, "grades": grades, "routing": routes}
 
 
-# --- showing and publishing -----------------------------------------------------------------------------------------------------------
-
-ROOT = Path(__file__).parent
-EXAMPLE = "Zoe has 12 cakes. She buys 5 more. Then she doubles the number. How many cakes are there now?"
-
-
-def percent(x):
-    return "-" if x is None else f"{100 * x:.0f}"  # None: a gap of 0 leaves nothing uncovered, few prompts may hit nothing
+def made_from(s):
+    """What a result hangs on besides its settings: the weights of every checkpoint, and the settings of what is not trained."""
+    models = load_all(s)
+    names = [name for name in models if name != "experts"]
+    return common.fingerprints(names, [models[n] for n in names]) | {"untrained": [TASK_ARITHMETIC, DARE, LOOKAHEAD]}
 
 
-def table(rows):
-    """Rows of strings, the head first, as a Markdown table that also reads well in a terminal."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["| " + " | ".join([row[0].ljust(widths[0])] + [x.rjust(w) for x, w in zip(row[1:], widths[1:])]) + " |" for row in rows]
-    rule = "|" + "-" * (widths[0] + 2) + "|" + "|".join("-" * (w + 1) + ":" for w in widths[1:]) + "|"
-    return [lines[0], rule, *lines[1:]]
-
-
-def report(r):
-    """What a result says, as Markdown."""
-    meta, seconds, short = r["meta"], r["meta"]["seconds"], {b: b.removeprefix("toy-") for b in r["routing"]}
-    seeds = r.get("seeds", {})
-    accuracy = [["method", *map(short.get, tasks.BENCHMARKS), "average", "covered", "uncovered", "general"]]
-    if seeds:
-        accuracy[0].append(f"average, seeds {', '.join(seeds)}")
-    for method, row in sorted(r["accuracy"].items(), key=lambda kv: -kv[1]["average"]):
-        groups = [r[group][method].get("average") for group in ("covered", "uncovered")]
-        cells = [row[b] for b in tasks.BENCHMARKS] + [row["average"], *groups, row["general"]]
-        accuracy.append([method, *map(percent, cells)])
-        if seeds:
-            spread = [100 * averages[method] for averages in seeds.values()]
-            accuracy[-1].append(f"{mean(spread):.1f} ± {stdev(spread):.1f}")
-    routing = [["answers to", *(f"{e}" for e in EXPERTS), *(f"{e} in S" for e in EXPERTS), "in S"]]
-    for b, share in r["routing"].items():
-        routing.append([short[b], *(percent(share[part][e]) for part in ("all", "S") for e in EXPERTS), percent(share["S_share"])])
-    own = "; ".join(f"{e} " + ", ".join(f"{percent(r['covered'][e].get(b))} ({short[b]})" for b in tasks.DOMAINS[e]) for e in EXPERTS)
-    held = "; ".join(f"{short[b]}: {', '.join(meta['held_out'][b])}" for b in tasks.BENCHMARKS)
-    return "\n".join([
-        f"Seed {meta['settings']['seed']}, {meta['settings']['prompts']} {meta['settings']['split']} prompts a benchmark, per cent right in "
-        "content and form. `average`: of the five benchmarks; of the sub-skills that the experts were trained on (`covered`) and of those "
-        "kept from them (`uncovered`).", "", *table(accuracy), "",
-        f"{percent(meta['gap'])}% of the sub-skills are kept from every expert on purpose ({held}). On the others, each expert in its own "
-        f"domain: {own}.", "",
-        "Who writes: the share of each expert in FusionRoute's tokens, of all tokens and of those in S (where the experts differ; it is "
-        "only there that the choice matters and is trained).", "", *table(routing), "",
-        f"Seconds on {meta['machine']}: base and experts {sum(seconds[x] for x in ['base'] + EXPERTS)}, phase 1 {seconds['router_sft']}, "
-        f"pairs and phase 2 {seconds['router']}, evaluation {seconds['evaluation']}; {seconds['total']} in all. The installation comes on "
-        "top."])
-
-
-def fill(readme, result):
-    """The README's text with what stands between its generated markers replaced from the result."""
-    blocks = {"quickstart": report(result), "example": f"```\n{result['example']}\n```"}
-    for name, text in blocks.items():
-        begin, end = f"<!-- begin: {name}, written by python evaluate.py --publish -->", f"<!-- end: {name} -->"
-        if readme.count(begin) != 1 or readme.count(end) != 1:
-            raise common.UserError(f"README.md must have the lines {begin} and {end} once each")
-        readme = readme[:readme.index(begin) + len(begin)] + "\n" + text + "\n" + readme[readme.index(end):]
-    return readme
-
-
-def example(router, experts):
-    """EXAMPLE as decode.py shows it where there are no colours."""
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        decode.respond(EXAMPLE, router, experts, "fusionroute", as_json=False)
-    return f"$ python decode.py \"{EXAMPLE}\"\n{out.getvalue().rstrip()}"
-
-
-def saved(path, settings, made_from=None):
-    """The result in a file, or None where there is none, none that can be read, or one of other settings or checkpoints."""
+def result(s):
+    """evaluate(s), or what an earlier call saved of it in OUT/seedN/table1.json (another split or size: computed, saved there)."""
+    train_missing(s)
+    path = common.run_dir(s) / "table1.json"
     try:
         r = json.loads(path.read_text())
-        fits = r["meta"]["settings"] == settings and made_from in (None, r["meta"]["made_from"])
-        return r if fits and set(r["accuracy"]) == set(decode.METHODS) else None
+        if r["meta"]["settings"] == common.recipe(s) and r["meta"]["made_from"] == made_from(s) and set(r["right"]) == set(METHODS):
+            return r
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        pass
+    r = evaluate(s)
+    common.write(path, json.dumps(r) + "\n")
+    print(f"saved {path}")
+    return r
 
 
-def all_seeds(s):
-    """{seed: {method: average}} of all the runs under OUT that have a result with these settings, if there are several."""
-    seeds = {}
-    for path in sorted(Path(s.out).glob("seed*/quickstart.json")):
-        seed = path.parent.name.removeprefix("seed")
-        if r := saved(path, common.recipe(s) | {"seed": int(seed) if seed.isdigit() else None}):
-            seeds[seed] = {m: row["average"] for m, row in r["accuracy"].items()}
-    return seeds if len(seeds) > 1 else {}
+# --- statistics ---------------------------------------------------------------------------------------------------------------------------
+
+
+def average(r, method):
+    """Mean accuracy over the five benchmarks."""
+    return float(np.mean([accuracy(r, method, b) for b in tasks.BENCHMARKS]))
+
+
+def accuracy(r, method, b):
+    return r["right"][method][b].count("1") / len(r["right"][method][b])
+
+
+def bootstrap(results, ours, other, rounds=20_000):
+    """Difference of the averages of two methods, paired by prompt: mean, 95% interval, share of rounds at or below zero, and each seed's.
+
+    Every round draws seeds with replacement and, within each drawn seed and benchmark, prompts with replacement: the interval holds for
+    another seed and other prompts. A prompt's difference is -1, 0 or 1, so n drawn prompts are one multinomial draw of three counts.
+    """
+    rng = np.random.default_rng(0)
+    seeds = rng.integers(len(results), size=(rounds, len(results)))                        # (rounds, seeds)
+    means = np.zeros((len(tasks.BENCHMARKS), *seeds.shape))                                # (benchmarks, rounds, seeds)
+    for i, b in enumerate(tasks.BENCHMARKS):
+        pairs = [[int(x) - int(y) for x, y in zip(r["right"][ours][b], r["right"][other][b])] for r in results]
+        shares = np.array([[d.count(v) / len(d) for v in (-1, 0, 1)] for d in pairs])      # (seeds, 3)
+        n = len(pairs[0])
+        drawn = rng.multinomial(n, shares[seeds])                                          # (rounds, seeds, 3)
+        means[i] = (drawn[..., 2] - drawn[..., 0]) / n
+    total = means.mean((0, 2))                                                             # (rounds,)
+    each = [average(r, ours) - average(r, other) for r in results]
+    low, high = np.quantile(total, [0.025, 0.975])
+    return {"mean": round(float(np.mean(each)), 4), "low": round(float(low), 4), "high": round(float(high), 4),
+            "p": round(float((total <= 0).mean()), 5), "seeds": [round(x, 4) for x in each]}
+
+
+def wins(r, ours, other):
+    """(wins, ties, losses) of ours against other on the general prompts, by grade."""
+    pairs = list(zip(r["grades"][ours], r["grades"][other]))
+    return sum(x > y for x, y in pairs), sum(x == y for x, y in pairs), sum(x < y for x, y in pairs)
+
+
+def win_rates(results):
+    """Wins, ties and losses per seed of every method against fine_tuned, and of sft_only against fusionroute."""
+    against = [(m, "fine_tuned") for m in METHODS if m != "fine_tuned"] + [("sft_only", "fusionroute")]
+    out = {}
+    for ours, other in against:
+        w, t, l = map(list, zip(*(wins(r, ours, other) for r in results)))
+        rate = [round((a + b / 2) / (a + b + c), 4) for a, b, c in zip(w, t, l)]
+        out[ours if other == "fine_tuned" else f"{ours} against {other}"] = {"wins": w, "ties": t, "losses": l, "rate": rate}
+    return out
+
+
+# --- cost ---------------------------------------------------------------------------------------------------------------------------------
+
+
+def cost(s, prompts=25):
+    """Forward passes and seconds per generated token (the end token counts), one prompt at a time, all methods in turn on each prompt."""
+    m = load_all(s)
+    items = [i for b in tasks.BENCHMARKS for i in tasks.dataset(b, s.split, prompts // 5, Random(f"{s.split} {b} {s.seed}"))]
+    ways, passes, out = decoders(m), {"router": 0, "expert": 0, "reward": 0, "merged": 0}, {}
+    kinds = {id(m["reward"].lm): "reward", **{id(e): "expert" for e in m["experts"]},
+             **{id(m[n].lm): "router" for n in TRAINING if n != "reward"}}
+
+    def count(module, *_):
+        passes[kinds.get(id(module), "merged")] += 1
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, args: count(module) if isinstance(module, GPT) else None)
+    for item in tqdm(items, desc="cost", mininterval=1.0):
+        for method, decoder in ways.items():
+            passes.update(dict.fromkeys(passes, 0))
+            begun = time.perf_counter()
+            tokens = len(decoder([tokenizer.encode_prompt(item.prompt)])[0]) + 1
+            spent = time.perf_counter() - begun
+            row = out.setdefault(method, {"tokens": 0, "seconds": 0.0, **dict.fromkeys(passes, 0)})
+            for name, value in {"tokens": tokens, "seconds": spent, **passes}.items():
+                row[name] += value
+    hook.remove()
+    per = {k: {"passes_per_token": round(sum(v[p] for p in passes) / v["tokens"], 4), "seconds_per_token": v["seconds"] / v["tokens"],
+               **{p: round(v[p] / v["tokens"], 4) for p in passes if v[p]}} for k, v in out.items()}
+    one = np.median([per[f"{e}_expert"]["seconds_per_token"] for e in EXPERTS])
+    return {k: v | {"seconds_per_token": round(v["seconds_per_token"], 6), "over_one_expert": round(v["seconds_per_token"] / one, 3)}
+            for k, v in per.items()}
+
+
+# --- main -----------------------------------------------------------------------------------------------------------------------------------
+
+
+def show(results):
+    rows = [["method", *(b.removeprefix("toy-") for b in tasks.BENCHMARKS), "average", "general"]]
+    for method in sorted(METHODS, key=lambda m: -np.mean([average(r, m) for r in results])):
+        cells = [np.mean([accuracy(r, method, b) for r in results]) for b in BENCHES]
+        cells.insert(-1, np.mean([average(r, method) for r in results]))
+        rows.append([method, *map(percent, cells)])
+    print("\n".join(table(rows)))
 
 
 def main(argv=None):
     parser = common.parser(Settings, __doc__)
-    parser.add_argument("--publish", action="store_true", help="compute anew; write results/quickstart.json and the README's figures")
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="INT", help="several seeds; writes the files in results/")
+    parser.add_argument("--results", default=str(ROOT / "results"), metavar="DIR", help="where these go (default: %(default)s)")
     args = vars(parser.parse_args(argv))
-    publish = args.pop("publish")
-    s = Settings(**args)
-    folder = common.run_dir(s)
-    (router, experts), (router_sft, _) = decode.load(s, "router"), decode.load(s, "router_sft")
-    made_from = common.fingerprints(["router", "router_sft"], [router, router_sft])
-    asked, cache = common.recipe(s), folder / "quickstart.json"
-    result = None if publish else saved(cache, asked, made_from)
-    if result is None:
-        result = evaluate(s, router, router_sft, experts)
-        result["meta"]["made_from"], result["example"] = made_from, example(router, experts)
-        common.write(cache, json.dumps(result, indent=1) + "\n")
-        print(f"saved {cache}")
-    print(report(result))
-    if publish:
-        result["seeds"] = all_seeds(s)
-        common.write(ROOT / "README.md", fill((ROOT / "README.md").read_text(), result))
-        common.write(ROOT / "results" / "quickstart.json", json.dumps(result, indent=1) + "\n")
-        print("\nsaved results/quickstart.json and README.md")
+    seeds, folder = args.pop("seeds"), Path(args.pop("results"))
+    if seeds is not None and (len(set(seeds)) < len(seeds) or len(seeds) < 2):
+        raise common.UserError(f"--seeds {' '.join(map(str, seeds))}: must be two or more different ones")
+    runs = [Settings(**args | {"seed": seed}) for seed in seeds or [args["seed"]]]
+    results = [result(s) for s in runs]
+    show(results)
+    if not seeds:
+        return
+    meta = {"seeds": seeds, "split": runs[0].split, "prompts per benchmark": runs[0].prompts, "general prompts": runs[0].general,
+            "gap": results[0]["meta"]["gap"], "torch": torch.__version__.split("+")[0], "python": platform.python_version(),
+            "machine": f"{os.cpu_count()} CPU cores", "run time in seconds": {s.seed: r["meta"]["seconds"] for s, r in zip(runs, results)},
+            "settings": {name: flags or "as in the script" for name, (_, flags) in TRAINING.items()} | {
+                "task_arithmetic": TASK_ARITHMETIC, "dare": DARE, "lookahead": LOOKAHEAD}}
+    tables = {m: {b: [round(accuracy(r, m, b), 4) for r in results] for b in tasks.BENCHMARKS}
+              | {"average": [round(average(r, m), 4) for r in results]} for m in METHODS}
+    routes = {b: {part: {e: [r["routing"][b][part][e] for r in results] for e in EXPERTS} for part in results[0]["routing"][b] if part != "S_share"}
+              | {"S_share": [r["routing"][b]["S_share"] for r in results]} for b in BENCHES}
+    files = {"table1": {"llama": tables}, "routing": {"llama": routes}, "winrate": {"llama": win_rates(results)},
+             "differences": {"llama": {m: bootstrap(results, "fusionroute", m) for m in METHODS if m != "fusionroute"}},
+             "cost": {"llama": cost(runs[0])}}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        common.write(folder / f"{name}.json", json.dumps(content | {"meta": meta}, indent=1) + "\n")
+    print(f"saved {', '.join(f'{name}.json' for name in files)} in {folder}")
 
 
 if __name__ == "__main__":

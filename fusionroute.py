@@ -107,16 +107,17 @@ def log_pi_agg(w, logp):
     return (w.softmax(-1) * logp).sum(-1)
 
 
-def sft_loss(logits, w, targets, mask, logp, choice, lam):
+def sft_loss(logits, w, targets, mask, logp, choice, lam, positions=informative, agg=log_pi_agg):
     """Eq. (2): L_SFT = L_LM(theta_LM) + lambda * L_expert, L_expert = sum over S of -log pi_agg(y_t).
 
     logits (B, T, V), w (B, T, n), targets (B, T), mask (B, T) True on answer tokens, logp and choice (B, T, n): the experts'
-    scores. Returns the loss and a dict of what to log.
+    scores. Returns the loss and a dict of what to log. Another rule for S or for log pi_agg makes a neighbour of the method:
+    see baselines.py.
     """
     count = mask.sum()
-    S = mask & informative(choice)                               # (B, T)
+    S = mask & positions(choice)                                 # (B, T)
     lm = -token_logp(logits, targets)[mask].sum() / count        # L_LM
-    expert = -log_pi_agg(w, logp)[S].sum() / count               # L_expert
+    expert = -agg(w, logp)[S].sum() / count                      # L_expert
     pick = w.argmax(-1)                                          # (B, T), I*
     return lm + lam * expert, {
         "loss_lm": lm.detach(), "loss_expert": expert.detach(), "informative": S.sum() / count,

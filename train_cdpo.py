@@ -14,7 +14,6 @@ the share of pairs with margin > 0; bias, the experts' share of Eq. (3); fused_a
 length_w and length_l, answer lengths in tokens. An SFT step logs what phase 1 logs.
 """
 
-import json
 import time
 from dataclasses import dataclass
 from random import Random
@@ -22,6 +21,7 @@ from random import Random
 import torch
 from tqdm import tqdm
 
+import baselines
 import common
 import decode
 from fusionroute import cdpo_loss, routed_logp, score, sequence_logp, sft_loss
@@ -39,66 +39,62 @@ class Settings:
     prompts: int = 2000        # prompts of the preference split to make pairs from
     tries: int = 2             # answers sampled for each prompt; the first wrong one becomes y_l
     temperature: float = 1.0   # temperature of these samples
-    epochs: int = 2            # passes over the pairs; as many batches of SFT samples are mixed in
+    epochs: int = 2            # passes over the pairs
     batch: int = 16            # SFT samples, or pairs, a step
     lr: float = 2e-4           # peak learning rate of theta_LM
     lr_w: float = 1e-3         # peak learning rate of W (in SFT batches; pairs never move W)
     lam: float = 1 / 3         # lambda of Eq. (2), the weight of the routing loss
     beta: float = 0.1          # beta of Eq. (3)
+    loss: str = "paper"        # paper is Eq. (3); its neighbours are in baselines.PAIR_LOSSES
+    rejected: str = "fused"    # whose mistakes y_l are: fused (the fused model of phase 1), experts or corrupted
+    mix: int = 1               # batches of SFT samples to one of pairs
+    phase1: str = "router_sft" # what is trained further: OUT/seedN/PHASE1.pt
+    pairs_of: str = ""         # the router whose pairs are used: OUT/seedN/PAIRS_OF.pt; nothing means PHASE1's own
+    name: str = "router"       # what is written: OUT/seedN/NAME.pt
     save_every: int = 50       # steps between saved states
 
     def __post_init__(self):
         common.positive(self, "prompts", "tries", "temperature", "epochs", "batch", "lr", "lr_w", "beta", "save_every")
-        common.positive(self, "lam", or_zero=True)
-
-
-def read_pairs(path, max_len):
-    """Lines of {prompt, chosen, rejected} -> samples, chosen and rejected in turn: rows 2i and 2i + 1 are pair i."""
-    try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        samples = [common.answer_only(tokenizer.encode_prompt(p["prompt"]), tokenizer.encode_answer(p[side]))
-                   for p in lines for side in ("chosen", "rejected")]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise common.UserError(f"{path} is not lines of {{prompt, chosen, rejected}}; remove it, and it is made anew") from e
-    if not samples:
-        raise common.UserError(f"{path} holds no pairs: raise --prompts, --tries or --temperature")
-    if max(len(ids) for ids, _ in samples) > max_len:
-        raise common.UserError(f"{path} has answers of more than {max_len} tokens with their prompts; remove it, and it is made anew")
-    return samples
+        common.positive(self, "lam", "mix", or_zero=True)
+        common.one_of(self, "loss", baselines.PAIR_LOSSES)
+        common.file_stem(self, "phase1", "name")
 
 
 def make_plan(sft_lengths, pair_lengths, s):
-    """Algorithm 1's shuffled mix: [("sft" or "pair", indices)], every pair s.epochs times and as many batches of SFT samples."""
+    """Algorithm 1's shuffled mix: [("sft" or "pair", indices)], every pair s.epochs times and s.mix times as many batches of SFT samples."""
     plan = [("pair", rows) for e in range(s.epochs) for rows in common.batches(pair_lengths, s.batch, s.seed * 1000 + e)]
     sft = []
-    while len(sft) < len(plan):
+    while len(sft) < s.mix * len(plan):
         sft += [("sft", rows) for rows in common.batches(sft_lengths, s.batch, s.seed * 1000 + 500 + len(sft))]
-    Random(f"plan {s.seed}").shuffle(mix := plan + sft[:len(plan)])
+    Random(f"plan {s.seed}").shuffle(mix := plan + sft[:s.mix * len(plan)])
     return mix
 
 
 def main(argv=None):
     s, begun = common.settings(Settings, __doc__, argv), time.time()
-    router, experts = decode.load(s, "router_sft")
+    router, experts = decode.load(s, s.phase1)
+    sampler = decode.load(s, s.pairs_of)[0] if s.pairs_of else router
     folder, device = common.prepare(s)
-    path, state_path = folder / "router.pt", folder / "router.state.pt"
-    phase1 = common.load(folder / "router_sft.pt", ("recipe", "experts"), "run python train_sft.py")  # its settings
-    recipe = common.recipe(s) | {"experts": phase1["experts"], "router_sft": common.fingerprints(["router_sft"], [router])["router_sft"]}
+    path, state_path = folder / f"{s.name}.pt", folder / f"{s.name}.state.pt"
+    phase1 = common.load(folder / f"{s.phase1}.pt", ("recipe", "experts"), "run python train_sft.py")  # its settings
+    recipe = common.recipe(s) | {"experts": phase1["experts"]} | common.fingerprints(["phase1", "sampler"], [router, sampler])
     if path.exists():
         _, content = common.load_model(path, tokenizer.FINGERPRINT, "run python train_cdpo.py", router=True)
         common.check_same(path, content["recipe"], recipe)
         return print(f"{path} is there already")
 
     sft_settings = SFTSettings(**{k: phase1["recipe"][k] for k in ("seed", "samples")})
-    pair_samples = read_pairs(pairs.sample(s, folder, router, experts, recipe["router_sft"]), router.lm.config.max_len)
+    pair_samples = pairs.read(pairs.sample(s, folder, sampler, experts, recipe["sampler"]), router.lm.config.max_len)
     tables = {"sft": common.scored(folder, [sample(i) for i in sft_data(sft_settings)], recipe["experts"], experts),
               "pair": common.scored(folder, pair_samples, recipe["experts"], experts)}  # rows 2i and 2i + 1: y_w, y_l of pair i
     # pi_ref, the router's language model as phase 1 left it, stays frozen: its log-probabilities are computed once.
     ids, mask, lengths, _, _ = tables["pair"]
     ref = (score([router.lm], ids, lengths)[0][..., 0] * mask[:, 1:]).sum(-1).to(device)  # (2 * pairs,)
+    if s.loss == "fused":
+        ref = baselines.fused_reference(router, experts, ids, mask, lengths).to(device)  # (2 * pairs,)
     plan = make_plan(tables["sft"][2], torch.maximum(lengths[::2], lengths[1::2]), s)
-    router = router.requires_grad_(True)
-    del experts
+    router, sft_loss_name = router.requires_grad_(True), phase1["recipe"]["loss"]  # SFT batches go on as phase 1 left off
+    experts = experts if {s.loss, sft_loss_name} & baselines.READ_EXPERTS else None
 
     optimizer = torch.optim.AdamW([{"params": router.lm.parameters(), "peak": s.lr}, {"params": router.W.parameters(), "peak": s.lr_w}],
                                   lr=s.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
@@ -115,9 +111,13 @@ def main(argv=None):
         x, m = ids[rows, :T].to(device), mask[rows, 1:T].to(device)               # (B, T), (B, T-1)
         logits, w = router(x[:, :-1])                                             # (B, T-1, V), (B, T-1, n)
         expert_logp = logp[rows, :T - 1].to(device)                               # (B, T-1, n)
+        full = baselines.read(experts, x[:, :-1]) if experts else None            # (B, T-1, n, V), which the paper's losses do without
         if kind == "sft":
-            loss, info = sft_loss(logits, w, x[:, 1:], m, expert_logp, choice[rows, :T - 1].to(device), s.lam)
+            batch = logits, w, x[:, 1:], m, expert_logp, choice[rows, :T - 1].to(device), s.lam
+            loss, info = sft_loss(*batch) if sft_loss_name == "paper" else baselines.sft_variant(sft_loss_name, *batch, full)
             info |= {f"route_{name}": share for name, share in zip(toy.EXPERTS, info.pop("routing"))}
+        elif s.loss != "paper":
+            loss, info = baselines.pair_variant(s.loss, logits, w, x[:, 1:], m, expert_logp, ref[rows], s.beta, full)
         else:
             theta = sequence_logp(logits, x[:, 1:], m)                            # (2B,)
             expert = routed_logp(w, expert_logp, m)                               # (2B,), no gradient: it is detached in the loss
@@ -132,7 +132,7 @@ def main(argv=None):
         if (step + 1) % s.save_every == 0:
             common.save_state(state_path, recipe, step + 1, router, optimizer, log)
 
-    common.write_log(folder / "router.log.jsonl", log)
+    common.write_log(folder / f"{s.name}.log.jsonl", log)
     common.save_model(path, router, tokenizer.FINGERPRINT, recipe, time.time() - begun, recipe["experts"])
     state_path.unlink(missing_ok=True)
 

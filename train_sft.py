@@ -17,6 +17,7 @@ from random import Random
 import torch
 from tqdm import tqdm
 
+import baselines
 import common
 from fusionroute import Router, sft_loss
 from toy_experts import tasks, tokenizer
@@ -35,11 +36,15 @@ class Settings:
     lr: float = 1e-3           # peak learning rate of theta_LM
     lr_w: float = 3e-3         # peak learning rate of W
     lam: float = 1 / 3         # lambda of Eq. (2), the weight of the routing loss
+    loss: str = "paper"        # paper is Eq. (2); its neighbours are in baselines.SFT_LOSSES
+    name: str = "router_sft"   # what is written: OUT/seedN/NAME.pt
     save_every: int = 100      # steps between saved states
 
     def __post_init__(self):
         common.positive(self, "samples", "epochs", "batch", "lr", "lr_w", "save_every")
         common.positive(self, "lam", or_zero=True)
+        common.one_of(self, "loss", baselines.SFT_LOSSES)
+        common.file_stem(self, "name")
 
 
 def sft_data(s):
@@ -54,7 +59,7 @@ def sample(item):
 def main(argv=None):
     s = common.settings(Settings, __doc__, argv)
     folder, device = common.prepare(s)
-    path, state_path = folder / "router_sft.pt", folder / "router_sft.state.pt"
+    path, state_path = folder / f"{s.name}.pt", folder / f"{s.name}.state.pt"
     experts = toy.ensure(toy.Settings(seed=s.seed, out=s.out, device=s.device, gap=s.gap), only=("seed", "gap"))
     recipe = common.recipe(s) | {"experts": common.fingerprints(toy.EXPERTS, experts)}
     if path.exists():
@@ -65,8 +70,9 @@ def main(argv=None):
     begun = time.time()
     # What training needs to know of the experts: two numbers per expert and token. After this they are not needed.
     ids, mask, lengths, logp, choice = common.scored(folder, [sample(i) for i in sft_data(s)], recipe["experts"], experts)
-    router = Router(deepcopy(experts[toy.EXPERTS.index("instruct")]), len(experts)).to(device).requires_grad_(True)
-    del experts
+    choices = recipe["experts"] | ({"router": ""} if s.loss == "co_llm_self" else {})  # what W chooses among
+    router = Router(deepcopy(experts[toy.EXPERTS.index("instruct")]), len(choices)).to(device).requires_grad_(True)
+    experts = experts if s.loss in baselines.READ_EXPERTS else None
 
     optimizer = torch.optim.AdamW([{"params": router.lm.parameters(), "peak": s.lr}, {"params": router.W.parameters(), "peak": s.lr_w}],
                                   lr=s.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
@@ -80,18 +86,22 @@ def main(argv=None):
         T = int(lengths[rows].max())
         x, m = ids[rows, :T].to(device), mask[rows, 1:T].to(device)               # (B, T), (B, T-1)
         logits, w = router(x[:, :-1])                                             # (B, T-1, V), (B, T-1, n)
-        loss, info = sft_loss(logits, w, x[:, 1:], m, logp[rows, :T - 1].to(device), choice[rows, :T - 1].to(device), s.lam)
+        batch = logits, w, x[:, 1:], m, logp[rows, :T - 1].to(device), choice[rows, :T - 1].to(device), s.lam
+        if s.loss == "paper":
+            loss, info = sft_loss(*batch)
+        else:
+            loss, info = baselines.sft_variant(s.loss, *batch, baselines.read(experts, x[:, :-1]) if experts else None)
 
         common.update(loss, router, optimizer, common.schedule(step, len(plan), warmup=20))
-        routing = {f"route_{name}": share for name, share in zip(toy.EXPERTS, info.pop("routing"))}
+        routing = {f"route_{name}": share for name, share in zip(choices, info.pop("routing"))}
         log.append({"step": step, **{k: round(float(v), 5) for k, v in ({"loss": loss} | info | routing).items()}})
         seen += int(lengths[rows].sum())
         bar.set_postfix_str(f"loss {log[-1]['loss']:.3f}, {seen / (time.time() - clock):,.0f} tokens/s", refresh=False)
         if (step + 1) % s.save_every == 0:
             common.save_state(state_path, recipe, step + 1, router, optimizer, log)
 
-    common.write_log(folder / "router_sft.log.jsonl", log)
-    common.save_model(path, router, tokenizer.FINGERPRINT, recipe, time.time() - begun, recipe["experts"])
+    common.write_log(folder / f"{s.name}.log.jsonl", log)
+    common.save_model(path, router, tokenizer.FINGERPRINT, recipe, time.time() - begun, choices)
     state_path.unlink(missing_ok=True)
 
 

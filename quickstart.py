@@ -1,0 +1,227 @@
+"""Accuracy of every method on the five benchmarks and the general prompts of one run, in one table.
+
+    python evaluate.py              the table of OUT/seed0, from its quickstart.json if that is there
+    python evaluate.py --publish    computes it anew, writes results/quickstart.json and the README's figures, with the spread over
+                                    all seeds that have been evaluated under OUT
+
+Test prompts are split from all others by content (toy_experts/tasks.py), and nothing was tuned on them. An answer counts when it is
+right in content and in form. "covered" are the prompts whose sub-skill the experts were trained on.
+"""
+
+import contextlib
+import io
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from statistics import mean, stdev
+
+import torch
+from tqdm import tqdm
+
+import common
+import decode
+from fusionroute import informative, score
+from toy_experts import tasks, tokenizer
+from toy_experts.train import EXPERTS
+
+
+@dataclass
+class Settings:
+    seed: int = 0          # selects the run
+    out: str = "out"       # runs are kept in OUT/seedN/
+    device: str = "auto"   # auto, cuda, mps or cpu
+    split: str = "test"    # test, or validation (which is what to tune on)
+    prompts: int = 200     # prompts a benchmark
+
+    def __post_init__(self):
+        common.positive(self, "prompts")
+        if self.split not in ("test", "validation"):
+            raise common.UserError(f"--split is {self.split!r}, and must be test or validation")
+
+
+def answers(router, experts, items, method, size=128):
+    """The greedy answers (token ids) of a method to the items, in their order, and the Trace of each."""
+    traces = [None] * len(items)
+    order = sorted(range(len(items)), key=lambda i: len(items[i].prompt))  # similar lengths together
+    for start in range(0, len(order), size):
+        rows = order[start:start + size]
+        prompts = [tokenizer.encode_prompt(items[i].prompt) for i in rows]
+        for i, trace in zip(rows, decode.fused_decode(router, experts, prompts, tokenizer.END, decode.MAX_NEW, **decode.options(method))):
+            traces[i] = trace
+    return [decode.answer_ids(t) for t in traces], traces
+
+
+def routing(experts, items, traces):
+    """Share of each expert among the answers' tokens: of all tokens, and of those in S, where the experts' choices differ."""
+    samples = [common.answer_only(tokenizer.encode_prompt(i.prompt), t.tokens) for i, t in zip(items, traces)]
+    ids, mask, lengths = common.pack(samples)
+    choice = score(experts, ids, lengths)[1]                       # (N, T-1, n)
+    S = informative(choice)[mask[:, 1:]].tolist()                  # one bool per generated token
+    picks = [p for t in traces for p in t.pick]
+    inside = [p for p, s in zip(picks, S) if s]
+
+    def share(picks):
+        return {name: round(picks.count(i) / max(1, len(picks)), 4) for i, name in enumerate(EXPERTS)}
+
+    return {"all": share(picks), "S": share(inside), "S_share": round(len(inside) / len(picks), 4)}
+
+
+def evaluate(s, router, router_sft, experts):
+    """Everything that quickstart.json holds, for one run and its models."""
+    folder = common.run_dir(s)
+    names = ["base"] + EXPERTS + ["router_sft", "router"]
+    checkpoints = {name: common.load(folder / f"{name}.pt", ("recipe", "seconds"), "run bash run.sh") for name in names}
+    gap = checkpoints["base"]["recipe"]["gap"]
+    benches = tasks.BENCHMARKS + ["general"]
+    items = {b: tasks.dataset(b, s.split, s.prompts, Random(f"{s.split} {b} {s.seed}")) for b in benches}
+    held = {b: tasks.held_out(b, gap, s.seed) for b in benches}
+    result = {"meta": {"settings": common.recipe(s), "gap": gap, "held_out": held}, "accuracy": {}, "covered": {}, "uncovered": {},
+              "general_grade": {}, "routing": {}}
+    clock, bar = time.time(), tqdm(total=len(decode.METHODS) * len(benches), desc="evaluating", mininterval=1.0)
+    for method in decode.METHODS:
+        table = {"accuracy": {}, "covered": {}, "uncovered": {}}
+        for b in benches:
+            ids, traces = answers(router_sft if method == "sft_only" else router, experts, items[b], method)
+            texts = [tokenizer.encoding.decode(x) for x in ids]
+            right = [tasks.check(item, text) for item, text in zip(items[b], texts)]
+            groups = {"accuracy": right, "covered": [r for r, i in zip(right, items[b]) if i.skill not in held[b]],
+                      "uncovered": [r for r, i in zip(right, items[b]) if i.skill in held[b]]}
+            for name, values in groups.items():
+                if values:
+                    table[name][b] = round(sum(values) / len(values), 4)
+            if b == "general":
+                result["general_grade"][method] = round(sum(map(tasks.grade, items[b], texts)) / len(texts), 4)
+            if method == "fusionroute":
+                result["routing"][b] = routing(experts, items[b], traces)
+            bar.update()
+        for name, row in table.items():
+            if all(b in row for b in tasks.BENCHMARKS):
+                row["average"] = round(sum(row[b] for b in tasks.BENCHMARKS) / len(tasks.BENCHMARKS), 4)
+            result[name][method] = row
+    bar.close()
+    seconds = {name: round(c["seconds"]) for name, c in checkpoints.items()} | {"evaluation": round(time.time() - clock)}
+    device = torch.cuda.get_device_name() if common.device(s.device).type == "cuda" else f"{os.cpu_count()} CPU cores"
+    result["meta"] |= {"torch": torch.__version__.split("+")[0], "python": platform.python_version(), "machine": device}
+    result["meta"]["seconds"] = seconds | {"total": sum(seconds.values())}
+    return result
+
+
+# --- showing and publishing -----------------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parent
+EXAMPLE = "Zoe has 12 cakes. She buys 5 more. Then she doubles the number. How many cakes are there now?"
+
+
+def percent(x):
+    return "-" if x is None else f"{100 * x:.0f}"  # None: a gap of 0 leaves nothing uncovered, few prompts may hit nothing
+
+
+def table(rows):
+    """Rows of strings, the head first, as a Markdown table that also reads well in a terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["| " + " | ".join([row[0].ljust(widths[0])] + [x.rjust(w) for x, w in zip(row[1:], widths[1:])]) + " |" for row in rows]
+    rule = "|" + "-" * (widths[0] + 2) + "|" + "|".join("-" * (w + 1) + ":" for w in widths[1:]) + "|"
+    return [lines[0], rule, *lines[1:]]
+
+
+def report(r):
+    """What a result says, as Markdown."""
+    meta, seconds, short = r["meta"], r["meta"]["seconds"], {b: b.removeprefix("toy-") for b in r["routing"]}
+    seeds = r.get("seeds", {})
+    accuracy = [["method", *map(short.get, tasks.BENCHMARKS), "average", "covered", "uncovered", "general"]]
+    if seeds:
+        accuracy[0].append(f"average, seeds {', '.join(seeds)}")
+    for method, row in sorted(r["accuracy"].items(), key=lambda kv: -kv[1]["average"]):
+        groups = [r[group][method].get("average") for group in ("covered", "uncovered")]
+        cells = [row[b] for b in tasks.BENCHMARKS] + [row["average"], *groups, row["general"]]
+        accuracy.append([method, *map(percent, cells)])
+        if seeds:
+            spread = [100 * averages[method] for averages in seeds.values()]
+            accuracy[-1].append(f"{mean(spread):.1f} ± {stdev(spread):.1f}")
+    routing = [["answers to", *(f"{e}" for e in EXPERTS), *(f"{e} in S" for e in EXPERTS), "in S"]]
+    for b, share in r["routing"].items():
+        routing.append([short[b], *(percent(share[part][e]) for part in ("all", "S") for e in EXPERTS), percent(share["S_share"])])
+    own = "; ".join(f"{e} " + ", ".join(f"{percent(r['covered'][e].get(b))} ({short[b]})" for b in tasks.DOMAINS[e]) for e in EXPERTS)
+    held = "; ".join(f"{short[b]}: {', '.join(meta['held_out'][b])}" for b in tasks.BENCHMARKS)
+    return "\n".join([
+        f"Seed {meta['settings']['seed']}, {meta['settings']['prompts']} {meta['settings']['split']} prompts a benchmark, per cent right in "
+        "content and form. `average`: of the five benchmarks; of the sub-skills that the experts were trained on (`covered`) and of those "
+        "kept from them (`uncovered`).", "", *table(accuracy), "",
+        f"{percent(meta['gap'])}% of the sub-skills are kept from every expert on purpose ({held}). On the others, each expert in its own "
+        f"domain: {own}.", "",
+        "Who writes: the share of each expert in FusionRoute's tokens, of all tokens and of those in S (where the experts differ; it is "
+        "only there that the choice matters and is trained).", "", *table(routing), "",
+        f"Seconds on {meta['machine']}: base and experts {sum(seconds[x] for x in ['base'] + EXPERTS)}, phase 1 {seconds['router_sft']}, "
+        f"pairs and phase 2 {seconds['router']}, evaluation {seconds['evaluation']}; {seconds['total']} in all. The installation comes on "
+        "top."])
+
+
+def fill(readme, result):
+    """The README's text with what stands between its generated markers replaced from the result."""
+    blocks = {"quickstart": report(result), "example": f"```\n{result['example']}\n```"}
+    for name, text in blocks.items():
+        begin, end = f"<!-- begin: {name}, written by python evaluate.py --publish -->", f"<!-- end: {name} -->"
+        if readme.count(begin) != 1 or readme.count(end) != 1:
+            raise common.UserError(f"README.md must have the lines {begin} and {end} once each")
+        readme = readme[:readme.index(begin) + len(begin)] + "\n" + text + "\n" + readme[readme.index(end):]
+    return readme
+
+
+def example(router, experts):
+    """EXAMPLE as decode.py shows it where there are no colours."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        decode.respond(EXAMPLE, router, experts, "fusionroute", as_json=False)
+    return f"$ python decode.py \"{EXAMPLE}\"\n{out.getvalue().rstrip()}"
+
+
+def saved(path, settings, made_from=None):
+    """The result in a file, or None where there is none, none that can be read, or one of other settings or checkpoints."""
+    try:
+        r = json.loads(path.read_text())
+        fits = r["meta"]["settings"] == settings and made_from in (None, r["meta"]["made_from"])
+        return r if fits and set(r["accuracy"]) == set(decode.METHODS) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def all_seeds(s):
+    """{seed: {method: average}} of all the runs under OUT that have a result with these settings, if there are several."""
+    seeds = {}
+    for path in sorted(Path(s.out).glob("seed*/quickstart.json")):
+        seed = path.parent.name.removeprefix("seed")
+        if r := saved(path, common.recipe(s) | {"seed": int(seed) if seed.isdigit() else None}):
+            seeds[seed] = {m: row["average"] for m, row in r["accuracy"].items()}
+    return seeds if len(seeds) > 1 else {}
+
+
+def main(argv=None):
+    parser = common.parser(Settings, __doc__)
+    parser.add_argument("--publish", action="store_true", help="compute anew; write results/quickstart.json and the README's figures")
+    args = vars(parser.parse_args(argv))
+    publish = args.pop("publish")
+    s = Settings(**args)
+    folder = common.run_dir(s)
+    (router, experts), (router_sft, _) = decode.load(s, "router"), decode.load(s, "router_sft")
+    made_from = common.fingerprints(["router", "router_sft"], [router, router_sft])
+    asked, cache = common.recipe(s), folder / "quickstart.json"
+    result = None if publish else saved(cache, asked, made_from)
+    if result is None:
+        result = evaluate(s, router, router_sft, experts)
+        result["meta"]["made_from"], result["example"] = made_from, example(router, experts)
+        common.write(cache, json.dumps(result, indent=1) + "\n")
+        print(f"saved {cache}")
+    print(report(result))
+    if publish:
+        result["seeds"] = all_seeds(s)
+        common.write(ROOT / "README.md", fill((ROOT / "README.md").read_text(), result))
+        common.write(ROOT / "results" / "quickstart.json", json.dumps(result, indent=1) + "\n")
+        print("\nsaved results/quickstart.json and README.md")
+
+
+if __name__ == "__main__":
+    common.run(main)

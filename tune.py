@@ -1,0 +1,140 @@
+"""The settings of every method, ours and the baselines', chosen on validation prompts.
+
+    python tune.py --seed 0          every setting of the grid below on one seed: OUT/seed0/tuning.json
+    python tune.py --seeds 0 1       several, then writes results/tuning.json: what was tried, and what won
+
+A setting's score is the mean accuracy over the five benchmarks, on validation prompts, averaged over the seeds. The winners stand in
+evaluate.py and as the scripts' defaults (a test compares). No test prompt is read here. Phase 2 starts from phase 1 as it is by default,
+and what is tried here is written as OUT/seedN/tune.pt and thrown away.
+"""
+
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from tqdm import tqdm
+
+import baselines
+import common
+import decode
+import evaluate
+import train_cdpo
+import train_sft
+from model import generate
+from toy_experts import tasks, tokenizer
+
+
+@dataclass
+class Settings:
+    seed: int = 0          # selects the run
+    out: str = "out"       # runs are kept in OUT/seedN/
+    device: str = "auto"   # auto, cuda, mps or cpu
+    prompts: int = 100     # validation prompts a benchmark
+
+    def __post_init__(self):
+        common.positive(self, "prompts")
+
+
+def grid(**values):
+    return [dict(zip(values, row)) for row in itertools.product(*values.values())]
+
+
+PHASE1, PHASE2 = grid(lr=[5e-4, 1e-3, 2e-3]), grid(lr=[1e-4, 2e-4, 4e-4])
+TRAINED = {  # checkpoint: (the method that it is judged as, what is tried); the rest of its settings as in evaluate.TRAINING
+    "router_sft": ("sft_only", PHASE1),
+    "fine_tuned_sft": ("fine_tuned", PHASE1),
+    "router": ("fusionroute", PHASE2),
+    "fine_tuned": ("fine_tuned", PHASE2 + grid(lr=[1e-4, 2e-4], mix=[0])),
+    "co_llm": ("co_llm", grid(lr_w=[1e-3, 3e-3, 1e-2])),
+    "fused_sft": ("fused_sft", grid(loss=["fused", "fused_own"])),
+}
+REWARD = grid(rejected=["fused", "experts"], prefixes=[0, 1])
+LOOKAHEAD = grid(lookahead=[4, 8, 16])
+MERGED = {"task_arithmetic": grid(scale=[0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0]),
+          "dare": grid(drop=[0.1, 0.3, 0.5, 0.7, 0.9], scale=[0.1, 0.2, 0.3, 0.5, 1.0])}
+
+
+def train(s, checkpoint, tried):
+    """Train `checkpoint` with the settings `tried` as tune.pt; returns the model."""
+    path = common.run_dir(s) / "tune.pt"
+    path.unlink(missing_ok=True)
+    module, flags = evaluate.TRAINING[checkpoint]
+    argv = f"{flags} " + " ".join(f"--{k} {v}" for k, v in tried.items())  # a flag given twice: the last one counts
+    module.main(["--seed", str(s.seed), "--out", s.out, "--device", s.device, *argv.split(), "--name", "tune"])
+    model = common.load_model(path, tokenizer.FINGERPRINT, "", common.device(s.device), router=True)[0]
+    path.unlink()
+    return model
+
+
+def tune(s):
+    """{what: [[tried, accuracy], ...]} for one seed."""
+    for name in ("router_sft", "fine_tuned_sft"):  # what phase 2 starts from
+        module, flags = evaluate.TRAINING[name]
+        module.main(["--seed", str(s.seed), "--out", s.out, "--device", s.device, "--name", name, *flags.split()])
+    experts = decode.load(s, "router_sft")[1]
+    base = common.load_model(common.run_dir(s) / "base.pt", tokenizer.FINGERPRINT, "", common.device(s.device))[0]
+    items = {b: tasks.dataset(b, "validation", s.prompts, Random(f"validation {b} {s.seed}")) for b in tasks.BENCHMARKS}
+    done, end, max_new = {}, tokenizer.END, decode.MAX_NEW
+
+    def note(what, tried, decoder):
+        shares = []
+        for b in tasks.BENCHMARKS:
+            texts = [tokenizer.encoding.decode(ids) for ids in evaluate.in_batches(decoder, items[b])]
+            shares.append(sum(map(tasks.check, items[b], texts)) / len(texts))
+        done.setdefault(what, []).append([tried, round(sum(shares) / len(shares), 4)])
+        tqdm.write(f"{what} {tried}: {done[what][-1][1]:.3f}")
+
+    for checkpoint, (method, candidates) in TRAINED.items():
+        for tried in candidates:
+            router = train(s, checkpoint, tried)
+            how = {"fine_tuned": {"use_expert": False}, "co_llm": {"use_router": False}}.get(method, {})
+            ways = evaluate.traces(router, experts, **how)
+            note(checkpoint, tried, lambda prompts: [decode.answer_ids(t) for t in ways(prompts)])
+    for tried in REWARD:
+        reward = train(s, "reward", tried)
+        note("sequence_selection", tried, lambda p: baselines.sequence_selection(experts, reward, p, end, max_new))
+        for look in LOOKAHEAD:
+            note("collab", tried | look, lambda p: baselines.collab(experts, reward, p, end, max_new, **look))
+    for what, candidates in MERGED.items():
+        for tried in candidates:
+            model = baselines.merge(base, experts, **tried)
+            note(what, tried, lambda p: generate(model, p, max_new, end))
+    return done
+
+
+def result(s):
+    path, asked = common.run_dir(s) / "tuning.json", common.recipe(s)
+    try:
+        r = json.loads(path.read_text())
+        if r["settings"] == asked:
+            return r["tuned"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    r = tune(s)
+    common.write(path, json.dumps({"settings": asked, "tuned": r}) + "\n")
+    print(f"saved {path}")
+    return r
+
+
+def main(argv=None):
+    parser = common.parser(Settings, __doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="INT", help="several seeds; writes results/tuning.json")
+    args = vars(parser.parse_args(argv))
+    seeds = args.pop("seeds")
+    runs = [Settings(**args | {"seed": seed}) for seed in seeds or [args["seed"]]]
+    results = [result(s) for s in runs]
+    if not seeds:
+        return
+    out = {}
+    for what in results[0]:
+        tried = [{"settings": t, "accuracy": [r[what][k][1] for r in results]} for k, (t, _) in enumerate(results[0][what])]
+        out[what] = {"won": max(tried, key=lambda t: sum(t["accuracy"]))["settings"], "tried": tried}
+    content = {"llama": out, "meta": {"seeds": seeds, "split": "validation", "prompts per benchmark": runs[0].prompts}}
+    common.write(Path(__file__).parent / "results" / "tuning.json", json.dumps(content, indent=1) + "\n")
+    print("saved results/tuning.json")
+
+
+if __name__ == "__main__":
+    common.run(main)
