@@ -251,7 +251,7 @@ class Settings:
     prompts: int = 2000        # prompts of the preference split to make pairs from, as in phase 2
     tries: int = 2             # answers sampled for each prompt
     temperature: float = 1.0   # temperature of these samples
-    rejected: str = "fused"    # whose mistakes y_l are: fused (phase 2's own pairs), experts or corrupted
+    rejected: str = "fused"    # whose mistakes y_l are: fused (phase 2's own pairs), router, experts or corrupted
     epochs: int = 4            # passes over the pairs
     batch: int = 16            # pairs a step
     lr: float = 5e-4           # peak learning rate
@@ -260,6 +260,8 @@ class Settings:
     def __post_init__(self):
         common.positive(self, "prompts", "tries", "temperature", "epochs", "batch", "lr")
         common.positive(self, "prefixes", or_zero=True)
+        common.one_of(self, "rejected", pairs.SOURCES)
+        common.file_stem(self, "name")
 
 
 def reward_loss(r_w, r_l):

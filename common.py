@@ -70,6 +70,17 @@ def settings(cls, doc, argv=None):
     return cls(**vars(parser(cls, doc).parse_args(argv)))
 
 
+def several(p, cls, argv, *others):
+    """For scripts that run one seed or several. Adds --seeds to the parser p of cls; returns the values of the arguments named in
+    others, one cls a seed, and the list of seeds, or None where only --seed is given."""
+    p.add_argument("--seeds", type=int, nargs="+", metavar="INT", help="two seeds or more, in place of --seed; writes the files in results/")
+    args = vars(p.parse_args(argv))
+    seeds, others = args.pop("seeds"), [args.pop(name) for name in others]
+    if seeds is not None and (len(set(seeds)) < len(seeds) or len(seeds) < 2):
+        raise UserError(f"--seeds {' '.join(map(str, seeds))}: must be two or more, all different")
+    return *others, [cls(**args | {"seed": seed}) for seed in seeds or [args["seed"]]], seeds
+
+
 def positive(s, *names, or_zero=False):
     """Raise UserError unless each named field of the settings s is a finite number above zero (or zero, if or_zero)."""
     for name in names:
@@ -142,6 +153,21 @@ def write(path, data):
     except OSError as e:
         beside.unlink(missing_ok=True)
         raise UserError(f"cannot write {path} ({e.strerror}); what was there before is unchanged") from e
+
+
+def cached(path, key, compute):
+    """What an earlier call saved in the JSON file path under the same key (a JSON value), else compute() saved there."""
+    key = json.loads(json.dumps(key))
+    try:
+        content = json.loads(path.read_text())
+        if content["key"] == key:
+            return content["result"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    content = {"key": key, "result": compute()}
+    write(path, json.dumps(content) + "\n")
+    print(f"saved {path}")
+    return json.loads(json.dumps(content["result"]))
 
 
 def save(path, content):

@@ -47,7 +47,7 @@ METHODS = ["math_expert", "code_expert", "instruct_expert", "sequence_selection"
 TRAINING = {
     "router_sft": (train_sft, ""),
     "router": (train_cdpo, ""),
-    "fine_tuned_sft": (train_sft, "--loss plain"),
+    "fine_tuned_sft": (train_sft, "--loss plain --lr 0.002"),
     "fine_tuned": (train_cdpo, "--loss plain --phase1 fine_tuned_sft --pairs_of router_sft"),
     "co_llm": (train_sft, "--loss co_llm"),
     "fused_sft": (train_sft, "--loss fused_own"),
@@ -176,7 +176,7 @@ def evaluate(s):
     seconds = {name: round(c["seconds"]) for name, c in contents.items()} | {"evaluation": round(time.time() - clock)}
     return {"meta": {"settings": common.recipe(s), "gap": contents["base"]["recipe"]["gap"],
                      "held_out": {b: tasks.held_out(b, contents["base"]["recipe"]["gap"], s.seed) for b in tasks.BENCHMARKS},
-                     "seconds": seconds | {"total": sum(seconds.values())}, "made_from": made_from(s)},
+                     "seconds": seconds | {"total": sum(seconds.values())}},
             "right": right, "grades": grades, "routing": routes}
 
 
@@ -188,19 +188,9 @@ def made_from(s):
 
 
 def result(s):
-    """evaluate(s), or what an earlier call saved of it in OUT/seedN/table1.json (another split or size: computed, saved there)."""
+    """evaluate(s), after training what is missing; kept in OUT/seedN/table1.json for as long as its settings and checkpoints stay."""
     train_missing(s)
-    path = common.run_dir(s) / "table1.json"
-    try:
-        r = json.loads(path.read_text())
-        if r["meta"]["settings"] == common.recipe(s) and r["meta"]["made_from"] == made_from(s) and set(r["right"]) == set(METHODS):
-            return r
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    r = evaluate(s)
-    common.write(path, json.dumps(r) + "\n")
-    print(f"saved {path}")
-    return r
+    return common.cached(common.run_dir(s) / "table1.json", [common.recipe(s), made_from(s), METHODS], lambda: evaluate(s))
 
 
 # --- statistics ---------------------------------------------------------------------------------------------------------------------------
@@ -215,43 +205,45 @@ def accuracy(r, method, b):
     return r["right"][method][b].count("1") / len(r["right"][method][b])
 
 
-def bootstrap(results, ours, other, rounds=20_000):
-    """Difference of the averages of two methods, paired by prompt: mean, 95% interval, share of rounds at or below zero, and each seed's.
+def interval(outcomes, rounds=20_000):
+    """The mean of paired outcomes and its 95% interval, by bootstrap over seeds and prompts.
 
-    Every round draws seeds with replacement and, within each drawn seed and benchmark, prompts with replacement: the interval holds for
-    another seed and other prompts. A prompt's difference is -1, 0 or 1, so n drawn prompts are one multinomial draw of three counts.
+    outcomes: per benchmark and seed a list of -1, 0 or 1, one a prompt. Every round draws seeds with replacement, and within each drawn
+    seed and benchmark prompts with replacement: the interval is about another seed and other prompts. n prompts drawn from values of
+    three kinds are one multinomial draw of three counts. p: the share of rounds on the other side of zero, twice (two-sided).
     """
-    rng = np.random.default_rng(0)
-    seeds = rng.integers(len(results), size=(rounds, len(results)))                        # (rounds, seeds)
-    means = np.zeros((len(tasks.BENCHMARKS), *seeds.shape))                                # (benchmarks, rounds, seeds)
-    for i, b in enumerate(tasks.BENCHMARKS):
-        pairs = [[int(x) - int(y) for x, y in zip(r["right"][ours][b], r["right"][other][b])] for r in results]
-        shares = np.array([[d.count(v) / len(d) for v in (-1, 0, 1)] for d in pairs])      # (seeds, 3)
-        n = len(pairs[0])
-        drawn = rng.multinomial(n, shares[seeds])                                          # (rounds, seeds, 3)
-        means[i] = (drawn[..., 2] - drawn[..., 0]) / n
-    total = means.mean((0, 2))                                                             # (rounds,)
-    each = [average(r, ours) - average(r, other) for r in results]
+    rng, seeds = np.random.default_rng(0), len(outcomes[0])
+    drawn = rng.integers(seeds, size=(rounds, seeds))                                      # (rounds, seeds)
+    total = np.zeros(rounds)
+    for per_seed in outcomes:
+        n = len(per_seed[0])
+        shares = np.array([[o.count(v) / n for v in (-1, 0, 1)] for o in per_seed])        # (seeds, 3)
+        counts = rng.multinomial(n, shares[drawn])                                         # (rounds, seeds, 3)
+        total += ((counts[..., 2] - counts[..., 0]) / n).mean(1) / len(outcomes)
+    each = np.mean([[sum(o) / len(o) for o in per_seed] for per_seed in outcomes], 0)      # (seeds,)
     low, high = np.quantile(total, [0.025, 0.975])
-    return {"mean": round(float(np.mean(each)), 4), "low": round(float(low), 4), "high": round(float(high), 4),
-            "p": round(float((total <= 0).mean()), 5), "seeds": [round(x, 4) for x in each]}
+    other_side = min(1.0, 2 * min((total <= 0).mean(), (total >= 0).mean()))
+    return {"mean": round(float(each.mean()), 4), "low": round(float(low), 4), "high": round(float(high), 4),
+            "p": round(float(other_side), 4), "seeds": [round(float(x), 4) for x in each]}
 
 
-def wins(r, ours, other):
-    """(wins, ties, losses) of ours against other on the general prompts, by grade."""
-    pairs = list(zip(r["grades"][ours], r["grades"][other]))
-    return sum(x > y for x, y in pairs), sum(x == y for x, y in pairs), sum(x < y for x, y in pairs)
+def difference(results, ours, other, benches=tasks.BENCHMARKS):
+    """Accuracy of one method minus another's, mean over benchmarks, paired by prompt; see interval."""
+    return interval([[[int(x) - int(y) for x, y in zip(r["right"][ours][b], r["right"][other][b])] for r in results] for b in benches])
 
 
-def win_rates(results):
-    """Wins, ties and losses per seed of every method against fine_tuned, and of sft_only against fusionroute."""
-    against = [(m, "fine_tuned") for m in METHODS if m != "fine_tuned"] + [("sft_only", "fusionroute")]
-    out = {}
-    for ours, other in against:
-        w, t, l = map(list, zip(*(wins(r, ours, other) for r in results)))
-        rate = [round((a + b / 2) / (a + b + c), 4) for a, b, c in zip(w, t, l)]
-        out[ours if other == "fine_tuned" else f"{ours} against {other}"] = {"wins": w, "ties": t, "losses": l, "rate": rate}
-    return out
+def wins(results, ours, other):
+    """Wins, ties and losses per seed of ours against other on the general prompts, by grade; the win rate with ties half."""
+    signs = [[(x > y) - (x < y) for x, y in zip(r["grades"][ours], r["grades"][other])] for r in results]
+    margin = interval([signs])
+    rate = {k: round((1 + margin[k]) / 2, 4) for k in ("mean", "low", "high")}
+    return {name: [s.count(v) for s in signs] for name, v in (("wins", 1), ("ties", 0), ("losses", -1))} | {
+        "rate": rate | {"p": margin["p"], "seeds": [round((1 + m) / 2, 4) for m in margin["seeds"]]}}
+
+
+# What the paper says of two methods (report.py), besides FusionRoute's difference to every other one.
+PAIRS = [("collab", "sequence_selection"), ("task_arithmetic_paper", "dare_paper"), ("sequence_selection", "fine_tuned"),
+         ("fused_sft", "sft_only"), ("fused_full", "fused_sft")]
 
 
 # --- cost ---------------------------------------------------------------------------------------------------------------------------------
@@ -301,13 +293,9 @@ def show(results):
 
 def main(argv=None):
     parser = common.parser(Settings, __doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", metavar="INT", help="several seeds; writes the files in results/")
     parser.add_argument("--results", default=str(ROOT / "results"), metavar="DIR", help="where these go (default: %(default)s)")
-    args = vars(parser.parse_args(argv))
-    seeds, folder = args.pop("seeds"), Path(args.pop("results"))
-    if seeds is not None and (len(set(seeds)) < len(seeds) or len(seeds) < 2):
-        raise common.UserError(f"--seeds {' '.join(map(str, seeds))}: must be two or more different ones")
-    runs = [Settings(**args | {"seed": seed}) for seed in seeds or [args["seed"]]]
+    folder, runs, seeds = common.several(parser, Settings, argv, "results")
+    folder = Path(folder)
     results = [result(s) for s in runs]
     show(results)
     if not seeds:
@@ -321,8 +309,14 @@ def main(argv=None):
               | {"average": [round(average(r, m), 4) for r in results]} for m in METHODS}
     routes = {b: {part: {e: [r["routing"][b][part][e] for r in results] for e in EXPERTS} for part in results[0]["routing"][b] if part != "S_share"}
               | {"S_share": [r["routing"][b]["S_share"] for r in results]} for b in BENCHES}
-    files = {"table1": {"llama": tables}, "routing": {"llama": routes}, "winrate": {"llama": win_rates(results)},
-             "differences": {"llama": {m: bootstrap(results, "fusionroute", m) for m in METHODS if m != "fusionroute"}},
+    others = [m for m in METHODS if m != "fusionroute"]
+    differences = {f"fusionroute - {m}": difference(results, "fusionroute", m) for m in others}
+    differences |= {f"{a} - {b}": difference(results, a, b) for a, b in PAIRS}
+    differences |= {f"fusionroute - {m}, {b}": difference(results, "fusionroute", m, [b]) for b in tasks.BENCHMARKS
+                    for m in ("fine_tuned", *(f"{e}_expert" for e in EXPERTS if b in tasks.DOMAINS[e]))}
+    rates = {m: wins(results, m, "fine_tuned") for m in METHODS if m != "fine_tuned"}
+    files = {"table1": {"llama": tables}, "routing": {"llama": routes}, "differences": {"llama": differences},
+             "winrate": {"llama": rates | {"sft_only against fusionroute": wins(results, "sft_only", "fusionroute")}},
              "cost": {"llama": cost(runs[0])}}
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():

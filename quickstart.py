@@ -1,11 +1,12 @@
-"""Accuracy of every method on the five benchmarks and the general prompts of one run, in one table.
+"""First results: FusionRoute and its own limits on the five benchmarks and the general prompts of one run, in one table.
 
-    python evaluate.py              the table of OUT/seed0, from its quickstart.json if that is there
-    python evaluate.py --publish    computes it anew, writes results/quickstart.json and the README's figures, with the spread over
-                                    all seeds that have been evaluated under OUT
+    python quickstart.py              the table of OUT/seed0, from its quickstart.json if that is there
+    python quickstart.py --publish    computes it anew, writes results/quickstart.json and the README's first table and example, with
+                                      the spread over all seeds that have been evaluated under OUT
 
-Test prompts are split from all others by content (toy_experts/tasks.py), and nothing was tuned on them. An answer counts when it is
-right in content and in form. "covered" are the prompts whose sub-skill the experts were trained on.
+The paper's other methods, more prompts and seeds, and statistics: evaluate.py. Test prompts are split from all others by content
+(toy_experts/tasks.py), and nothing was tuned on them. An answer counts when it is right in content and in form. "covered" are the
+prompts whose sub-skill the experts were trained on.
 """
 
 import contextlib
@@ -24,7 +25,9 @@ from tqdm import tqdm
 
 import common
 import decode
-from fusionroute import informative, score
+from evaluate import in_batches, routing
+from evaluate import traces as decode_as
+from report import fill, percent, table
 from toy_experts import tasks, tokenizer
 from toy_experts.train import EXPERTS
 
@@ -39,35 +42,13 @@ class Settings:
 
     def __post_init__(self):
         common.positive(self, "prompts")
-        if self.split not in ("test", "validation"):
-            raise common.UserError(f"--split is {self.split!r}, and must be test or validation")
+        common.one_of(self, "split", ("test", "validation"))
 
 
-def answers(router, experts, items, method, size=128):
+def answers(router, experts, items, method):
     """The greedy answers (token ids) of a method to the items, in their order, and the Trace of each."""
-    traces = [None] * len(items)
-    order = sorted(range(len(items)), key=lambda i: len(items[i].prompt))  # similar lengths together
-    for start in range(0, len(order), size):
-        rows = order[start:start + size]
-        prompts = [tokenizer.encode_prompt(items[i].prompt) for i in rows]
-        for i, trace in zip(rows, decode.fused_decode(router, experts, prompts, tokenizer.END, decode.MAX_NEW, **decode.options(method))):
-            traces[i] = trace
+    traces = in_batches(decode_as(router, experts, **decode.options(method)), items)
     return [decode.answer_ids(t) for t in traces], traces
-
-
-def routing(experts, items, traces):
-    """Share of each expert among the answers' tokens: of all tokens, and of those in S, where the experts' choices differ."""
-    samples = [common.answer_only(tokenizer.encode_prompt(i.prompt), t.tokens) for i, t in zip(items, traces)]
-    ids, mask, lengths = common.pack(samples)
-    choice = score(experts, ids, lengths)[1]                       # (N, T-1, n)
-    S = informative(choice)[mask[:, 1:]].tolist()                  # one bool per generated token
-    picks = [p for t in traces for p in t.pick]
-    inside = [p for p, s in zip(picks, S) if s]
-
-    def share(picks):
-        return {name: round(picks.count(i) / max(1, len(picks)), 4) for i, name in enumerate(EXPERTS)}
-
-    return {"all": share(picks), "S": share(inside), "S_share": round(len(inside) / len(picks), 4)}
 
 
 def evaluate(s, router, router_sft, experts):
@@ -116,18 +97,6 @@ ROOT = Path(__file__).parent
 EXAMPLE = "Zoe has 12 cakes. She buys 5 more. Then she doubles the number. How many cakes are there now?"
 
 
-def percent(x):
-    return "-" if x is None else f"{100 * x:.0f}"  # None: a gap of 0 leaves nothing uncovered, few prompts may hit nothing
-
-
-def table(rows):
-    """Rows of strings, the head first, as a Markdown table that also reads well in a terminal."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["| " + " | ".join([row[0].ljust(widths[0])] + [x.rjust(w) for x, w in zip(row[1:], widths[1:])]) + " |" for row in rows]
-    rule = "|" + "-" * (widths[0] + 2) + "|" + "|".join("-" * (w + 1) + ":" for w in widths[1:]) + "|"
-    return [lines[0], rule, *lines[1:]]
-
-
 def report(r):
     """What a result says, as Markdown."""
     meta, seconds, short = r["meta"], r["meta"]["seconds"], {b: b.removeprefix("toy-") for b in r["routing"]}
@@ -160,15 +129,9 @@ def report(r):
         "top."])
 
 
-def fill(readme, result):
-    """The README's text with what stands between its generated markers replaced from the result."""
-    blocks = {"quickstart": report(result), "example": f"```\n{result['example']}\n```"}
-    for name, text in blocks.items():
-        begin, end = f"<!-- begin: {name}, written by python evaluate.py --publish -->", f"<!-- end: {name} -->"
-        if readme.count(begin) != 1 or readme.count(end) != 1:
-            raise common.UserError(f"README.md must have the lines {begin} and {end} once each")
-        readme = readme[:readme.index(begin) + len(begin)] + "\n" + text + "\n" + readme[readme.index(end):]
-    return readme
+def blocks(result):
+    """What --publish writes between the README's markers."""
+    return {"quickstart": report(result), "example": f"```\n{result['example']}\n```"}
 
 
 def example(router, experts):
@@ -218,7 +181,7 @@ def main(argv=None):
     print(report(result))
     if publish:
         result["seeds"] = all_seeds(s)
-        common.write(ROOT / "README.md", fill((ROOT / "README.md").read_text(), result))
+        common.write(ROOT / "README.md", fill((ROOT / "README.md").read_text(), blocks(result), "python quickstart.py --publish"))
         common.write(ROOT / "results" / "quickstart.json", json.dumps(result, indent=1) + "\n")
         print("\nsaved results/quickstart.json and README.md")
 

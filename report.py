@@ -1,8 +1,52 @@
-"""x"""
+"""The README's tables and CLAIMS.md, from the files in results/ alone.
+
+    python report.py          writes both; a test fails when they differ from what this would write
+
+Verdicts are computed, never typed: a claim is "reproduced" when the whole 95% interval lies on its side, "reversed" when the whole
+interval lies on the other, and "not shown" otherwise. Claims that need no interval say how they are decided.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+import common
+
+ROOT = Path(__file__).parent
+BENCHES = ["toy-gsm8k", "toy-math500", "toy-mbpp", "toy-humaneval", "toy-ifeval"]
+COMMAND = "python evaluate.py --seeds 0 1 2 3 4"
+PAPER = {  # Table 1 of the paper, Llama-3 8B, per cent: GSM8K, MATH500, MBPP, HumanEval, IFEval, average
+    "math_expert": (86, 36, 23, 37, 31, 42.6), "code_expert": (52, 15, 34, 66, 48, 43.0), "instruct_expert": (74, 27, 36, 52, 67, 51.2),
+    "sequence_selection": (76, 31, 21, 45, 50, 46.6), "collab": (82, 32, 28, 54, 55, 50.2), "fine_tuned": (75, 26, 36, 58, 72, 53.6),
+    "dare_paper": (75, 28, 23, 26, 32, 36.8), "task_arithmetic_paper": (82, 32, 24, 39, 35, 42.4),
+    "routing_only": (82, 32, 26, 56, 65, 52.2), "fusionroute": (82, 33, 36, 63, 69, 56.6),
+}
+NAMES = {
+    "math_expert": "math expert", "code_expert": "code expert", "instruct_expert": "instruction expert",
+    "sequence_selection": "Sequence Selection", "collab": "Collab", "fine_tuned": "Fine-tuned Model",
+    "task_arithmetic_paper": "TaskArithmetic, scale 1", "task_arithmetic": "TaskArithmetic, tuned", "dare_paper": "DARE, p 0.9, scale 1",
+    "dare": "DARE, tuned", "routing_only": "routing only", "sft_only": "phase 1 only", "fusionroute": "**FusionRoute**",
+    "uniform_average": "uniform average", "co_llm": "Co-LLM-style routing", "oracle_expert": "oracle expert (a bound)",
+    "fused_sft": "through the fusion, phase 1", "fused_full": "through the fusion, both",
+}
+
+
+# --- Markdown -----------------------------------------------------------------------------------------------------------------------------
 
 
 def percent(x):
     return "-" if x is None else f"{100 * x:.0f}"  # None: a gap of 0 leaves nothing uncovered, few prompts may hit nothing
+
+
+def spread(values):
+    return f"{100 * mean(values):.1f} ± {100 * stdev(values):.1f}"
+
+
+def signed(d, points=True):
+    """A mean with its interval, in percentage points."""
+    sign = "+" if points else ""
+    return f"{100 * d['mean']:{sign}.1f} [{100 * d['low']:{sign}.1f}, {100 * d['high']:{sign}.1f}]"
 
 
 def table(rows):
@@ -11,3 +55,235 @@ def table(rows):
     lines = ["| " + " | ".join([row[0].ljust(widths[0])] + [x.rjust(w) for x, w in zip(row[1:], widths[1:])]) + " |" for row in rows]
     rule = "|" + "-" * (widths[0] + 2) + "|" + "|".join("-" * (w + 1) + ":" for w in widths[1:]) + "|"
     return [lines[0], rule, *lines[1:]]
+
+
+def fill(text, blocks, command):
+    """The text with what stands between its generated markers replaced; blocks: name -> what `command` says."""
+    for name, block in blocks.items():
+        begin, end = f"<!-- begin: {name}, written by {command} -->", f"<!-- end: {name} -->"
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise common.UserError(f"README.md must have the lines {begin} and {end} once each")
+        text = text[:text.index(begin) + len(begin)] + "\n" + block + "\n" + text[text.index(end):]
+    return text
+
+
+def load():
+    """name -> the content of results/name.json, for every file that this page is made from."""
+    names = ["table1", "differences", "winrate", "routing", "cost", "tuning"] + [
+        f"ablation_{n}" for n in ("coverage", "data", "routing", "preference", "scale")]
+    try:
+        return {name: json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in names}
+    except (OSError, ValueError) as e:
+        raise common.UserError(f"results/ is not complete ({e}): run {COMMAND}, python tune.py --seeds 0 1, and the ablations") from e
+
+
+# --- the README's tables ------------------------------------------------------------------------------------------------------------------
+
+
+def main_table(r, family="llama"):
+    ours, differences = r["table1"][family], r["differences"][family]
+    rows = [["method", *(b.removeprefix("toy-") for b in BENCHES), "average ± sd", "FusionRoute minus it", "paper"]]
+    for method in sorted(ours, key=lambda m: -mean(ours[m]["average"])):
+        d = differences.get(f"fusionroute - {method}")
+        rows.append([NAMES[method], *(f"{100 * mean(ours[method][b]):.0f}" for b in BENCHES), spread(ours[method]["average"]),
+                     signed(d) if d else "", f"{PAPER[method][-1]:.1f}" if method in PAPER else ""])
+    meta = r["table1"]["meta"]
+    seconds = [t["total"] for t in meta["run time in seconds"].values()]
+    return "\n".join([
+        f"Per cent right in content and form, mean over seeds {', '.join(map(str, meta['seeds']))}; {meta['prompts per benchmark']} test "
+        "prompts a benchmark and seed; ± standard deviation over the seeds; FusionRoute's lead in points with its 95% interval (bootstrap "
+        "over seeds and prompts, paired). `paper`: average of Table 1, Llama-3 8B.", "", *table(rows), "",
+        f"Training and evaluation took {min(seconds) / 60:.0f} to {max(seconds) / 60:.0f} minutes a seed on {meta['machine']}."])
+
+
+def win_table(r, family="llama"):
+    rates = r["winrate"][family]
+    rows = [["method", "wins", "ties", "losses", "win rate, %", "95% interval"]]
+    for method in sorted((m for m in rates if m in NAMES), key=lambda m: -rates[m]["rate"]["mean"]):
+        w = rates[method]
+        rows.append([NAMES[method], *(str(sum(w[k])) for k in ("wins", "ties", "losses")), f"{100 * w['rate']['mean']:.1f}",
+                     f"[{100 * w['rate']['low']:.1f}, {100 * w['rate']['high']:.1f}]"])
+    head = rates["sft_only against fusionroute"]["rate"]
+    return "\n".join([
+        f"Against the Fine-tuned Model on {r['winrate']['meta']['general prompts']} general prompts a seed, judged by the checker's graded "
+        "score (correctness first, then format, then brevity) in the place of GPT-4o; equal scores are ties, and count half.", "",
+        *table(rows), "", f"Phase 1 only against FusionRoute: {signed(head, False)} per cent."])
+
+
+def cost_table(r, family="llama"):
+    rows = [["method", "passes a token", "of these router", "expert", "reward model", "time over one expert's"]]
+    cost = r["cost"][family]
+    for method in sorted(cost, key=lambda m: cost[m]["passes_per_token"]):
+        c = cost[method]
+        rows.append([NAMES[method], f"{c['passes_per_token']:.2f}", *(f"{c[k]:.2f}" if k in c else "" for k in ("router", "expert", "reward")),
+                     f"{c['over_one_expert']:.2f}"])
+    return "\n".join(["Model passes and time per generated token, one prompt at a time, all methods in turn on the same test prompts in one "
+                      "run (sorted by passes).", "", *table(rows)])
+
+
+def ablation_table(r, name):
+    columns = {"average": "average ± sd", "uncovered": "uncovered", "general": "general", "win_rate": "win rate"}
+    content = r[f"ablation_{name}"]
+    there = [c for c in columns if any(c in v for row in content["rows"] for v in row["methods"].values())]
+    rows = [[name, "method", *(columns[c] for c in there)]]
+    for row in content["rows"]:
+        for method, v in row["methods"].items():
+            rows.append([str(row["label"]), NAMES[method].strip("*")] + [
+                "-" if c not in v else spread(v[c]) if c == "average" else f"{100 * mean(v[c]):.1f}" for c in there])
+    seeds = ", ".join(map(str, content["meta"]["seeds"]))
+    return "\n".join([f"`python ablate.py {name} --seeds {seeds.replace(',', '')}`: seeds {seeds}, "
+                      f"{content['meta']['prompts per benchmark']} test prompts a benchmark.", "", *table(rows), "",
+                      f"![{name}](results/ablation_{name}.svg)"])
+
+
+def blocks(r):
+    return {"table1": main_table(r), "winrate": win_table(r), "cost": cost_table(r)} | {
+        f"ablation {n}": ablation_table(r, n) for n in ("coverage", "data", "routing", "preference", "scale")}
+
+
+# --- CLAIMS.md ----------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Claim:
+    claim: str
+    paper: str
+    ours: str
+    verdict: str
+    source: str      # the file in results/, without .json
+    why: str = ""    # where it does not hold: the reason, as far as known
+
+
+def verdict(d, zero=0.0):
+    """From an interval around a difference that the claim says is above zero."""
+    return "reproduced" if d["low"] > zero else "reversed" if d["high"] < zero else "not shown"
+
+
+def gap(a, b, column=-1):
+    x, y = PAPER[a][column], PAPER[b][column]
+    return f"{x:g} against {y:g} ({x - y:+.1f})"
+
+
+def claims(r, family="llama"):
+    ours, d, rates = r["table1"][family], r["differences"][family], r["winrate"][family]
+    routes, cost, out = r["routing"][family], r["cost"][family], []
+
+    def compare(text, a, b, source="differences", why="", column=None):
+        key = f"{a} - {b}" + ("" if column is None else f", {BENCHES[column]}")
+        flip = key not in d
+        x = d[key] if not flip else d[f"{b} - {a}" + ("" if column is None else f", {BENCHES[column]}")]
+        x = x if not flip else {"mean": -x["mean"], "low": -x["high"], "high": -x["low"]}
+        v = verdict(x)
+        numbers = ours[a]["average" if column is None else BENCHES[column]], ours[b]["average" if column is None else BENCHES[column]]
+        out.append(Claim(text, gap(a, b, -1 if column is None else column),
+                         f"{spread(numbers[0])} against {spread(numbers[1])}: {signed(x)}", v, source, why if v != "reproduced" else ""))
+
+    for m in ("math_expert", "code_expert", "instruct_expert", "sequence_selection", "collab", "fine_tuned", "dare_paper",
+              "task_arithmetic_paper"):
+        compare(f"FusionRoute's average is above that of: {NAMES[m]}", "fusionroute", m)
+    for m in ("task_arithmetic", "dare"):
+        x = d[f"fusionroute - {m}"]
+        out.append(Claim(f"the same with the merging tuned on validation: {NAMES[m]}", "(untuned in the paper)",
+                         f"{spread(ours['fusionroute']['average'])} against {spread(ours[m]['average'])}: {signed(x)}", verdict(x), "differences"))
+    compare("complementary logits raise the average (FusionRoute against routing only)", "fusionroute", "routing_only")
+    for column, b in enumerate(BENCHES):
+        expert = next(f"{e}_expert" for e in ("math", "code", "instruct") if f"fusionroute - {e}_expert, {b}" in d)
+        up = PAPER["fusionroute"][column] > PAPER[expert][column]
+        a, c = ("fusionroute", expert) if up else (expert, "fusionroute")
+        compare(f"{b}: {'FusionRoute is above its specialist' if up else 'the specialist stays ahead of (or level with) FusionRoute'}", a, c,
+                column=column, why=REASONS["specialist"])
+    compare("toy-ifeval: the Fine-tuned Model stays ahead of FusionRoute", "fine_tuned", "fusionroute", column=4, why=REASONS["ifeval"])
+    compare("Collab is better than Sequence Selection (Llama-3; on Gemma-2 the paper has the reverse)", "collab", "sequence_selection",
+            why=REASONS["collab"])
+    compare("the Fine-tuned Model is better than Sequence Selection", "fine_tuned", "sequence_selection", why=REASONS["selection"])
+    compare("TaskArithmetic is better than DARE", "task_arithmetic_paper", "dare_paper", why=REASONS["merging"])
+
+    x = rates["fusionroute"]["rate"]
+    rivals = [m for m in PAPER if m not in ("fusionroute", "fine_tuned")]
+    best = max(rivals, key=lambda m: rates[m]["rate"]["mean"])
+    out.append(Claim("FusionRoute wins more than half against the Fine-tuned Model on general prompts", "above 50% (Figure 3)",
+                     f"{signed(x, False)} %", verdict(x, 0.5), "winrate"))
+    out.append(Claim("and its win rate is the highest of all methods compared", "highest (Figure 3)",
+                     f"{100 * x['mean']:.1f} % against {100 * rates[best]['rate']['mean']:.1f} % ({NAMES[best]})",
+                     "reproduced" if x["mean"] > rates[best]["rate"]["mean"] else "reversed", "winrate"))
+    head = rates["sft_only against fusionroute"]["rate"]
+    low = {"mean": 1 - head["mean"], "low": 1 - head["high"], "high": 1 - head["low"]}
+    out.append(Claim("without CDPO (phase 1 only) the win rate falls clearly", "falls (Figure 4)",
+                     f"{100 * x['mean']:.1f} % to {100 * rates['sft_only']['rate']['mean']:.1f} %; head to head FusionRoute wins {signed(low, False)} %",
+                     verdict(low, 0.5), "winrate"))
+    x = d["fusionroute - sft_only"]
+    out.append(Claim("CDPO raises the accuracy too", "(no figure)", signed(x), verdict(x), "differences"))
+
+    rows = r["ablation_scale"]["rows"]
+    lead = [[a - b for a, b in zip(row["methods"]["fusionroute"]["average"], row["methods"]["fine_tuned"]["average"])] for row in rows]
+    grows = [all(a < b for a, b in zip(per, per[1:])) for per in zip(*lead)]
+    falls = [all(a > b for a, b in zip(per, per[1:])) for per in zip(*lead)]
+    out.append(Claim("the lead over the Fine-tuned Model grows with model size", "larger for 8B than for 2B",
+                     ", ".join(f"{100 * mean(per):+.1f} ({row['label']})" for per, row in zip(lead, rows)),
+                     "reproduced" if all(grows) else "reversed" if all(falls) else "not shown", "ablation_scale", REASONS["scale"] if not all(grows) else ""))
+
+    for b in ("toy-mbpp", "toy-humaneval"):
+        x = routes[b]["S"]["code"]
+        out.append(Claim(f"most tokens of a coding answer come from the code expert ({b}, inside S)", "Figure with a coding answer",
+                         f"{spread(x)} %", "reproduced" if min(x) > 0.5 else "reversed" if max(x) < 0.5 else "not shown", "routing"))
+    words, rest = routes["general"]["cross words"]["instruct"], routes["general"]["cross rest"]["instruct"]
+    more = [a > b for a, b in zip(words, rest)]
+    out.append(Claim("on mixed prompts connective words come from the instruction expert (its share of the words, and of digits and signs, in S)",
+                     "shown in an example", f"{spread(words)} % of the words, {spread(rest)} % of the rest",
+                     "reproduced" if all(more) and min(words) > 0.5 else "reversed" if not any(more) else "not shown", "routing",
+                     "" if all(more) and min(words) > 0.5 else REASONS["words"]))
+    for m in ("sequence_selection", "collab"):
+        out.append(Claim(f"FusionRoute costs less per token than {NAMES[m]}", "claimed, no figure",
+                         f"{cost['fusionroute']['over_one_expert']:.2f} against {cost[m]['over_one_expert']:.2f} times one expert's time; "
+                         f"{cost['fusionroute']['passes_per_token']:.2f} against {cost[m]['passes_per_token']:.2f} passes",
+                         "reproduced" if cost["fusionroute"]["over_one_expert"] < cost[m]["over_one_expert"] else "reversed", "cost"))
+    return out
+
+
+REASONS = {
+    "specialist": "The coverage gap: the specialist lacks a quarter of its own benchmark's sub-skills, and the router learns them; MergeBench's "
+                  "experts have no such hole on purpose.",
+    "ifeval": "The instruction expert lacks formats that the router's SFT data has, so fusing gains there as everywhere.",
+    "collab": "The learned reward model is right on whole answers far more often than on beginnings (baselines.py); where an expert starts "
+              "badly the look-ahead shows text that the reward model has seldom seen.",
+    "selection": "A fine-tuned model of this size learns the router's small SFT set less well than the experts know their domains.",
+    "merging": "Full fine-tuning at toy scale moves weights so far that adding three task vectors at scale 1 destroys the model either way.",
+    "scale": "Both models profit from size, and at toy scale FusionRoute comes near the ceiling.",
+    "words": "In templates the connective words are as much the math expert's as the instruction expert's: both were trained on them.",
+}
+
+
+def claims_page(r):
+    meta = r["table1"]["meta"]
+    minutes = sum(t["total"] for t in meta["run time in seconds"].values()) / 60
+    commands = {"ablation_scale": "python ablate.py scale --seeds " + " ".join(map(str, r["ablation_scale"]["meta"]["seeds"]))}
+    rows = [["claim", "paper", "ours", "verdict", "command", "JSON"]]
+    found = claims(r)
+    for c in found:
+        rows.append([c.claim, c.paper, c.ours, c.verdict + (f". {c.why}" if c.why else ""), f"`{commands.get(c.source, COMMAND)}`",
+                     f"[{c.source}](results/{c.source}.json)"])
+    verdicts = [c.verdict for c in found]
+    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("reproduced", "not shown", "reversed"))
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([
+        "# Claims", "",
+        "Every empirical statement of the paper beside what this repository measures: " + counts + ". Written by `python report.py` from the JSON "
+        "files; a test fails when they differ. Figures of the paper are Llama-3 8B's (Table 1), ours the toy world's: orders and signs can be "
+        "compared, sizes cannot. Accuracies in per cent, mean ± standard deviation over seeds "
+        f"{', '.join(map(str, meta['seeds']))}; differences in points with a 95% interval (bootstrap over seeds and prompts, paired). "
+        "\"reproduced\": the whole interval is on the claim's side; \"reversed\": the whole interval is on the other; \"not shown\": neither. "
+        f"`{COMMAND}` took {minutes:.0f} minutes in all on {meta['machine']}, everything trained anew. The theory's statements have a ledger "
+        "of their own in [theory/](theory/README.md).", "",
+        lines[0], "|" + "---|" * len(rows[0]), *lines[1:], ""])
+
+
+def main(argv=None):
+    common.Parser(description=__doc__.strip(), formatter_class=__import__("argparse").RawDescriptionHelpFormatter).parse_args(argv)
+    r = load()
+    common.write(ROOT / "README.md", fill((ROOT / "README.md").read_text(), blocks(r), "python report.py"))
+    common.write(ROOT / "CLAIMS.md", claims_page(r))
+    print("saved README.md and CLAIMS.md")
+
+
+if __name__ == "__main__":
+    common.run(main)

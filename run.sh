@@ -22,7 +22,7 @@ if [ "${1:-}" = test ]; then
 fi
 $python train_sft.py "$@"
 $python train_cdpo.py "$@"
-$python evaluate.py "$@"
+$python quickstart.py "$@"
 echo
 printf '%s\n' "Zoe has 12 cakes. She buys 5 more. Then she doubles the number. How many cakes are there now?" \
     "Define a function pick(xs) that returns the largest of the odd numbers in xs, each plus 3, or 0 if there are none." \

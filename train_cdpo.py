@@ -46,7 +46,7 @@ class Settings:
     lam: float = 1 / 3         # lambda of Eq. (2), the weight of the routing loss
     beta: float = 0.1          # beta of Eq. (3)
     loss: str = "paper"        # paper is Eq. (3); its neighbours are in baselines.PAIR_LOSSES
-    rejected: str = "fused"    # whose mistakes y_l are: fused (the fused model of phase 1), experts or corrupted
+    rejected: str = "fused"    # whose mistakes y_l are: fused (the fused model of phase 1), router, experts or corrupted
     mix: int = 1               # batches of SFT samples to one of pairs
     phase1: str = "router_sft" # what is trained further: OUT/seedN/PHASE1.pt
     pairs_of: str = ""         # the router whose pairs are used: OUT/seedN/PAIRS_OF.pt; nothing means PHASE1's own
@@ -57,6 +57,7 @@ class Settings:
         common.positive(self, "prompts", "tries", "temperature", "epochs", "batch", "lr", "lr_w", "beta", "save_every")
         common.positive(self, "lam", "mix", or_zero=True)
         common.one_of(self, "loss", baselines.PAIR_LOSSES)
+        common.one_of(self, "rejected", pairs.SOURCES)
         common.file_stem(self, "phase1", "name")
 
 
@@ -126,7 +127,7 @@ def main(argv=None):
             info |= {"length_w": size[::2].mean(), "length_l": size[1::2].mean()}
 
         common.update(loss, router, optimizer, common.schedule(step, len(plan), warmup=20))
-        log.append({"step": step, "kind": kind, **{k: round(float(v), 5) for k, v in ({"loss": loss} | info).items()}})
+        log.append({"step": step, "kind": kind, **{k: round(float(v), 5) for k, v in ({"loss": loss.detach()} | info).items()}})
         seen += int(lengths[rows].sum())
         bar.set_postfix_str(f"{kind} loss {log[-1]['loss']:.3f}, {seen / (time.time() - clock):,.0f} tokens/s", refresh=False)
         if (step + 1) % s.save_every == 0:

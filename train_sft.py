@@ -94,7 +94,7 @@ def main(argv=None):
 
         common.update(loss, router, optimizer, common.schedule(step, len(plan), warmup=20))
         routing = {f"route_{name}": share for name, share in zip(choices, info.pop("routing"))}
-        log.append({"step": step, **{k: round(float(v), 5) for k, v in ({"loss": loss} | info | routing).items()}})
+        log.append({"step": step, **{k: round(float(v), 5) for k, v in ({"loss": loss.detach()} | info | routing).items()}})
         seen += int(lengths[rows].sum())
         bar.set_postfix_str(f"loss {log[-1]['loss']:.3f}, {seen / (time.time() - clock):,.0f} tokens/s", refresh=False)
         if (step + 1) % s.save_every == 0:

@@ -4,24 +4,21 @@
     python tune.py --seeds 0 1       several, then writes results/tuning.json: what was tried, and what won
 
 A setting's score is the mean accuracy over the five benchmarks, on validation prompts, averaged over the seeds. The winners stand in
-evaluate.py and as the scripts' defaults (a test compares). No test prompt is read here. Phase 2 starts from phase 1 as it is by default,
-and what is tried here is written as OUT/seedN/tune.pt and thrown away.
+evaluate.py and as the scripts' defaults (a test compares). No test prompt is read here. Phase 2 is tuned on top of the winner of phase 1.
+Scores are kept one by one, so a killed run goes on where it was; the models tried are thrown away.
 """
 
+import functools
 import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from tqdm import tqdm
-
 import baselines
 import common
 import decode
 import evaluate
-import train_cdpo
-import train_sft
 from model import generate
 from toy_experts import tasks, tokenizer
 
@@ -41,19 +38,20 @@ def grid(**values):
     return [dict(zip(values, row)) for row in itertools.product(*values.values())]
 
 
-PHASE1, PHASE2 = grid(lr=[5e-4, 1e-3, 2e-3]), grid(lr=[1e-4, 2e-4, 4e-4])
+PHASE1, PHASE2 = grid(lr=[5e-4, 1e-3, 2e-3, 4e-3]), grid(lr=[1e-4, 2e-4, 4e-4])
+PHASE1_OF = "router_sft", "fine_tuned_sft"  # what phase 2 starts from
 TRAINED = {  # checkpoint: (the method that it is judged as, what is tried); the rest of its settings as in evaluate.TRAINING
     "router_sft": ("sft_only", PHASE1),
     "fine_tuned_sft": ("fine_tuned", PHASE1),
     "router": ("fusionroute", PHASE2),
     "fine_tuned": ("fine_tuned", PHASE2 + grid(lr=[1e-4, 2e-4], mix=[0])),
-    "co_llm": ("co_llm", grid(lr_w=[1e-3, 3e-3, 1e-2])),
-    "fused_sft": ("fused_sft", grid(loss=["fused", "fused_own"])),
+    "co_llm": ("co_llm", grid(lr=[1e-3, 2e-3], lr_w=[3e-3, 1e-2])),
+    "fused_sft": ("fused_sft", grid(loss=["fused", "fused_own"], lr=[1e-3, 2e-3])),
 }
 REWARD = grid(rejected=["fused", "experts"], prefixes=[0, 1])
 LOOKAHEAD = grid(lookahead=[4, 8, 16])
 MERGED = {"task_arithmetic": grid(scale=[0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0]),
-          "dare": grid(drop=[0.1, 0.3, 0.5, 0.7, 0.9], scale=[0.1, 0.2, 0.3, 0.5, 1.0])}
+          "dare": grid(drop=[0.1, 0.5, 0.9], scale=[0.1, 0.2, 0.3, 0.5, 1.0])}
 
 
 def train(s, checkpoint, tried):
@@ -69,62 +67,54 @@ def train(s, checkpoint, tried):
 
 
 def tune(s):
-    """{what: [[tried, accuracy], ...]} for one seed."""
-    for name in ("router_sft", "fine_tuned_sft"):  # what phase 2 starts from
+    """{what: [[tried, accuracy], ...]} for one seed; each new score is saved in OUT/seedN/tuning.json at once."""
+    path, asked = common.run_dir(s) / "tuning.json", [common.recipe(s), *(evaluate.TRAINING[name][1] for name in PHASE1_OF)]
+    known = common.cached(path, asked, dict)
+    for name in PHASE1_OF:
         module, flags = evaluate.TRAINING[name]
         module.main(["--seed", str(s.seed), "--out", s.out, "--device", s.device, "--name", name, *flags.split()])
     experts = decode.load(s, "router_sft")[1]
     base = common.load_model(common.run_dir(s) / "base.pt", tokenizer.FINGERPRINT, "", common.device(s.device))[0]
     items = {b: tasks.dataset(b, "validation", s.prompts, Random(f"validation {b} {s.seed}")) for b in tasks.BENCHMARKS}
-    done, end, max_new = {}, tokenizer.END, decode.MAX_NEW
+    end, max_new = tokenizer.END, decode.MAX_NEW
 
-    def note(what, tried, decoder):
-        shares = []
-        for b in tasks.BENCHMARKS:
-            texts = [tokenizer.encoding.decode(ids) for ids in evaluate.in_batches(decoder, items[b])]
-            shares.append(sum(map(tasks.check, items[b], texts)) / len(texts))
-        done.setdefault(what, []).append([tried, round(sum(shares) / len(shares), 4)])
-        tqdm.write(f"{what} {tried}: {done[what][-1][1]:.3f}")
+    def note(what, tried, make):
+        """Score what make() returns, a decoder from token-id prompts to answers, unless the score is known."""
+        key = f"{what} {json.dumps(tried)}"
+        if key not in known:
+            decoder, shares = make(), []
+            for b in tasks.BENCHMARKS:
+                texts = [tokenizer.encoding.decode(ids) for ids in evaluate.in_batches(decoder, items[b])]
+                shares.append(sum(map(tasks.check, items[b], texts)) / len(texts))
+            known[key] = round(sum(shares) / len(shares), 4)
+            common.write(path, json.dumps({"key": asked, "result": known}) + "\n")
+        print(f"{key}: {known[key]:.3f}")
+        out.setdefault(what, []).append([tried, known[key]])
 
+    def trained(checkpoint, method, tried):
+        router = train(s, checkpoint, tried)
+        how = {"fine_tuned": {"use_expert": False}, "co_llm": {"use_router": False}}.get(method, {})
+        ways = evaluate.traces(router, experts, **how)
+        return lambda prompts: [decode.answer_ids(t) for t in ways(prompts)]
+
+    out = {}
     for checkpoint, (method, candidates) in TRAINED.items():
         for tried in candidates:
-            router = train(s, checkpoint, tried)
-            how = {"fine_tuned": {"use_expert": False}, "co_llm": {"use_router": False}}.get(method, {})
-            ways = evaluate.traces(router, experts, **how)
-            note(checkpoint, tried, lambda prompts: [decode.answer_ids(t) for t in ways(prompts)])
+            note(checkpoint, tried, lambda: trained(checkpoint, method, tried))
     for tried in REWARD:
-        reward = train(s, "reward", tried)
-        note("sequence_selection", tried, lambda p: baselines.sequence_selection(experts, reward, p, end, max_new))
+        reward = functools.cache(lambda: train(s, "reward", tried))  # trained when the first score is missing
+        note("sequence_selection", tried, lambda: lambda p: baselines.sequence_selection(experts, reward(), p, end, max_new))
         for look in LOOKAHEAD:
-            note("collab", tried | look, lambda p: baselines.collab(experts, reward, p, end, max_new, **look))
+            note("collab", tried | look, lambda: lambda p: baselines.collab(experts, reward(), p, end, max_new, **look))
     for what, candidates in MERGED.items():
         for tried in candidates:
-            model = baselines.merge(base, experts, **tried)
-            note(what, tried, lambda p: generate(model, p, max_new, end))
-    return done
-
-
-def result(s):
-    path, asked = common.run_dir(s) / "tuning.json", common.recipe(s)
-    try:
-        r = json.loads(path.read_text())
-        if r["settings"] == asked:
-            return r["tuned"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    r = tune(s)
-    common.write(path, json.dumps({"settings": asked, "tuned": r}) + "\n")
-    print(f"saved {path}")
-    return r
+            note(what, tried, lambda: functools.partial(generate, baselines.merge(base, experts, **tried), max_new=max_new, end=end))
+    return out
 
 
 def main(argv=None):
-    parser = common.parser(Settings, __doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", metavar="INT", help="several seeds; writes results/tuning.json")
-    args = vars(parser.parse_args(argv))
-    seeds = args.pop("seeds")
-    runs = [Settings(**args | {"seed": seed}) for seed in seeds or [args["seed"]]]
-    results = [result(s) for s in runs]
+    runs, seeds = common.several(common.parser(Settings, __doc__), Settings, argv)
+    results = [tune(s) for s in runs]
     if not seeds:
         return
     out = {}

@@ -17,7 +17,7 @@ import torch
 
 import common
 import decode
-import evaluate
+import quickstart
 import train_cdpo
 import train_sft
 from tests.conftest import ROOT, TINY, mistake, script
@@ -164,7 +164,7 @@ def test_seeds_share_no_files(world, copy):
     assert not same_weights(copy / "seed0" / "math.pt", copy / "seed7" / "math.pt")
 
 
-# --- decode.py and evaluate.py ---------------------------------------------------------------------------------------------------------------
+# --- decode.py and quickstart.py ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", decode.METHODS)
@@ -210,16 +210,16 @@ def test_interactive(world):
     assert script("decode", "--out", world, stdin="").stdout == ""  # Ctrl-D at once
 
 
-def test_evaluate_and_its_cache(copy):
-    first = script("evaluate", "--out", copy, "--prompts", "6")
+def test_quickstart_and_its_cache(copy):
+    first = script("quickstart", "--out", copy, "--prompts", "6")
     r = json.loads((copy / "seed0" / "quickstart.json").read_text())
-    assert set(r["accuracy"]) == set(decode.METHODS) and set(r["accuracy"]["fusionroute"]) == {*evaluate.tasks.BENCHMARKS, "average", "general"}
+    assert set(r["accuracy"]) == set(decode.METHODS) and set(r["accuracy"]["fusionroute"]) == {*quickstart.tasks.BENCHMARKS, "average", "general"}
     for method, row in r["accuracy"].items():
-        assert row["average"] == pytest.approx(sum(row[b] for b in evaluate.tasks.BENCHMARKS) / 5, abs=1e-3)
+        assert row["average"] == pytest.approx(sum(row[b] for b in quickstart.tasks.BENCHMARKS) / 5, abs=1e-3)
     start = time.time()
-    again = script("evaluate", "--out", copy, "--prompts", "6")
+    again = script("quickstart", "--out", copy, "--prompts", "6")
     assert "evaluating" not in again.stderr and again.stdout in first.stdout and time.time() - start < 20
-    assert "evaluating" in script("evaluate", "--out", copy, "--prompts", "7").stderr  # other settings: not from the cache
+    assert "evaluating" in script("quickstart", "--out", copy, "--prompts", "7").stderr  # other settings: not from the cache
 
 
 def test_readme_says_what_results_say():
@@ -235,14 +235,14 @@ def test_published_figures_show_what_the_readme_claims():
     r = json.loads((ROOT / "results" / "quickstart.json").read_text())
     average = {m: row["average"] for m, row in r["accuracy"].items()}
     assert all(average["fusionroute"] > average[m] for m in [*EXPERTS, "routing_only", "sft_only"])
-    for expert, benches in evaluate.tasks.DOMAINS.items():
-        for b in evaluate.tasks.BENCHMARKS:
+    for expert, benches in quickstart.tasks.DOMAINS.items():
+        for b in quickstart.tasks.BENCHMARKS:
             assert r["covered"][expert][b] >= 0.85 if b in benches else r["covered"][expert][b] < 0.6
     assert r["routing"]["toy-gsm8k"]["S"]["math"] > 0.5 and r["routing"]["toy-mbpp"]["S"]["code"] > 0.5
     assert r["meta"]["seconds"]["total"] < 600 and r["meta"]["settings"]["split"] == "test"
 
 
-@pytest.mark.parametrize("name", ["toy_experts.train", "train_sft", "train_cdpo", "decode", "evaluate"])
+@pytest.mark.parametrize("name", ["toy_experts.train", "train_sft", "train_cdpo", "decode", "quickstart", "evaluate", "baselines", "tune", "ablate", "report"])
 def test_help_explains_every_flag(name, capsys):
     with pytest.raises(SystemExit) as stop:
         importlib.import_module(name).main(["--help"])
@@ -277,11 +277,11 @@ def test_help_explains_every_flag(name, capsys):
     ("train_cdpo", ["--beta", "0"], "--beta"),
     ("train_cdpo", ["--seed", "5"], "train_sft.py"),
     ("train_sft", ["--samples", "99999999999999999999"], "--samples"),
-    ("evaluate", ["--prompts", "30000"], "only some"),
+    ("quickstart", ["--prompts", "30000"], "only some"),
     ("toy_experts.train", ["--gap", "2"], "--gap"),
     ("toy_experts.train", ["--d_model", "25"], "--d_model"),
-    ("evaluate", ["--split", "train"], "--split"),
-    ("evaluate", ["--prompts", "0"], "--prompts"),
+    ("quickstart", ["--split", "train"], "--split"),
+    ("quickstart", ["--prompts", "0"], "--prompts"),
 ])
 def test_bad_arguments(world, name, args, says):
     before = sorted(world.rglob("*"))

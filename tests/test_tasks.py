@@ -10,7 +10,7 @@ import torch
 import common
 import train_cdpo
 import train_sft
-from evaluate import Settings as EvaluateSettings
+from quickstart import Settings as EvaluateSettings
 from toy_experts import judge, tasks, tokenizer
 from toy_experts import train as toy
 

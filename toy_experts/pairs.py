@@ -3,7 +3,7 @@
 The paper takes 100k pairs from OpenHermes. A toy world has no such data set; what it has is exact checkers, so a model's own mistakes
 can be told from its right answers, and these are what there is to correct. Prompts that it never fails give no pair.
 
-For an ablation y_l may come from elsewhere: from one of the experts alone, or from the right answer with one token exchanged.
+For an ablation y_l may come from elsewhere: see SOURCES.
 """
 
 import hashlib
@@ -17,6 +17,12 @@ import decode
 from toy_experts import tasks, tokenizer
 
 MAX_NEW = 64  # longest answer sampled, in tokens
+SOURCES = {  # whose mistakes y_l are
+    "fused": "the router's and experts' together, Eq. (1)",
+    "router": "the router's language model's alone",
+    "experts": "one expert's alone, in turn",
+    "corrupted": "the right answer with one token exchanged",
+}
 
 
 def corrupt(answer, rng):
@@ -29,11 +35,9 @@ def corrupt(answer, rng):
 def sample(s, folder, router, experts, made_from):
     """The file of preference pairs, made unless an earlier call did: its name holds what the pairs hang on.
 
-    s: settings with seed, prompts, tries, temperature and rejected, whose mistakes y_l are: "fused" (the router's and experts' together),
-    "experts" (one expert's alone, in turn) or "corrupted" (the right answer with one token exchanged).
+    s: settings with seed, prompts, tries, temperature and rejected, one of SOURCES.
     """
-    if s.rejected not in ("fused", "experts", "corrupted"):
-        raise common.UserError(f"--rejected is {s.rejected!r}, and must be fused, experts or corrupted")
+    common.one_of(s, "rejected", SOURCES)
     items = tasks.mixed("preference", s.prompts, Random(f"preference {s.seed}"))
     name = json.dumps([s.seed, s.prompts, s.tries, s.temperature, s.rejected, tokenizer.FINGERPRINT, made_from], sort_keys=True)
     path = folder / f"pairs-{hashlib.sha256(name.encode()).hexdigest()[:8]}.jsonl"
@@ -46,9 +50,9 @@ def sample(s, folder, router, experts, made_from):
                 texts = [corrupt(item.answer, rng) for item in chunk for _ in range(s.tries)]
             else:
                 prompts = [tokenizer.encode_prompt(item.prompt) for item in chunk for _ in range(s.tries)]
-                how = {"use_router": False, "only": i // size % len(experts)} if s.rejected == "experts" else {}
+                how = {"fused": {}, "router": {"use_expert": False}, "experts": {"use_router": False, "only": i // size % len(experts)}}
                 traces = decode.fused_decode(router, experts, prompts, tokenizer.END, MAX_NEW, temperature=s.temperature,
-                                             seed=s.seed * 1_000_000 + i * s.tries, **how)
+                                             seed=s.seed * 1_000_000 + i * s.tries, **how[s.rejected])
                 texts = [tokenizer.encoding.decode(decode.answer_ids(t)) for t in traces]
             for k, item in enumerate(chunk):
                 wrong = [t for t in texts[k * s.tries:(k + 1) * s.tries] if not tasks.check(item, t)

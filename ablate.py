@@ -1,0 +1,217 @@
+"""The ablations that the paper's argument needs. Each is a list of settings of the scripts, one JSON file and one plot.
+
+    python ablate.py coverage        share of sub-skills that no expert has: when is choosing among experts enough? (Assumption 4.2)
+    python ablate.py data            size of the router's SFT set: where does a fine-tuned model catch up?
+    python ablate.py routing         the set S against all positions, and the readings of log pi_agg
+    python ablate.py preference      CDPO's bias, its gradient, DPO of the fused policy, no preference at all; where y_l comes from
+    python ablate.py scale           size of router and experts: does the gain grow with it?
+
+Trains what is missing (experts of other worlds in OUT/gap0, OUT/d48, ...), evaluates on test prompts, writes results/ablation-NAME.json
+and .svg (with matplotlib). --seed N computes one seed only, and keeps it, so that seeds can be spread over processes.
+"""
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+from tqdm import tqdm
+
+import common
+import decode
+import evaluate
+import train_cdpo
+import train_sft
+from report import table
+from toy_experts import tasks, tokenizer
+from toy_experts import train as toy
+
+RESULTS = Path(__file__).parent / "results"
+FINE_TUNED = ("--loss plain", "--loss plain")  # phase 1, phase 2; its pairs are those of the router beside it
+
+
+@dataclass
+class Settings:
+    seed: int = 0          # selects the run
+    out: str = "out"       # runs are kept in OUT/seedN/
+    device: str = "auto"   # auto, cuda, mps or cpu
+    prompts: int = 200     # test prompts a benchmark, and general ones
+
+    def __post_init__(self):
+        common.positive(self, "prompts")
+
+
+@dataclass
+class Cell:
+    label: object        # what the plot shows
+    methods: dict        # method -> (checkpoint, fused_decode's options)
+    trained: list        # (checkpoint, script, flags), in order
+    world: str = ""      # folder below OUT, for other experts than the default ones
+    gap: float = toy.Settings.gap
+    size: tuple = (toy.Settings.d_model, toy.Settings.n_layer)
+
+
+ONLY_EXPERT, ONLY_ROUTER = {"use_router": False}, {"use_expert": False}
+
+
+def compared(tag="", sft=""):
+    """The trainings and methods of FusionRoute, routing only, phase 1 only and the fine-tuned model, sft: flags of phase 1."""
+    names = {name: name + tag for name in evaluate.TRAINING}
+    trained = [(names["router_sft"], train_sft, sft),
+               (names["router"], train_cdpo, f"--phase1 {names['router_sft']}"),
+               (names["fine_tuned_sft"], train_sft, f"{flags_of('fine_tuned_sft')} {sft}"),
+               (names["fine_tuned"], train_cdpo, f"{flags_of('fine_tuned')} --phase1 {names['fine_tuned_sft']} --pairs_of {names['router_sft']}")]
+    return {"fusionroute": (names["router"], {}), "routing_only": (names["router"], ONLY_EXPERT), "sft_only": (names["router_sft"], {}),
+            "fine_tuned": (names["fine_tuned"], ONLY_ROUTER)}, trained
+
+
+def flags_of(checkpoint):
+    return evaluate.TRAINING[checkpoint][1]
+
+
+def coverage():
+    worlds = {0: "gap0", 0.1: "gap0.1", 0.25: "", 0.5: "gap0.5"}
+    return [Cell(round(8 * gap) / 8, *compared(), world, gap) for gap, world in worlds.items()]  # of 8 sub-skills, 10% is 1
+
+
+def data():
+    return [Cell(n, *compared("" if n == 2400 else f"_{n}", "" if n == 2400 else f"--samples {n}")) for n in (600, 2400, 9600)]
+
+
+def routing():
+    cells = []
+    for loss in ("paper", "all", "raw", "renormalised", "mixture", "best", "co_llm", "co_llm_self"):
+        name = {"paper": "router_sft", "co_llm": "co_llm"}.get(loss, f"router_sft_{loss}")
+        methods = {"routing_only": (name, ONLY_EXPERT), "sft_only": (name, {})}
+        if loss.startswith("co_llm"):
+            del methods["sft_only"]  # it is not made to be fused
+        cells.append(Cell(loss, methods, [(name, train_sft, flags_of("co_llm") if loss == "co_llm" else f"--loss {loss}")]))
+    return cells
+
+
+def preference():
+    cells = [Cell("phase 1 only", {"fusionroute": ("router_sft", {})}, [("router_sft", train_sft, "")])]
+    for label, flags in {"CDPO": "", "bias off": "--loss plain", "gradient through the bias": "--loss gradient",
+                         "DPO of the fused policy": "--loss fused", "SFT on y_w instead": "--loss sft", "no SFT batches": "--mix 0",
+                         "y_l from experts": "--rejected experts --prompts 1300", "y_l corrupted": "--rejected corrupted --prompts 1000"}.items():
+        name = "router" + "".join(f"_{x.strip('-')}" for x in flags.split())
+        cells.append(Cell(label, {"fusionroute": (name, {})}, [(name, train_cdpo, flags)]))
+    methods, trained = compared()
+    cells.append(Cell("fine-tuned, the same pairs", {"fine_tuned": methods["fine_tuned"]}, trained))
+    cells.append(Cell("fine-tuned, its own mistakes", {"fine_tuned": ("fine_tuned_own", ONLY_ROUTER)},
+                      trained[2:3] + [("fine_tuned_own", train_cdpo, "--loss plain --phase1 fine_tuned_sft --rejected router")]))
+    return cells
+
+
+def scale():
+    sizes = {(48, 2): "d48", (96, 3): "", (144, 4): "d144"}
+    return [Cell(f"{size[0]} x {size[1]}", *compared(), world, size=size) for size, world in sizes.items()]
+
+
+ABLATIONS = {"coverage": coverage, "data": data, "routing": routing, "preference": preference, "scale": scale}
+
+
+def measure(s, cell):
+    """{method: {"average", "uncovered", "general", and against fine_tuned if it is there "win_rate"}} of one cell and one seed."""
+    out = str(Path(s.out) / cell.world)
+    where = ["--seed", str(s.seed), "--out", out, "--device", s.device]
+    toy.main([*where, "--gap", str(cell.gap), "--d_model", str(cell.size[0]), "--n_layer", str(cell.size[1])])
+    for name, module, flags in cell.trained:
+        gap = ["--gap", str(cell.gap)] if module is train_sft else []
+        module.main([*where, *flags.split(), "--name", name, *gap])
+    run = decode.Settings(seed=s.seed, out=out, device=s.device)
+    base = common.load(common.run_dir(run) / "base.pt", ("recipe", "config"), "")
+    items = {b: tasks.dataset(b, "test", s.prompts, Random(f"test {b} {s.seed}")) for b in evaluate.BENCHES}
+    held = {b: tasks.held_out(b, base["recipe"]["gap"], s.seed) for b in tasks.BENCHMARKS}
+    rows, grades = {}, {}
+    for method, (checkpoint, how) in cell.methods.items():
+        router, experts = decode.load(run, checkpoint)
+        decoder = evaluate.traces(router, experts, **how)
+        right = {}
+        for b in evaluate.BENCHES:
+            texts = [tokenizer.encoding.decode(decode.answer_ids(t)) for t in evaluate.in_batches(decoder, items[b])]
+            right[b] = [tasks.check(item, text) for item, text in zip(items[b], texts)]
+            if b == "general":
+                grades[method] = [tasks.grade(item, text) for item, text in zip(items[b], texts)]
+        missing = [r for b in tasks.BENCHMARKS for r, i in zip(right[b], items[b]) if i.skill in held[b]]
+        rows[method] = {"average": float(np.mean([np.mean(right[b]) for b in tasks.BENCHMARKS])), "general": float(np.mean(right["general"]))}
+        rows[method] |= {"uncovered": float(np.mean(missing))} if missing else {}
+    for method, values in grades.items():
+        if method != "fine_tuned" and "fine_tuned" in grades:
+            rows[method]["win_rate"] = float(np.mean([(x > y) + (x == y) / 2 for x, y in zip(values, grades["fine_tuned"])]))
+    return {"methods": {m: {k: round(v, 4) for k, v in r.items()} for m, r in rows.items()},
+            "parameters": sum(p.numel() for p in experts[0].parameters())}
+
+
+def result(s, name):
+    """{label: measure} of one ablation and seed, as kept in OUT/seedN/ablation-NAME.json or computed."""
+    cells = ABLATIONS[name]()
+    return common.cached(common.run_dir(s) / f"ablation-{name}.json", [common.recipe(s), repr(cells)],
+                         lambda: {str(c.label): measure(s, c) for c in tqdm(cells, desc=name)})
+
+
+def plot(name, rows):
+    """The picture of an ablation, as SVG text: a line or a group of bars for each method, mean and every seed. None without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        return print("the plot is left out: it needs matplotlib (pip install matplotlib)")
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"svg.hashsalt": name, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
+    figure, axis = plt.subplots(figsize=(7.5, 3.4), layout="constrained")
+    methods = list(dict.fromkeys(m for r in rows for m in r["methods"]))
+    for i, method in enumerate(methods):
+        colour = dict(zip(METHODS, ("#D55E00", "#0072B2", "#E69F00", "#666666")))[method]
+        there = [(k, r["methods"][method]["average"]) for k, r in enumerate(rows) if method in r["methods"]]
+        means = [100 * np.mean(v) for _, v in there]
+        if name in ("routing", "preference"):
+            height = 0.8 / (len(methods) if name == "routing" else 1)
+            at = [k + (i * height - 0.2 if name == "routing" else 0) for k, _ in there]
+            axis.barh(at, means, height * 0.9, color=colour, label=method)
+            axis.plot([100 * x for _, v in there for x in v], [a for a, (_, v) in zip(at, there) for _ in v], "k|", markersize=5)
+        else:
+            at = [k for k, _ in there]
+            axis.plot(at, means, "o-", color=colour, label=method)
+            axis.plot([a for a, (_, v) in zip(at, there) for _ in v], [100 * x for _, v in there for x in v], ".", color=colour, alpha=0.5)
+    if name in ("routing", "preference"):
+        axis.set(yticks=range(len(rows)), yticklabels=[r["label"] for r in rows], xlabel="average accuracy, %")
+        axis.invert_yaxis()
+    else:
+        axis.set(xticks=range(len(rows)), xticklabels=[r["label"] for r in rows], xlabel=X_LABELS[name], ylabel="average accuracy, %")
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return text.getvalue()
+
+
+METHODS = ["fusionroute", "routing_only", "sft_only", "fine_tuned"]
+X_LABELS = {"coverage": "share of sub-skills that no expert has", "data": "SFT samples of the router", "scale": "width x layers of every model"}
+
+
+def main(argv=None):
+    parser = common.parser(Settings, __doc__)
+    parser.add_argument("name", choices=ABLATIONS, help="which ablation")
+    name, runs, seeds = common.several(parser, Settings, argv, "name")
+    results = [result(s, name) for s in runs]
+    rows = []
+    for label, first in results[0].items():
+        methods = {m: {k: [r[label]["methods"][m][k] for r in results] for k in v} for m, v in first["methods"].items()}
+        rows.append({"label": label, "parameters": first["parameters"], "methods": methods})
+    print("\n".join(table([[name, "method", "average", "uncovered", "general", "win rate"], *(
+        [r["label"], m] + ["-" if k not in v else f"{100 * np.mean(v[k]):.1f}" for k in ("average", "uncovered", "general", "win_rate")]
+        for r in rows for m, v in r["methods"].items())])))
+    if seeds:
+        meta = {"seeds": seeds, "split": "test", "prompts per benchmark": runs[0].prompts, "win_rate": "against fine_tuned beside it, ties half"}
+        common.write(RESULTS / f"ablation_{name}.json", json.dumps({"rows": rows, "meta": meta}, indent=1) + "\n")
+        if picture := plot(name, rows):
+            common.write(RESULTS / f"ablation_{name}.svg", picture)
+        print(f"saved ablation_{name}.json{' and .svg' if picture else ''} in results/")
+
+
+if __name__ == "__main__":
+    common.run(main)
