@@ -77,7 +77,7 @@ def coverage():
 
 
 def data():
-    return [Cell(n, *compared("" if n == 2400 else f"_{n}", "" if n == 2400 else f"--samples {n}")) for n in (600, 2400, 9600)]
+    return [Cell(n, *compared("" if n == 2400 else f"_{n}", "" if n == 2400 else f"--samples {n}")) for n in (600, 2400, 7200)]
 
 
 def routing():
@@ -106,7 +106,7 @@ def preference():
 
 
 def scale():
-    sizes = {(48, 2): "d48", (96, 3): "", (144, 4): "d144"}
+    sizes = {(48, 2): "d48", (72, 3): "d72", (96, 3): ""}
     return [Cell(f"{size[0]} x {size[1]}", *compared(), world, size=size) for size, world in sizes.items()]
 
 

@@ -47,7 +47,7 @@ METHODS = ["math_expert", "code_expert", "instruct_expert", "sequence_selection"
 TRAINING = {
     "router_sft": (train_sft, ""),
     "router": (train_cdpo, ""),
-    "fine_tuned_sft": (train_sft, "--loss plain --lr 0.002"),
+    "fine_tuned_sft": (train_sft, "--loss plain --lr 2e-3"),
     "fine_tuned": (train_cdpo, "--loss plain --phase1 fine_tuned_sft --pairs_of router_sft"),
     "co_llm": (train_sft, "--loss co_llm"),
     "fused_sft": (train_sft, "--loss fused_own"),
@@ -65,9 +65,10 @@ class Settings:
     split: str = "test"    # test, or validation (which is what to tune on)
     prompts: int = 300     # prompts a benchmark
     general: int = 500     # general prompts
+    timed: int = 25        # of the benchmarks' prompts, how many results/cost.json is measured on
 
     def __post_init__(self):
-        common.positive(self, "prompts", "general")
+        common.positive(self, "prompts", "general", "timed")
         common.one_of(self, "split", ("test", "validation"))
 
 
@@ -190,7 +191,7 @@ def made_from(s):
 def result(s):
     """evaluate(s), after training what is missing; kept in OUT/seedN/table1.json for as long as its settings and checkpoints stay."""
     train_missing(s)
-    return common.cached(common.run_dir(s) / "table1.json", [common.recipe(s), made_from(s), METHODS], lambda: evaluate(s))
+    return common.cached(common.run_dir(s) / "table1.json", [{k: v for k, v in common.recipe(s).items() if k != "timed"}, made_from(s), METHODS], lambda: evaluate(s))
 
 
 # --- statistics ---------------------------------------------------------------------------------------------------------------------------
@@ -249,10 +250,10 @@ PAIRS = [("collab", "sequence_selection"), ("task_arithmetic_paper", "dare_paper
 # --- cost ---------------------------------------------------------------------------------------------------------------------------------
 
 
-def cost(s, prompts=25):
+def cost(s):
     """Forward passes and seconds per generated token (the end token counts), one prompt at a time, all methods in turn on each prompt."""
     m = load_all(s)
-    items = [i for b in tasks.BENCHMARKS for i in tasks.dataset(b, s.split, prompts // 5, Random(f"{s.split} {b} {s.seed}"))]
+    items = tasks.mixed(s.split, s.timed, Random(f"{s.split} cost {s.seed}"), tasks.BENCHMARKS)
     ways, passes, out = decoders(m), {"router": 0, "expert": 0, "reward": 0, "merged": 0}, {}
     kinds = {id(m["reward"].lm): "reward", **{id(e): "expert" for e in m["experts"]},
              **{id(m[n].lm): "router" for n in TRAINING if n != "reward"}}
@@ -266,8 +267,9 @@ def cost(s, prompts=25):
         for method, decoder in ways.items():
             passes.update(dict.fromkeys(passes, 0))
             begun = time.perf_counter()
-            tokens = len(decoder([tokenizer.encode_prompt(item.prompt)])[0]) + 1
+            tokens = len(decoder([tokenizer.encode_prompt(item.prompt)])[0])
             spent = time.perf_counter() - begun
+            tokens += tokens < decode.MAX_NEW  # the end token, if it came
             row = out.setdefault(method, {"tokens": 0, "seconds": 0.0, **dict.fromkeys(passes, 0)})
             for name, value in {"tokens": tokens, "seconds": spent, **passes}.items():
                 row[name] += value

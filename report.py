@@ -1,11 +1,12 @@
-"""The README's tables and CLAIMS.md, from the files in results/ alone.
+"""The README's tables, CLAIMS.md and results/README.md (the ablations), from the files in results/ alone.
 
-    python report.py          writes both; a test fails when they differ from what this would write
+    python report.py          writes them; a test fails when they differ from what this would write
 
 Verdicts are computed, never typed: a claim is "reproduced" when the whole 95% interval lies on its side, "reversed" when the whole
 interval lies on the other, and "not shown" otherwise. Claims that need no interval say how they are decided.
 """
 
+import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,12 +134,32 @@ def ablation_table(r, name):
     seeds = ", ".join(map(str, content["meta"]["seeds"]))
     return "\n".join([f"`python ablate.py {name} --seeds {seeds.replace(',', '')}`: seeds {seeds}, "
                       f"{content['meta']['prompts per benchmark']} test prompts a benchmark.", "", *table(rows), "",
-                      f"![{name}](results/ablation_{name}.svg)"])
+                      f"![{name}](ablation_{name}.svg)"])
 
 
 def blocks(r):
-    return {"table1": main_table(r), "winrate": win_table(r), "cost": cost_table(r)} | {
-        f"ablation {n}": ablation_table(r, n) for n in ("coverage", "data", "routing", "preference", "scale")}
+    return {"table1": main_table(r), "winrate": win_table(r), "cost": cost_table(r)}
+
+
+ABLATIONS = {
+    "coverage": "The share of sub-skills that no expert has. Where experts cover everything, choosing among them is enough, and the router's own "
+                "logits add little; every sub-skill that is missing costs routing only, and nothing that the router's data has costs "
+                "FusionRoute as much (Assumption 4.2 of the paper, seen from both sides).",
+    "data": "SFT samples of router and fine-tuned model alike, phase 2 as always. FusionRoute borrows what the experts know; the fine-tuned model "
+            "must learn everything from these samples.",
+    "routing": "Phase 1 with other rules for L_expert (baselines.SFT_LOSSES has each in a line). routing only shows what the rule is for; "
+               "phase 1 only adds the router's logits. co_llm trains no language model for fusing, co_llm_self may pick the router itself.",
+    "preference": "Phase 2 with other losses (baselines.PAIR_LOSSES) and other sources of y_l (pairs.SOURCES), on top of the same phase 1. "
+                  "\"SFT on y_w instead\" takes as many steps on the same prompts without any y_l.",
+    "scale": "Width and layers of base, experts and router alike, everything else as always.",
+}
+
+
+def ablations_page(r):
+    parts = [f"## {name}\n\n{text}\n\n{ablation_table(r, name)}" for name, text in ABLATIONS.items()]
+    return "\n\n".join(["# Ablations\n\nWritten by `python report.py` from the JSON files beside it; a test fails when they differ. Average: of the five "
+                        "benchmarks, per cent, ± standard deviation over seeds. uncovered: of the sub-skills that no expert has. win rate: on the "
+                        "general prompts against the fine-tuned model of the same row. Dots and ticks in the plots are single seeds.", *parts]) + "\n"
 
 
 # --- CLAIMS.md ----------------------------------------------------------------------------------------------------------------------------
@@ -278,11 +299,12 @@ def claims_page(r):
 
 
 def main(argv=None):
-    common.Parser(description=__doc__.strip(), formatter_class=__import__("argparse").RawDescriptionHelpFormatter).parse_args(argv)
+    common.Parser(description=__doc__.strip(), formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
     r = load()
     common.write(ROOT / "README.md", fill((ROOT / "README.md").read_text(), blocks(r), "python report.py"))
     common.write(ROOT / "CLAIMS.md", claims_page(r))
-    print("saved README.md and CLAIMS.md")
+    common.write(ROOT / "results" / "README.md", ablations_page(r))
+    print("saved README.md, CLAIMS.md and results/README.md")
 
 
 if __name__ == "__main__":

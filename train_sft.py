@@ -33,7 +33,7 @@ class Settings:
     samples: int = 2400        # SFT samples, equal shares of the benchmarks and general prompts
     epochs: int = 4            # passes over them
     batch: int = 16            # samples a step
-    lr: float = 1e-3           # peak learning rate of theta_LM
+    lr: float = 4e-3           # peak learning rate of theta_LM
     lr_w: float = 3e-3         # peak learning rate of W
     lam: float = 1 / 3         # lambda of Eq. (2), the weight of the routing loss
     loss: str = "paper"        # paper is Eq. (2); its neighbours are in baselines.SFT_LOSSES

@@ -38,15 +38,16 @@ def grid(**values):
     return [dict(zip(values, row)) for row in itertools.product(*values.values())]
 
 
-PHASE1, PHASE2 = grid(lr=[5e-4, 1e-3, 2e-3, 4e-3]), grid(lr=[1e-4, 2e-4, 4e-4])
-PHASE1_OF = "router_sft", "fine_tuned_sft"  # what phase 2 starts from
+PHASE1, PHASE2 = grid(lr=[5e-4, 1e-3, 2e-3, 4e-3, 8e-3]), grid(lr=[2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4])
+PHASE1_OF = "router_sft", "fine_tuned_sft", "fused_sft"  # what phase 2 starts from
 TRAINED = {  # checkpoint: (the method that it is judged as, what is tried); the rest of its settings as in evaluate.TRAINING
     "router_sft": ("sft_only", PHASE1),
     "fine_tuned_sft": ("fine_tuned", PHASE1),
     "router": ("fusionroute", PHASE2),
-    "fine_tuned": ("fine_tuned", PHASE2 + grid(lr=[1e-4, 2e-4], mix=[0])),
-    "co_llm": ("co_llm", grid(lr=[1e-3, 2e-3], lr_w=[3e-3, 1e-2])),
-    "fused_sft": ("fused_sft", grid(loss=["fused", "fused_own"], lr=[1e-3, 2e-3])),
+    "fine_tuned": ("fine_tuned", PHASE2 + grid(lr=[5e-5, 1e-4, 2e-4], mix=[0])),
+    "co_llm": ("co_llm", grid(lr=[1e-3, 2e-3, 4e-3]) + grid(lr=[1e-3], lr_w=[1e-2])),
+    "fused_sft": ("fused_sft", grid(loss=["fused", "fused_own"], lr=[1e-3, 4e-3])),
+    "fused_full": ("fused_full", PHASE2[1:4]),
 }
 REWARD = grid(rejected=["fused", "experts"], prefixes=[0, 1])
 LOOKAHEAD = grid(lookahead=[4, 8, 16])
@@ -58,6 +59,7 @@ def train(s, checkpoint, tried):
     """Train `checkpoint` with the settings `tried` as tune.pt; returns the model."""
     path = common.run_dir(s) / "tune.pt"
     path.unlink(missing_ok=True)
+    path.with_name("tune.state.pt").unlink(missing_ok=True)  # of a killed run, and of other settings
     module, flags = evaluate.TRAINING[checkpoint]
     argv = f"{flags} " + " ".join(f"--{k} {v}" for k, v in tried.items())  # a flag given twice: the last one counts
     module.main(["--seed", str(s.seed), "--out", s.out, "--device", s.device, *argv.split(), "--name", "tune"])
@@ -104,7 +106,7 @@ def tune(s):
     for tried in REWARD:
         reward = functools.cache(lambda: train(s, "reward", tried))  # trained when the first score is missing
         note("sequence_selection", tried, lambda: lambda p: baselines.sequence_selection(experts, reward(), p, end, max_new))
-        for look in LOOKAHEAD:
+        for look in LOOKAHEAD if tried["prefixes"] else []:  # Collab scores beginnings
             note("collab", tried | look, lambda: lambda p: baselines.collab(experts, reward(), p, end, max_new, **look))
     for what, candidates in MERGED.items():
         for tried in candidates:

@@ -1,0 +1,274 @@
+"""The baselines and the neighbours of both losses: each in a limit where its answer is known, or against a slow and obvious computation."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import baselines
+import train_cdpo
+import train_sft
+from fusionroute import Router, cdpo_loss, fuse, sft_loss
+from model import GPT, GPTConfig, generate
+from tests.conftest import mistake
+from toy_experts import pairs
+
+V, END, N = 11, 10, 3
+CONFIG = GPTConfig(vocab_size=V, d_model=24, n_layer=1, n_head=1, n_kv_head=1, d_ff=32, max_len=64, tied=False)
+PROMPTS = [[1, 2, 3], [4, 5], [6, 7, 8, 9, 1], [2], [3, 8], [9, 9, 4, 4], [5, 1, 7], [8]]
+
+
+def gpt(seed):
+    torch.manual_seed(seed)
+    model = GPT(CONFIG).eval().requires_grad_(False)
+    return model
+
+
+@pytest.fixture
+def experts():
+    return [gpt(i) for i in range(N)]
+
+
+@pytest.fixture
+def reward():
+    router = Router(gpt(7), 1).requires_grad_(False)
+    router.W.weight.data.normal_()
+    return router
+
+
+def logp_of(model, text):
+    """log-probabilities (V,) of the next token, from the whole text."""
+    return model(torch.tensor([text]))[0][0, -1].log_softmax(-1)
+
+
+# --- decoders -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_uniform_average_equals_the_sum_written_out(experts):
+    got = baselines.uniform_average(experts, PROMPTS, END, 12)
+    assert len({tuple(x) for x in got}) > 1
+    for prompt, answer in zip(PROMPTS, got):
+        text = list(prompt)
+        for _ in range(12):
+            token = int(sum(logp_of(e, text) for e in experts).argmax())
+            if token == END:
+                break
+            text.append(token)
+        assert text[len(prompt):] == answer
+    assert baselines.uniform_average(experts[:1], PROMPTS, END, 12) == generate(experts[0], PROMPTS, 12, END)
+
+
+def score_of(reward, text):
+    return float(reward(torch.tensor([text]))[1][0, -1, 0])
+
+
+def test_sequence_selection_takes_the_answer_of_the_highest_reward(experts, reward):
+    answers = [generate(e, PROMPTS, 12, END) for e in experts]
+    chosen = baselines.sequence_selection(experts, reward, PROMPTS, END, 12)
+    picks = []
+    for b, prompt in enumerate(PROMPTS):
+        scores = [score_of(reward, prompt + a[b] + ([END] if len(a[b]) < 12 else [])) for a in answers]
+        picks.append(scores.index(max(scores)))
+        assert chosen[b] == answers[picks[-1]][b]
+    assert len(set(picks)) > 1
+
+
+@pytest.mark.parametrize("lookahead", [1, 3, 30])
+def test_collab_equals_its_definition(experts, reward, lookahead):
+    """Every expert proposes, continues alone, is scored; from the text anew each time, one prompt at a time, without any cache."""
+    got, winners = baselines.collab(experts, reward, PROMPTS, END, 10, lookahead), set()
+    for prompt, answer in zip(PROMPTS, got):
+        text = list(prompt)
+        for _ in range(10):
+            trials = []
+            for e in experts:
+                rest = generate(e, [text], lookahead, END)[0]
+                trials.append(rest + [END] * (len(rest) < lookahead))
+            scores = [score_of(reward, text + t) for t in trials]
+            best = scores.index(max(scores))
+            if len({t[0] for t in trials}) > 1:
+                winners.add(best)
+            if trials[best][0] == END:
+                break
+            text.append(trials[best][0])
+        assert text[len(prompt):] == answer
+    assert len(winners) > 1
+
+
+def test_merging_in_its_limits(experts):
+    base, flat = gpt(9), lambda m: torch.cat([p.flatten() for p in m.parameters()])
+    assert torch.equal(flat(baselines.merge(base, experts, 0.0)), flat(base))
+    assert torch.allclose(flat(baselines.merge(base, experts[:1], 1.0)), flat(experts[0]), atol=1e-6)
+    by_hand = flat(base) + 0.3 * sum(flat(e) - flat(base) for e in experts)
+    assert torch.allclose(flat(baselines.merge(base, experts, 0.3)), by_hand, atol=1e-5)
+    dropped = flat(baselines.merge(base, experts[:1], 1.0, drop=0.9)) - flat(base)
+    delta, kept = flat(experts[0]) - flat(base), dropped != 0
+    differs = delta != 0
+    assert kept[differs].float().mean() == pytest.approx(0.1, abs=0.02)  # some 5000 coins: 0.02 is over four standard deviations
+    assert torch.allclose(dropped[kept], 10 * delta[kept], atol=1e-3)
+    assert torch.equal(flat(base), flat(gpt(9)))  # the base itself is as it was
+
+
+# --- neighbours of Eq. (2) ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def batch():
+    """Two rows of four positions: logits, w (with gradients), targets, mask, logp, choice, lam, and the experts' whole distributions."""
+    torch.manual_seed(3)
+    logits, w = torch.randn(2, 4, V, requires_grad=True), torch.randn(2, 4, N, requires_grad=True)
+    full = (2 * torch.randn(2, 4, N, V)).log_softmax(-1)
+    full[0, 0] = full[0, 0, :1]  # here all experts agree: not in S
+    targets, mask = torch.randint(V, (2, 4)), torch.tensor([[True, True, True, True], [False, True, True, False]])
+    logp = full.gather(-1, targets[..., None, None].expand(2, 4, N, 1))[..., 0]
+    return logits, w, targets, mask, logp, full.argmax(-1), 0.5, full
+
+
+def by_hand(batch, term, positions="S", lam=0.5, lm=None):
+    """(sum over answer tokens of -log p, plus lam times that of term(b, t) over the positions) / number of answer tokens."""
+    logits, w, targets, mask, logp, choice, _, full = batch
+    total, count = 0.0, int(mask.sum())
+    for b, t in mask.nonzero().tolist():
+        p = logits[b, t].softmax(-1) if lm is None else lm(b, t)
+        total -= math.log(p[targets[b, t]].item())
+        if positions == "all" or len(set(choice[b, t].tolist())) > 1:
+            total -= lam * term(b, t)
+    return total / count
+
+
+def test_every_neighbour_of_eq_2_by_hand(batch):
+    logits, w, targets, mask, logp, choice, lam, full = batch
+    q = w.softmax(-1)
+
+    def agg(b, t):
+        return float((q[b, t] * logp[b, t]).sum())
+
+    def mix(b, t):
+        return math.log(float((q[b, t] * logp[b, t].exp()).sum()))
+
+    def renormalised(b, t):
+        p = (q[b, t][:, None] * full[b, t]).sum(0).exp()
+        return math.log(float(p[targets[b, t]] / p.sum()))
+
+    def best(b, t):
+        return math.log(float(q[b, t, logp[b, t].argmax()]))
+
+    def fused(b, t):
+        p = logits[b, t].softmax(-1) * full[b, t, w[b, t].argmax()].exp()
+        return p / p.sum()
+
+    expected = {
+        "plain": by_hand(batch, agg, lam=0), "all": by_hand(batch, agg, "all"), "mixture": by_hand(batch, mix), "best": by_hand(batch, best),
+        "raw": by_hand(batch, lambda b, t: float((w[b, t] * logp[b, t]).sum())), "renormalised": by_hand(batch, renormalised),
+        "co_llm": by_hand(batch, mix, "all", lam=1.0), "fused": by_hand(batch, agg, lm=fused),
+        "fused_own": by_hand(batch, agg, lm=fused) + 0.2 * by_hand(batch, agg, lam=0),
+    }
+    values = {name: float(baselines.sft_variant(name, *batch)[0]) for name in expected}
+    assert values == pytest.approx(expected, rel=1e-4)
+    assert len({round(v, 4) for v in values.values()}) == len(values)  # no two are the same thing
+    assert set(expected) | {"paper", "co_llm_self"} == set(baselines.SFT_LOSSES)
+
+
+def test_co_llm_self_has_the_router_as_one_more_choice(batch):
+    logits, _, targets, mask, logp, choice, lam, full = batch
+    w = torch.randn(2, 4, N + 1)
+    loss, info = baselines.sft_variant("co_llm_self", logits, w, targets, mask, logp, choice, lam, full)
+    q, total = w.softmax(-1), 0.0
+    for b, t in mask.nonzero().tolist():
+        p = torch.cat([logp[b, t].exp(), logits[b, t].softmax(-1)[targets[b, t]].view(1)])
+        total -= math.log(float((q[b, t] * p).sum())) + math.log(float(p[-1]))
+    assert float(loss) == pytest.approx(total / int(mask.sum()), rel=1e-4) and len(info["routing"]) == N + 1
+
+
+def test_training_through_the_fusion_leaves_the_router_what_the_expert_lacks(batch):
+    """The gradient of the fused loss on the router's logits is p_fused - onehot: none where the expert already says the answer."""
+    logits, w, targets, mask, logp, choice, _, full = batch
+    sure = torch.full_like(full, -20.0).scatter(-1, targets[..., None, None].expand(2, 4, N, 1), 0.0)
+    loss, _ = baselines.sft_variant("fused", logits, w, targets, mask, logp, choice, 0.0, sure)
+    assert torch.autograd.grad(loss, logits)[0].abs().max() < 1e-4
+    loss, _ = sft_loss(logits, w, targets, mask, logp, choice, 0.0)  # the router's own loss knows nothing of the expert
+    assert torch.autograd.grad(loss, logits)[0].abs().max() > 0.05
+
+
+# --- neighbours of Eq. (3) ------------------------------------------------------------------------------------------------------------------
+
+
+def sequences(logits, targets, mask):
+    return (logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0] * mask).sum(-1)
+
+
+def pair_loss(name, batch, ref, full=None):
+    logits, w, targets, mask, logp, _, _, own_full = batch
+    return baselines.pair_variant(name, logits, w, targets, mask, logp, ref, 0.1, own_full if full is None else full)[0]
+
+
+def test_every_neighbour_of_eq_3_by_hand(batch):
+    logits, w, targets, mask, logp, _, _, full = batch
+    ref, theta = torch.tensor([-3.0, -5.0]), sequences(logits, targets, mask)
+    margin = lambda x: F.softplus(-0.1 * ((x[0] - ref[0]) - (x[1] - ref[1])))
+    assert torch.isclose(pair_loss("plain", batch, ref), margin(theta))
+    soft = ((w.softmax(-1) * logp).sum(-1) * mask).sum(-1)
+    assert torch.isclose(pair_loss("gradient", batch, ref), margin(theta + soft))
+    picked = torch.stack([torch.stack([full[b, t, w[b, t].argmax()] for t in range(4)]) for b in range(2)])
+    assert torch.isclose(pair_loss("fused", batch, ref), margin(sequences(fuse(logits, picked), targets, mask)))
+    lm = -logits[0].log_softmax(-1)[range(4), targets[0]].mean()
+    assert torch.isclose(pair_loss("sft", batch, ref), lm)
+    z = torch.zeros(1)
+    assert torch.isclose(pair_loss("plain", batch, ref), cdpo_loss(theta[:1], theta[1:], ref[:1], ref[1:], z, z, 0.1)[0])
+
+
+def test_who_gets_a_gradient_from_a_pair(batch):
+    logits, w, ref = batch[0], batch[1], torch.zeros(2)
+    for name in ("plain", "fused", "sft"):
+        assert torch.autograd.grad(pair_loss(name, batch, ref), [logits, w], allow_unused=True)[1] is None
+    assert torch.autograd.grad(pair_loss("gradient", batch, ref), w)[0].abs().sum() > 0
+
+
+def test_uniform_experts_make_the_fused_policy_the_router(batch):
+    uniform = torch.full_like(batch[-1], -math.log(V))
+    ref = torch.tensor([-3.0, -5.0])
+    assert torch.isclose(pair_loss("fused", batch, ref, uniform), pair_loss("plain", batch, ref))
+
+
+def test_fused_reference_equals_the_policy_before_training(experts):
+    """At the start policy and reference are the same model: DPO of the fused policy begins at log 2, padding or not."""
+    router = Router(gpt(5), N).requires_grad_(False)
+    router.W.weight.data.normal_()
+    ids = torch.tensor([[1, 2, 3, 4, 10, 0], [1, 2, 5, 6, 7, 10], [3, 3, 1, 10, 0, 0], [3, 3, 2, 2, 2, 10]])
+    lengths, mask = torch.tensor([5, 6, 4, 6]), torch.zeros(4, 6, dtype=torch.bool)
+    for b, n in enumerate(lengths.tolist()):
+        mask[b, 2:n] = True
+    ref = baselines.fused_reference(router, experts, ids, mask, lengths, batch=3)
+    logits, w = router(ids[:, :-1])
+    loss, info = baselines.pair_variant("fused", logits, w, ids[:, 1:], mask[:, 1:], None, ref, 0.1, baselines.read(experts, ids[:, :-1]))
+    assert float(loss) == pytest.approx(math.log(2), abs=1e-5) and float(info["reward_w"]) == pytest.approx(0, abs=1e-5)
+
+
+def test_bradley_terry():
+    assert float(baselines.reward_loss(torch.tensor([1.0]), torch.tensor([1.0]))) == pytest.approx(math.log(2))
+    assert float(baselines.reward_loss(torch.tensor([2.0, 0.0]), torch.tensor([0.0, 1.0]))) == pytest.approx(
+        (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(1))) / 2)
+
+
+# --- settings -------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_unknown_neighbours_and_names_are_refused(world):
+    assert "one of paper" in mistake("train_sft", "--out", world, "--loss", "hinge")
+    assert "one of paper" in mistake("train_cdpo", "--out", world, "--loss", "hinge")
+    assert "one of fused" in mistake("train_cdpo", "--out", world, "--rejected", "you")
+    assert "one of fused" in mistake("baselines", "--out", world, "--rejected", "you")
+    for name in ("../x", "", ".hidden"):
+        assert "--name" in mistake("train_sft", "--out", world, "--name", name)
+    assert "nobody.pt" in mistake("train_cdpo", "--out", world, "--phase1", "nobody", "--name", "x")
+
+
+def test_settings_name_every_neighbour():
+    """The match statement and the tables in baselines.py know the same names as the scripts accept."""
+    for name in baselines.SFT_LOSSES:
+        assert train_sft.Settings(loss=name).loss == name
+    for name in baselines.PAIR_LOSSES:
+        assert train_cdpo.Settings(loss=name).loss == name
+    for name in pairs.SOURCES:
+        assert train_cdpo.Settings(rejected=name).rejected == name
