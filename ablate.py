@@ -12,6 +12,7 @@ and .svg (with matplotlib). --seed N computes one seed only, and keeps it, so th
 
 import io
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -114,7 +115,8 @@ ABLATIONS = {"coverage": coverage, "data": data, "routing": routing, "preference
 
 
 def measure(s, cell):
-    """{method: {"average", "uncovered", "general", and against fine_tuned if it is there "win_rate"}} of one cell and one seed."""
+    """One cell, one seed: {method: {"average", "uncovered", "general", and "win_rate" against fine_tuned if it is there}}, the models'
+    size, and the seconds that each checkpoint took to train and the whole to evaluate."""
     out = str(Path(s.out) / cell.world)
     where = ["--seed", str(s.seed), "--out", out, "--device", s.device]
     toy.main([*where, "--gap", str(cell.gap), "--d_model", str(cell.size[0]), "--n_layer", str(cell.size[1])])
@@ -122,7 +124,10 @@ def measure(s, cell):
         gap = ["--gap", str(cell.gap)] if module is train_sft else []
         module.main([*where, *flags.split(), "--name", name, *gap])
     run = decode.Settings(seed=s.seed, out=out, device=s.device)
-    base = common.load(common.run_dir(run) / "base.pt", ("recipe", "config"), "")
+    base = common.load(common.run_dir(run) / "base.pt", ("recipe", "seconds"), "")
+    names = ["base", *toy.EXPERTS, *(t[0] for t in cell.trained)]
+    seconds = {cell.world + name: common.load(common.run_dir(run) / f"{name}.pt", ("seconds",), "")["seconds"] for name in names}
+    clock = time.time()
     items = {b: tasks.dataset(b, "test", s.prompts, Random(f"test {b} {s.seed}")) for b in evaluate.BENCHES}
     held = {b: tasks.held_out(b, base["recipe"]["gap"], s.seed) for b in tasks.BENCHMARKS}
     rows, grades = {}, {}
@@ -142,7 +147,8 @@ def measure(s, cell):
         if method != "fine_tuned" and "fine_tuned" in grades:
             rows[method]["win_rate"] = float(np.mean([(x > y) + (x == y) / 2 for x, y in zip(values, grades["fine_tuned"])]))
     return {"methods": {m: {k: round(v, 4) for k, v in r.items()} for m, r in rows.items()},
-            "parameters": sum(p.numel() for p in experts[0].parameters())}
+            "parameters": sum(p.numel() for p in experts[0].parameters()),
+            "seconds": seconds | {f"evaluation of {cell.label}": time.time() - clock}}
 
 
 def result(s, name):
@@ -206,7 +212,8 @@ def main(argv=None):
         [r["label"], m] + ["-" if k not in v else f"{100 * np.mean(v[k]):.1f}" for k in ("average", "uncovered", "general", "win_rate")]
         for r in rows for m, v in r["methods"].items())])))
     if seeds:
-        meta = {"seeds": seeds, "split": "test", "prompts per benchmark": runs[0].prompts, "win_rate": "against fine_tuned beside it, ties half"}
+        seconds = [{k: v for cell in r.values() for k, v in cell["seconds"].items()} for r in results]  # what cells share counts once
+        meta = {"seeds": seeds, "run time in seconds": {seed: round(sum(t.values())) for seed, t in zip(seeds, seconds)}, "split": "test", "prompts per benchmark": runs[0].prompts, "win_rate": "against fine_tuned beside it, ties half"}
         common.write(RESULTS / f"ablation_{name}.json", json.dumps({"rows": rows, "meta": meta}, indent=1) + "\n")
         if picture := plot(name, rows):
             common.write(RESULTS / f"ablation_{name}.svg", picture)

@@ -276,12 +276,14 @@ REASONS = {
 
 def claims_page(r):
     meta = r["table1"]["meta"]
-    minutes = sum(t["total"] for t in meta["run time in seconds"].values()) / 60
-    commands = {"ablation_scale": "python ablate.py scale --seeds " + " ".join(map(str, r["ablation_scale"]["meta"]["seeds"]))}
-    rows = [["claim", "paper", "ours", "verdict", "command", "JSON"]]
+    scale = r["ablation_scale"]["meta"]
+    commands = {"ablation_scale": ("python ablate.py scale --seeds " + " ".join(map(str, scale["seeds"])), sum(scale["run time in seconds"].values()))}
+    every = COMMAND, sum(t["total"] for t in meta["run time in seconds"].values())
+    rows = [["claim", "paper", "ours", "verdict", "command", "run time", "JSON"]]
     found = claims(r)
     for c in found:
-        rows.append([c.claim, c.paper, c.ours, c.verdict + (f". {c.why}" if c.why else ""), f"`{commands.get(c.source, COMMAND)}`",
+        command, seconds = commands.get(c.source, every)
+        rows.append([c.claim, c.paper, c.ours, c.verdict + (f". {c.why}" if c.why else ""), f"`{command}`", f"{seconds / 60:.0f} min",
                      f"[{c.source}](results/{c.source}.json)"])
     verdicts = [c.verdict for c in found]
     counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("reproduced", "not shown", "reversed"))
@@ -293,8 +295,8 @@ def claims_page(r):
         "compared, sizes cannot. Accuracies in per cent, mean ± standard deviation over seeds "
         f"{', '.join(map(str, meta['seeds']))}; differences in points with a 95% interval (bootstrap over seeds and prompts, paired). "
         "\"reproduced\": the whole interval is on the claim's side; \"reversed\": the whole interval is on the other; \"not shown\": neither. "
-        f"`{COMMAND}` took {minutes:.0f} minutes in all on {meta['machine']}, everything trained anew. The theory's statements have a ledger "
-        "of their own in [theory/](theory/README.md).", "",
+        f"Run times are of everything that a command trains and evaluates, seed by seed, on {meta['machine']}. The theory's statements have a "
+        "ledger of their own in [theory/](theory/README.md).", "",
         lines[0], "|" + "---|" * len(rows[0]), *lines[1:], ""])
 
 

@@ -39,7 +39,7 @@ def grid(**values):
 
 
 PHASE1, PHASE2 = grid(lr=[5e-4, 1e-3, 2e-3, 4e-3, 8e-3]), grid(lr=[2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4])
-PHASE1_OF = "router_sft", "fine_tuned_sft", "fused_sft"  # what phase 2 starts from
+PHASE1_OF = "router_sft", "fine_tuned_sft"  # what phase 2 starts from
 TRAINED = {  # checkpoint: (the method that it is judged as, what is tried); the rest of its settings as in evaluate.TRAINING
     "router_sft": ("sft_only", PHASE1),
     "fine_tuned_sft": ("fine_tuned", PHASE1),
@@ -47,7 +47,6 @@ TRAINED = {  # checkpoint: (the method that it is judged as, what is tried); the
     "fine_tuned": ("fine_tuned", PHASE2 + grid(lr=[5e-5, 1e-4, 2e-4], mix=[0])),
     "co_llm": ("co_llm", grid(lr=[1e-3, 2e-3, 4e-3]) + grid(lr=[1e-3], lr_w=[1e-2])),
     "fused_sft": ("fused_sft", grid(loss=["fused", "fused_own"], lr=[1e-3, 4e-3])),
-    "fused_full": ("fused_full", PHASE2[1:4]),
 }
 REWARD = grid(rejected=["fused", "experts"], prefixes=[0, 1])
 LOOKAHEAD = grid(lookahead=[4, 8, 16])

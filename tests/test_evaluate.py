@@ -101,6 +101,7 @@ def test_tuning_and_an_ablation_on_the_tiny_world(tiny_world, tmp_path, monkeypa
     ablate.main(["routing", "--seeds", "0", "1", "--out", str(out), "--device", "cpu", "--prompts", "3"])
     content = json.loads((tmp_path / "ablation_routing.json").read_text())
     assert [r["label"] for r in content["rows"]] == ["best", "co_llm_self"] and content["meta"]["seeds"] == [0, 1]
+    assert min(content["meta"]["run time in seconds"].values()) > 0
     assert all(len(r["methods"]["routing_only"]["average"]) == 2 for r in content["rows"])
 
 
