@@ -46,7 +46,7 @@ TRAINED = {  # checkpoint: (the method that it is judged as, what is tried); the
     "router": ("fusionroute", PHASE2),
     "fine_tuned": ("fine_tuned", PHASE2 + grid(lr=[5e-5, 1e-4, 2e-4], mix=[0])),
     "co_llm": ("co_llm", grid(lr=[1e-3, 2e-3, 4e-3]) + grid(lr=[1e-3], lr_w=[1e-2])),
-    "fused_sft": ("fused_sft", grid(loss=["fused", "fused_own"], lr=[1e-3, 4e-3])),
+    "fused_sft": ("fused_sft", grid(loss=["fused", "fused_own"], lr=[1e-3, 4e-3]) + grid(loss=["fused_own"], lr=[5e-4, 2e-3])),
 }
 REWARD = grid(rejected=["fused", "experts"], prefixes=[0, 1])
 LOOKAHEAD = grid(lookahead=[4, 8, 16])
