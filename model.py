@@ -226,10 +226,10 @@ class GPT(nn.Module):
         import pretrained  # not at the top: it imports this file, and needs packages that the toy does not
         return pretrained.load(directory, device, dtype, vocab_size)
 
-    def save_pretrained(self, directory):
+    def save_pretrained(self, directory, tokenizer=None):
         """Write config.json and model.safetensors, which from_pretrained and transformers load: see pretrained.save."""
         import pretrained
-        pretrained.save(directory, self)
+        pretrained.save(directory, self, tokenizer)
 
 
 def sample(logits, temperature=0.0, top_k=0, top_p=1.0, u=None):

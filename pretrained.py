@@ -178,7 +178,8 @@ def write_config(config):
     out = {"model_type": family, **ONLY[family], **{theirs: getattr(config, ours) for ours, theirs in SHARED.items()}}
     if family == "gemma2":
         out.update({theirs: getattr(config, ours) or None for ours, theirs in GEMMA.items()})
-        out["query_pre_attn_scalar"] = config.query_scalar or config.head_dim
+        scalar = config.query_scalar or config.head_dim
+        out["query_pre_attn_scalar"] = int(scalar) if scalar == int(scalar) else scalar  # transformers insists on int
         out["layer_types"] = alternating(config.n_layer) if config.window else ["full_attention"] * config.n_layer
     scaling = {"rope_type": "llama3", **{theirs: getattr(config, ours) for theirs, ours in ROPE.items()}}
     return {**out, "rope_theta": config.rope_theta, "rope_scaling": scaling if config.rope_factor != 1 else None}
@@ -230,7 +231,7 @@ def where_tensors_are(directory):
         names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
         bad = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
         if not names or bad:
-            raise UserError(f"{index}: its weight_map must name .safetensors files beside it{f', not {bad[0][:80]!r}' * bool(bad)}")
+            raise UserError(f"{index}: its weight_map must name .safetensors files beside it, not {shown((bad or [None])[0])}")
         files = [directory / name for name in names]
     else:
         other = "; only safetensors files are read, no pickles" if list(directory.glob("*.bin")) else ""
