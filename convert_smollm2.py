@@ -66,7 +66,8 @@ def tokenizer_files(meta):
     encoding.add_special_tokens([t for t, kind in zip(tokens, get("token_type")) if kind == 3])  # 3: control
     bos, eos, pad = (get(f"{name}_token_id") for name in ("bos", "eos", "padding"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": tokens[bos], "eos_token": tokens[eos],
-                "pad_token": tokens[pad], "chat_template": meta["tokenizer.chat_template"], "model_max_length": meta["llama.context_length"]}
+                "pad_token": tokens[pad], "model_max_length": meta["llama.context_length"],
+                "chat_template": meta["tokenizer.chat_template"]}
     return {"tokenizer.json": encoding.to_str(), "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
             "generation_config.json": json.dumps({"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}) + "\n"}
 

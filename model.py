@@ -33,6 +33,7 @@ class GPTConfig:
     rope_low: float = 1.0      # slowed in full: rotations of fewer turns than this within rope_original tokens
     rope_high: float = 4.0     # untouched: rotations of more turns than this; a linear passage in between
     rope_original: int = 8192  # the longest sequence before
+    rope_float32: bool = False  # angles in float32, which rounds those of far positions: so these models were trained
     # Gemma-2
     gelu: bool = False         # GELU (its tanh approximation) in the place of SiLU: GeGLU
     post_norm: bool = False    # a second norm behind each sublayer, before the sum
@@ -81,12 +82,13 @@ class Cache:
 
 def rope_table(config):
     """cos and sin of every rotation, (max_len, hd / 2): position p turns the pair (i, i + hd/2) by p * theta^(-2i/hd)."""
-    freq = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim)  # (hd/2,)
+    dtype = torch.float32 if config.rope_float32 else torch.float64
+    freq = 1 / config.rope_theta ** (torch.arange(0, config.head_dim, 2, dtype=dtype) / config.head_dim)  # (hd/2,)
     if config.rope_factor != 1:  # a pair that did not get round even once has met only a part of its angles: keep it within them
-        turns = config.rope_original * freq / (2 * torch.pi)                                                   # (hd/2,)
-        keep = ((turns - config.rope_low) / (config.rope_high - config.rope_low)).clamp(0, 1)                  # (hd/2,)
-        freq = freq * (keep + (1 - keep) / config.rope_factor)                                                 # (hd/2,)
-    angle = torch.arange(config.max_len, dtype=torch.float64)[:, None] * freq  # (max_len, hd/2)
+        turns = config.rope_original / (2 * torch.pi / freq)                                               # (hd/2,)
+        keep = ((turns - config.rope_low) / (config.rope_high - config.rope_low)).clamp(0, 1)              # (hd/2,)
+        freq = (1 - keep) * freq / config.rope_factor + keep * freq                                        # (hd/2,)
+    angle = torch.arange(config.max_len, dtype=dtype)[:, None] * freq                                      # (max_len, hd/2)
     return angle.cos(), angle.sin()
 
 

@@ -108,7 +108,7 @@ def rope_fields(path, raw, max_len):
     kind = given.pop("rope_type", "default")
     if kind not in ("default", "llama3"):
         raise UserError(f"{path}: rope_type {shown(kind)} is not supported, only \"default\" and \"llama3\"")
-    out = {"rope_theta": number(path, "rope_theta", given.pop("rope_theta", 10000.0), float)}
+    out = {"rope_theta": number(path, "rope_theta", given.pop("rope_theta", 10000.0), float), "rope_float32": True}
     if kind == "llama3":
         given.setdefault("original_max_position_embeddings", max_len)
         for key, ours in ROPE.items():
