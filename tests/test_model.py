@@ -164,6 +164,21 @@ def test_soft_cap_by_hand():
     assert soft_cap(x, 0.0) is x
 
 
+@torch.no_grad()
+def test_gemma_in_bfloat16_by_hand():
+    """bfloat16 has 8 bits, and steps of 2^-7 = 0.0078 above 1. Norms with weights of 0.003 must scale by 1.003 all the same, though
+    1 + 0.003 would round to 1; embeddings of width 24 must be scaled by 4.90625, sqrt(24) = 4.899 rounded, as in the trained model."""
+    model = GPT(replace(GEMMA, d_model=24)).bfloat16()
+    x = torch.randn(1000, 24)
+    model.norm.weight.fill_(0.003)
+    rms = x.bfloat16().float().pow(2).mean(-1, keepdim=True).sqrt()
+    assert float(model.norm(x.bfloat16()).float().abs().mean() / (x.bfloat16().float() / rms).abs().mean()) == pytest.approx(1.003, abs=5e-4)
+    seen = []
+    model.blocks[0].register_forward_pre_hook(lambda block, inputs: seen.append(inputs[0]))
+    model(torch.tensor([[5]]))
+    assert torch.equal(seen[0][0, 0], (model.embed.weight[5].float() * 4.90625).bfloat16())
+
+
 def test_llama3_rope_by_hand():
     """The frequencies 1, 1/10, 1/100 turn 10 pi, pi and pi/10 radians in 10 pi tokens: 5, 1/2 and 1/20 of a turn. Above 4 turns a
     rotation is kept, below 1 it is 8 times slower; with bounds of 0.25 and 0.75, half a turn lies halfway: (1 + 1/8) / 2 = 9/16."""
@@ -182,6 +197,9 @@ def test_a_checkpoint_from_before_the_later_fields_loads(tmp_path):
                                       "seconds": 0, "experts": {}, "model": model.state_dict()})
     again, _ = common.load_model(tmp_path / "old.pt", "v", "hint")
     assert again.config == CONFIG and torch.equal(again(ids)[0], model(ids)[0])
+    assert {name: value for name, value in vars(CONFIG).items() if name not in old} == {
+        "rope_factor": 1.0, "rope_low": 1.0, "rope_high": 4.0, "rope_original": 8192, "rope_float32": False, "gelu": False,
+        "post_norm": False, "one_plus": False, "embed_scaled": False, "query_scalar": 0.0, "attn_cap": 0.0, "logit_cap": 0.0, "window": 0}
     assert {name.split(".")[2] for name in model.state_dict() if name.startswith("blocks")} == {
         "attn_norm", "wq", "wk", "wv", "wo", "ff_norm", "w_gate", "w_up", "w_down"}
 

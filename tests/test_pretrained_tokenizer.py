@@ -10,8 +10,8 @@ from pretrained_tokenizer import Tokenizer, agree
 from tests.test_pretrained import refused
 
 TEXTS = ["What is 38 mod 5?", "  spaces \n\nand lines\n", "Zoë's naïve café, 東京 🙂", "x", "\n", "the theatre then"]
-CHAT = ("{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] | trim }}<|turn|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+CHAT = ("{{ bos_token }}{% for m in messages %}\n<|{{ m['role'] }}|>{{ m['content'] | trim }}<|turn|>\n  {% endfor %}\n"
+        "{% if add_generation_prompt %}\n<|assistant|>{% endif %}")  # line breaks behind blocks, and spaces before them, do not count
 SPECIAL = ["<s>", "</s>", "<|turn|>", "<|user|>", "<|assistant|>"]
 
 
