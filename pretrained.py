@@ -131,8 +131,10 @@ def read_config(directory):
         raise UserError(f"{path}: model_type {shown(family)} is not supported, only \"llama\" and \"gemma2\"")
     names = {**SHARED, **(GEMMA if family == "gemma2" else {})}
     only, absent = {**ONLY_TOO, **ONLY[family]}, DEFAULTS[family]
-    known = {*only, *names.values(), *HARMLESS, "rope_theta", "rope_scaling", "rope_parameters"}
     layer_types = raw.pop("layer_types", None) if family == "gemma2" else None
+    if family == "gemma2":
+        only["sliding_window_size"] = raw.get("sliding_window")  # some of Google's own files say it twice
+    known = {*only, *names.values(), *HARMLESS, "rope_theta", "rope_scaling", "rope_parameters"}
     for key, value in raw.items():
         if value is not None and key in only and value != only[key]:
             raise UserError(f"{path}: {key} = {shown(value)} is not supported, only {shown(only[key])}")

@@ -86,7 +86,7 @@ class Tokenizer:
             if type(i) is not int or not 0 <= i < self.VOCAB_SIZE:
                 raise UserError(f"{self.directory}: eos_token_id has {shown(i)}, and must be from 0 to {self.VOCAB_SIZE - 1}")
         behind = self.encode(self.render(STAND_IN, STAND_IN).rpartition(STAND_IN)[2]) if self.template else []
-        self.END = next((i for i in behind if i in self.special.values()), None)
+        self.END = next((i for i in behind if i in self.special.values() or i in self.ends), None)
         if self.END is None:
             if not self.ends:
                 raise UserError(f"{self.directory}: no end token: neither generation_config.json nor config.json has eos_token_id")

@@ -181,6 +181,7 @@ def test_round_trip_to_the_last_bit(config, safetensors, tmp_path):
     model.save_pretrained(tmp_path / "new" / "folder")
     again = GPT.from_pretrained(tmp_path / "new" / "folder")
     assert torch.equal(again(ids)[0], model(ids)[0]) and again.config == config
+    assert all(p.requires_grad and p.is_leaf for p in again.parameters())
     assert (again.head.weight is again.embed.weight) == config.tied
     assert not list(tmp_path.rglob("*.tmp"))
     GPT(replace(config, n_layer=1)).save_pretrained(tmp_path / "new" / "folder")  # in the place of the first
@@ -277,6 +278,7 @@ def test_an_unsupported_llama_is_refused_by_name(changes, words, tmp_path):
     ({"hidden_activation": "silu"}, 'hidden_activation = "silu" is not supported, only "gelu_pytorch_tanh"'),
     ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+    ({"sliding_window_size": 4096}, "sliding_window_size = 4096 is not supported, only 8"),
     ({"sliding_window": -1}, "sliding_window is -1"),
     ({"attn_logit_softcapping": 0.0}, "attn_logit_softcapping is 0.0"),
     ({"mlp_bias": False}, "mlp_bias = false is not known")])
@@ -299,6 +301,7 @@ def test_absent_keys_mean_what_they_mean_in_transformers(tmp_path):
     absent |= dict.fromkeys([*pretrained.GEMMA.values(), "layer_types"], ...)
     c = read_config(config_json(tmp_path, GEMMA, **absent))
     assert (c.n_kv_head, c.head_dim, c.tied, c.query_scalar, c.attn_cap, c.logit_cap, c.window) == (4, 256, True, 256.0, 50.0, 30.0, 4096)
+    assert read_config(config_json(tmp_path, GEMMA, sliding_window_size=8)) == GEMMA
     c = read_config(config_json(tmp_path, GEMMA, attn_logit_softcapping=None, final_logit_softcapping=None, sliding_window=None))
     assert (c.attn_cap, c.logit_cap, c.window) == (0.0, 0.0, 0)
 
@@ -442,7 +445,7 @@ def test_smollm2_continues_as_it_does_in_transformers(transformers):
     from pretrained_tokenizer import Tokenizer
     folder = os.environ["SMOLLM2"]
     ours, tokenizer = GPT.from_pretrained(folder), Tokenizer(folder)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
     ids = tokenizer.encode("The capital of France is")
     answer = generate(ours, [ids], 100, end=-1)[0]
     assert tokenizer.decode(answer).startswith(" Paris.")

@@ -83,6 +83,8 @@ def test_the_end_token(folder):
     assert Tokenizer(path).ends == [4, 3]
     path = folder("named", template=None, eos=None)
     assert Tokenizer(path).END == 1
+    path = folder("plain", special=["<s>", "</s>"], ordinary=["<|turn|>"], eos=[1, 2])  # <|turn|> is a token like any other, but named as an end
+    assert Tokenizer(path).END == 2
     assert "no end token" in refused(Tokenizer, folder("none", template=None, eos=None, eos_token=None))
     assert "eos_token_id has 999" in refused(Tokenizer, folder("far", eos=999))
     assert 'eos_token_id has "</s>"' in refused(Tokenizer, folder("text", eos=["</s>"]))
