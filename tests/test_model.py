@@ -172,7 +172,8 @@ def test_gemma_in_bfloat16_by_hand():
     x = torch.randn(1000, 24)
     model.norm.weight.fill_(0.003)
     rms = x.bfloat16().float().pow(2).mean(-1, keepdim=True).sqrt()
-    assert float(model.norm(x.bfloat16()).float().abs().mean() / (x.bfloat16().float() / rms).abs().mean()) == pytest.approx(1.003, abs=5e-4)
+    ratio = model.norm(x.bfloat16()).float().abs().mean() / (x.bfloat16().float() / rms).abs().mean()
+    assert float(ratio) == pytest.approx(1.003, abs=5e-4)
     seen = []
     model.blocks[0].register_forward_pre_hook(lambda block, inputs: seen.append(inputs[0]))
     model(torch.tensor([[5]]))

@@ -83,8 +83,8 @@ def test_the_end_token(folder):
     assert Tokenizer(path).ends == [4, 3]
     path = folder("named", template=None, eos=None)
     assert Tokenizer(path).END == 1
-    path = folder("plain", special=["<s>", "</s>"], ordinary=["<|turn|>"], eos=[1, 2])  # <|turn|> is a token like any other, but named as an end
-    assert Tokenizer(path).END == 2
+    path = folder("plain", special=["<s>", "</s>"], ordinary=["<|turn|>"], eos=[1, 2])
+    assert Tokenizer(path).END == 2                                  # <|turn|> is a token like any other, but named as an end
     assert "no end token" in refused(Tokenizer, folder("none", template=None, eos=None, eos_token=None))
     assert "eos_token_id has 999" in refused(Tokenizer, folder("far", eos=999))
     assert 'eos_token_id has "</s>"' in refused(Tokenizer, folder("text", eos=["</s>"]))
@@ -129,6 +129,13 @@ def test_a_broken_tokenizer_is_one_clear_line(content, folder):
         assert "truncated or not a tokenizer" in refused(Tokenizer, path)
     (path / "tokenizer.json").unlink()
     assert "there is no" in refused(Tokenizer, path)
+
+
+def test_a_vocabulary_of_no_sensible_size(folder):
+    path = folder()
+    text = (path / "tokenizer.json").read_text()
+    (path / "tokenizer.json").write_text(text.replace('"the": 262', '"the": 4000000000'))
+    assert "has 4000000001 tokens" in refused(Tokenizer, path)
 
 
 def test_who_may_work_with_whom(folder):
