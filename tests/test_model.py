@@ -1,21 +1,25 @@
 """model.py against a second, slow computation written from the formulas, and every fast path against the plain one."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from model import GPT, GPTConfig, Uniform, generate, sample
+import common
+from model import GPT, GPTConfig, Uniform, generate, rope_table, sample, soft_cap
 
 CONFIG = GPTConfig(vocab_size=29, d_model=16, n_layer=2, n_head=4, n_kv_head=2, head_dim=6, d_ff=20, max_len=40)
+LLAMA3 = replace(CONFIG, rope_factor=8.0, rope_original=12, tied=False)  # of the three rotations one is kept, one slowed in part
+GEMMA = replace(CONFIG, gelu=True, post_norm=True, one_plus=True, embed_scaled=True, query_scalar=10.0, attn_cap=1.5, logit_cap=2.0,
+                window=3)
+FAMILIES = pytest.mark.parametrize("config", [CONFIG, LLAMA3, GEMMA], ids=["toy", "llama3", "gemma"])
 
 
 def double(config=CONFIG, scale=1.0):
     """A random model in float64, where two orders of summation differ by 1e-13 and a mistake by much more."""
     model = GPT(config).double().eval()
-    model.cos, model.sin = (f(torch.arange(config.max_len, dtype=torch.float64)[:, None]
-                              * config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim))
-                            for f in (torch.cos, torch.sin))
+    model.cos, model.sin = rope_table(config)
     for p in model.parameters():
         p.data = p.data * scale + 0.1 * torch.randn_like(p)  # norms away from 1, so that a forgotten weight shows
     return model
@@ -29,40 +33,58 @@ def slow_forward(model, ids):
 
     def norm(x, weight):
         rms = math.sqrt(dot(x, x) / len(x) + c.norm_eps)
-        return [a / rms * b for a, b in zip(x, weight)]
+        return [a / rms * (b + c.one_plus) for a, b in zip(x, weight)]
 
-    def turn(x, t):  # pairs (i, i + hd/2), rotated by t * theta^(-2i/hd), as complex numbers
+    cap = lambda x, limit: limit * math.tanh(x / limit) if limit else x
+    silu = lambda g: g / (1 + math.exp(-g))
+    gelu = lambda g: g / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (g + 0.044715 * g**3)))
+
+    def frequency(i):
+        f = c.rope_theta ** (-2 * i / c.head_dim)
+        if c.rope_factor == 1:
+            return f
+        wavelength = 2 * math.pi / f
+        if wavelength < c.rope_original / c.rope_high:
+            return f
+        if wavelength > c.rope_original / c.rope_low:
+            return f / c.rope_factor
+        part = (c.rope_original / wavelength - c.rope_low) / (c.rope_high - c.rope_low)
+        return part * f + (1 - part) * f / c.rope_factor
+
+    def turn(x, t):  # pairs (i, i + hd/2), rotated by t times their frequency, as complex numbers
         half = c.head_dim // 2
         z = [complex(x[i], x[i + half]) * complex(math.cos(a), math.sin(a))
-             for i in range(half) for a in [t * c.rope_theta ** (-2 * i / c.head_dim)]]
+             for i in range(half) for a in [t * frequency(i)]]
         return [v.real for v in z] + [v.imag for v in z]
 
     heads = lambda x: [x[i:i + c.head_dim] for i in range(0, len(x), c.head_dim)]
     keys, values, out = [[] for _ in range(c.n_layer)], [[] for _ in range(c.n_layer)], []
     for t, token in enumerate(ids):
-        x = w["embed.weight"][token]
+        x = [a * (math.sqrt(c.d_model) if c.embed_scaled else 1) for a in w["embed.weight"][token]]
         for l in range(c.n_layer):
             p = f"blocks.{l}."
             h = norm(x, w[p + "attn_norm.weight"])
             q = [turn(v, t) for v in heads(times(w[p + "wq.weight"], h))]
             keys[l].append([turn(v, t) for v in heads(times(w[p + "wk.weight"], h))])
             values[l].append(heads(times(w[p + "wv.weight"], h)))
-            y = []
+            y, seen = [], max(0, t + 1 - c.window) if c.window and l % 2 == 0 else 0  # what a key must not lie before
             for head, query in enumerate(q):
                 g = head // (c.n_head // c.n_kv_head)  # neighbouring query heads share a key/value head
-                e = [math.exp(dot(query, k[g]) / math.sqrt(c.head_dim)) for k in keys[l]]
-                y += [sum(a * v[g][i] for a, v in zip(e, values[l])) / sum(e) for i in range(c.head_dim)]
-            x = [a + b for a, b in zip(x, times(w[p + "wo.weight"], y))]
+                e = [math.exp(cap(dot(query, k[g]) / math.sqrt(c.query_scalar or c.head_dim), c.attn_cap)) for k in keys[l][seen:]]
+                y += [sum(a * v[g][i] for a, v in zip(e, values[l][seen:])) / sum(e) for i in range(c.head_dim)]
+            y = times(w[p + "wo.weight"], y)
+            x = [a + b for a, b in zip(x, norm(y, w[p + "attn_post_norm.weight"]) if c.post_norm else y)]
             h = norm(x, w[p + "ff_norm.weight"])
             gate, up = times(w[p + "w_gate.weight"], h), times(w[p + "w_up.weight"], h)
-            x = [a + b for a, b in zip(x, times(w[p + "w_down.weight"], [g / (1 + math.exp(-g)) * u for g, u in zip(gate, up)]))]
-        out.append(times(w["head.weight"], norm(x, w["norm.weight"])))
+            y = times(w[p + "w_down.weight"], [(gelu if c.gelu else silu)(g) * u for g, u in zip(gate, up)])
+            x = [a + b for a, b in zip(x, norm(y, w[p + "ff_post_norm.weight"]) if c.post_norm else y)]
+        out.append([cap(a, c.logit_cap) for a in times(w["head.weight"], norm(x, w["norm.weight"]))])
     return torch.tensor(out, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_forward_equals_the_slow_computation(tied):
-    model = double(GPTConfig(**{**CONFIG.__dict__, "tied": tied}))
+@FAMILIES
+def test_forward_equals_the_slow_computation(config):
+    model = double(config, scale=2.0)
     ids = torch.randint(0, 29, (1, 11))
     torch.testing.assert_close(model(ids)[0][0], slow_forward(model, ids[0].tolist()), rtol=1e-10, atol=1e-10)
 
@@ -73,9 +95,10 @@ def test_tied_means_one_matrix():
     assert untied.head.weight is not untied.embed.weight
 
 
+@FAMILIES
 @pytest.mark.parametrize("cuts", [[1] * 12, [5, 1, 6], [12], [3, 9]])
-def test_cache_equals_the_uncached_forward(cuts):
-    model, ids = double(), torch.randint(0, 29, (3, 12))
+def test_cache_equals_the_uncached_forward(cuts, config):
+    model, ids = double(config), torch.randint(0, 29, (3, 12))
     cache, got = model.new_cache(3), []
     for piece in ids.split(cuts, dim=1):
         got.append(model(piece, cache))
@@ -84,9 +107,10 @@ def test_cache_equals_the_uncached_forward(cuts):
     assert cache.length.tolist() == [12, 12, 12]
 
 
-def test_rows_with_different_numbers_of_new_tokens():
+@FAMILIES
+def test_rows_with_different_numbers_of_new_tokens(config):
     """Row b brings new[b] of the 6 columns; the last output of each is as if it had been alone. Padding must be inert."""
-    model, ids = double(), torch.randint(0, 29, (4, 10))
+    model, ids = double(config), torch.randint(0, 29, (4, 10))
     cache = model.new_cache(4, max_len=10)
     model(ids[:, :4], cache)
     new = torch.tensor([1, 6, 3, 2])
@@ -98,9 +122,10 @@ def test_rows_with_different_numbers_of_new_tokens():
         torch.testing.assert_close(hidden[b, -1], alone[1][0, -1], rtol=1e-12, atol=1e-12)
 
 
-def test_some_rows_and_rolling_back():
+@FAMILIES
+def test_some_rows_and_rolling_back(config):
     """Rows 2 and 0 read on alone, then row 2 takes three tokens back and reads others: as if it had never read the first."""
-    model, ids, other = double(), torch.randint(0, 29, (3, 9)), torch.randint(0, 29, (1, 5))
+    model, ids, other = double(config), torch.randint(0, 29, (3, 9)), torch.randint(0, 29, (1, 5))
     cache = model.new_cache(3)
     model(ids[:, :4], cache)
     view = cache.select(torch.tensor([2, 0]))
@@ -120,6 +145,64 @@ def test_nobody_sees_the_future():
     before, after = model(ids)[0], model(changed)[0]
     torch.testing.assert_close(before[:, :5], after[:, :5], rtol=0, atol=0)
     assert (before[:, 5:] - after[:, 5:]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("layers, reach", [(1, 3), (2, 8), (3, 8)])
+def test_a_sliding_window_by_hand(layers, reach):
+    """Token 0 of 8 is changed. Through one layer with a window of 3, the positions 0, 1 and 2 notice; the second layer sees all."""
+    model, ids = double(replace(GEMMA, n_layer=layers)), torch.randint(0, 29, (1, 8))
+    changed = ids.clone()
+    changed[0, 0] = (changed[0, 0] + 1) % 29
+    noticed = (model(ids)[0] != model(changed)[0]).any(-1)[0]  # (8,)
+    assert noticed.tolist() == [t < reach for t in range(8)]
+
+
+def test_soft_cap_by_hand():
+    """tanh(log(3) / 2) = (3 - 1) / (3 + 1) = 1/2, so a cap of 2 takes log 3 to 1. Small numbers pass, large ones stop at the cap."""
+    x = torch.tensor([0.0, math.log(3), -math.log(3), 1e-3, 1e9], dtype=torch.float64)
+    torch.testing.assert_close(soft_cap(x, 2.0), torch.tensor([0, 1, -1, 1e-3, 2], dtype=torch.float64), rtol=1e-6, atol=0)
+    assert soft_cap(x, 0.0) is x
+
+
+@torch.no_grad()
+def test_gemma_in_bfloat16_by_hand():
+    """bfloat16 has 8 bits, and steps of 2^-7 = 0.0078 above 1. Norms with weights of 0.003 must scale by 1.003 all the same, though
+    1 + 0.003 would round to 1; embeddings of width 24 must be scaled by 4.90625, sqrt(24) = 4.899 rounded, as in the trained model."""
+    model = GPT(replace(GEMMA, d_model=24)).bfloat16()
+    x = torch.randn(1000, 24)
+    model.norm.weight.fill_(0.003)
+    rms = x.bfloat16().float().pow(2).mean(-1, keepdim=True).sqrt()
+    ratio = model.norm(x.bfloat16()).float().abs().mean() / (x.bfloat16().float() / rms).abs().mean()
+    assert float(ratio) == pytest.approx(1.003, abs=5e-4)
+    seen = []
+    model.blocks[0].register_forward_pre_hook(lambda block, inputs: seen.append(inputs[0]))
+    model(torch.tensor([[5]]))
+    assert torch.equal(seen[0][0, 0], (model.embed.weight[5].float() * 4.90625).bfloat16())
+
+
+def test_llama3_rope_by_hand():
+    """The frequencies 1, 1/10, 1/100 turn 10 pi, pi and pi/10 radians in 10 pi tokens: 5, 1/2 and 1/20 of a turn. Above 4 turns a
+    rotation is kept, below 1 it is 8 times slower; with bounds of 0.25 and 0.75, half a turn lies halfway: (1 + 1/8) / 2 = 9/16."""
+    config = GPTConfig(head_dim=6, rope_theta=1e3, rope_factor=8.0, rope_original=10 * math.pi, max_len=2)
+    angle = lambda c: torch.atan2(rope_table(c)[1], rope_table(c)[0])[1].tolist()  # of position 1
+    assert angle(config) == pytest.approx([1, 1 / 80, 1 / 800])
+    assert angle(replace(config, rope_low=0.25, rope_high=0.75)) == pytest.approx([1, 9 / 160, 1 / 800])
+    assert angle(replace(config, rope_factor=1.0)) == pytest.approx([1, 1 / 10, 1 / 100])
+
+
+def test_a_checkpoint_from_before_the_later_fields_loads(tmp_path):
+    """They are off by default and add no weights, so that a config without them is the same model."""
+    old = ("vocab_size", "d_model", "n_layer", "n_head", "n_kv_head", "head_dim", "d_ff", "max_len", "rope_theta", "norm_eps", "tied")
+    model, ids = GPT(CONFIG), torch.randint(0, 29, (2, 9))
+    common.save(tmp_path / "old.pt", {"config": {name: getattr(CONFIG, name) for name in old}, "vocabulary": "v", "recipe": {},
+                                      "seconds": 0, "experts": {}, "model": model.state_dict()})
+    again, _ = common.load_model(tmp_path / "old.pt", "v", "hint")
+    assert again.config == CONFIG and torch.equal(again(ids)[0], model(ids)[0])
+    assert {name: value for name, value in vars(CONFIG).items() if name not in old} == {
+        "rope_factor": 1.0, "rope_low": 1.0, "rope_high": 4.0, "rope_original": 8192, "rope_float32": False, "gelu": False,
+        "post_norm": False, "one_plus": False, "embed_scaled": False, "query_scalar": 0.0, "attn_cap": 0.0, "logit_cap": 0.0, "window": 0}
+    assert {name.split(".")[2] for name in model.state_dict() if name.startswith("blocks")} == {
+        "attn_norm", "wq", "wk", "wv", "wo", "ff_norm", "w_gate", "w_up", "w_down"}
 
 
 def test_too_long_is_refused():
