@@ -254,11 +254,12 @@ class Settings:
     rejected: str = "fused"    # whose mistakes y_l are: fused (phase 2's own pairs), router, experts or corrupted
     epochs: int = 4            # passes over the pairs
     batch: int = 16            # pairs a step
-    lr: float = 5e-4           # peak learning rate
+    lr: float = 1e-3           # peak learning rate of the language model
+    lr_w: float = 1e-2         # peak learning rate of the scalar head, which starts at zero
     prefixes: int = 1          # 1: learn from answers cut short as well, which Collab has scored; 0: whole answers only
 
     def __post_init__(self):
-        common.positive(self, "prompts", "tries", "temperature", "epochs", "batch", "lr")
+        common.positive(self, "prompts", "tries", "temperature", "epochs", "batch", "lr", "lr_w")
         common.positive(self, "prefixes", or_zero=True)
         common.one_of(self, "rejected", pairs.SOURCES)
         common.file_stem(self, "name")
@@ -280,10 +281,12 @@ def train_reward(s):
         return print(f"{path} is there already")
     ids, mask, lengths = common.pack(pairs.read(pairs.sample(s, folder, router, experts, made_from["router_sft"]), router.lm.config.max_len))
     first, size, last = mask.int().argmax(1), mask.sum(1), lengths - 1             # (2P,): where an answer begins, its tokens, its end
-    held = max(1, len(ids) // 20)                                                  # a tenth of the pairs only measures
-    plan = [held + rows for e in range(s.epochs) for rows in common.batches(lengths[::2][held:], s.batch, s.seed * 1000 + e)]
+    order = torch.randperm(len(ids) // 2, generator=torch.Generator().manual_seed(s.seed))  # (P,): the file is sorted by length
+    held, train = order.tensor_split([max(1, len(order) // 10)])                   # a tenth of the pairs only measures
+    plan = [train[rows] for e in range(s.epochs) for rows in common.batches(lengths[::2][train], s.batch, s.seed * 1000 + e)]
     model = Router(deepcopy(experts[toy.EXPERTS.index("instruct")]), 1).to(device).requires_grad_(True)
-    optimizer = torch.optim.AdamW([{"params": model.parameters(), "peak": s.lr}], lr=s.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW([{"params": model.lm.parameters(), "peak": s.lr}, {"params": model.W.parameters(), "peak": s.lr_w}],
+                                  lr=s.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     coin, log = torch.Generator().manual_seed(s.seed), []
 
     def scores(pair, offset=None):
@@ -304,9 +307,9 @@ def train_reward(s):
         log.append({"step": step, "loss": round(loss.item(), 5)})
         bar.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
     with torch.no_grad():
-        r_w, r_l = scores(torch.arange(held))
+        r_w, r_l = scores(held)
     log.append({"pairs": len(ids) // 2, "held_out_accuracy": round(float((r_w > r_l).float().mean()), 4)})
-    print(f"the reward model prefers y_w in {log[-1]['held_out_accuracy']:.0%} of {held} held-out pairs")
+    print(f"the reward model prefers y_w in {log[-1]['held_out_accuracy']:.0%} of {len(held)} held-out pairs")
     common.write_log(folder / f"{s.name}.log.jsonl", log)
     common.save_model(path, model, tokenizer.FINGERPRINT, recipe, time.time() - begun, {"reward": ""})
 
