@@ -55,7 +55,13 @@ class Cache:
         return view
 
     def append(self, layer, k, v, pos, end):
-        """Write k, v (B, T, K, hd) at positions pos (B, T); return all keys and values below `end`, (B, K, end, hd)."""
+        """Write k, v (B, T, K, hd) at positions pos (B, T); return all keys and values below `end`, (B, K, end, hd).
+
+        pos may be a slice, where there is one row: that is faster than lists of indices.
+        """
+        if isinstance(pos, slice):
+            self.k[layer][:, :, pos], self.v[layer][:, :, pos] = k.transpose(1, 2), v.transpose(1, 2)
+            return self.k[layer][:, :, :end], self.v[layer][:, :, :end]
         rows = torch.arange(len(pos), device=pos.device) if self.rows is None else self.rows
         self.k[layer][rows[:, None], :, pos] = k
         self.v[layer][rows[:, None], :, pos] = v
@@ -78,13 +84,14 @@ def rotate(x, cos, sin):
 
 
 def attention(q, k, v, mask):
-    """softmax(q k' / sqrt(hd)) v with grouped queries. q (B, H, T, hd); k, v (B, K, S, hd); mask (B or 1, T, S), True = may see."""
+    """softmax(q k' / sqrt(hd)) v with grouped queries. q (B, H, T, hd); k, v (B, K, S, hd); mask (B or 1, T, S), True = may see, or None."""
     B, H, T, hd = q.shape
     K, G = k.size(1), H // k.size(1)
     q = q.reshape(B, K, G * T, hd)                             # query heads of one group side by side: one matmul serves them
     scores = (q @ k.transpose(-1, -2)) * hd**-0.5              # (B, K, G*T, S)
-    scores = scores.view(B, K, G, T, -1).masked_fill(~mask[:, None, None], float("-inf"))
-    return (scores.softmax(-1).view(B, K, G * T, -1) @ v).view(B, H, T, hd)
+    if mask is not None:
+        scores = scores.view(B, K, G, T, -1).masked_fill(~mask[:, None, None], float("-inf")).view(B, K, G * T, -1)
+    return (scores.softmax(-1) @ v).view(B, H, T, hd)
 
 
 class RMSNorm(nn.Module):
@@ -171,12 +178,17 @@ class GPT(nn.Module):
         if end > self.config.max_len:
             raise ValueError(f"{end} tokens, but the model reads at most {self.config.max_len}")
         mask = torch.arange(end, device=ids.device) <= pos[:, :, None]          # (1 or B, T, end): nobody sees the future
-        cos, sin = self.cos[pos][:, :, None], self.sin[pos][:, :, None]         # (1 or B, T, 1, hd/2)
+        length = pos[:, -1] + 1                                                 # (1 or B,)
+        if len(ids) == 1 and new is None and (cache is None or cache.rows is None):  # a row alone lies in one piece
+            pos, mask = slice(end - ids.size(1), end), mask if ids.size(1) > 1 else None
+            cos, sin = self.cos[None, pos, None], self.sin[None, pos, None]     # (1, T, 1, hd/2)
+        else:
+            cos, sin = self.cos[pos][:, :, None], self.sin[pos][:, :, None]     # (1 or B, T, 1, hd/2)
         x = self.embed(ids)                                                     # (B, T, d)
         for layer, block in enumerate(self.blocks):
             x = block(x, cos, sin, mask, cache, layer, pos, end)
         if cache is not None:
-            cache.length = pos[:, -1] + 1                                       # (B,)
+            cache.length = length                                               # (B,)
         hidden = self.norm(x)                                                   # (B, T, d)
         return self.head(hidden), hidden
 
@@ -225,7 +237,7 @@ def generate(model, prompts, max_new, end, temperature=0.0, top_k=0, top_p=1.0, 
     ids = nn.utils.rnn.pad_sequence([torch.tensor(p) for p in prompts], batch_first=True).to(device)  # (B, T)
     cache = model.new_cache(len(prompts), min(ids.size(1) + max_new, model.config.max_len))
     out, active = [[] for _ in prompts], list(range(len(prompts)))
-    logits, _ = model(ids, cache, lengths)
+    logits, _ = model(ids, cache, lengths if len(prompts) > 1 else None)
     for i in range(max_new):
         u = uniform(active, device) if temperature else None
         token = sample(logits[:, -1], temperature, top_k, top_p, u)  # (b,)
