@@ -19,6 +19,7 @@ the same loop:
 import codecs
 import functools
 import json
+import math
 import os
 import sys
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ class Settings:
     out: str = "out"             # runs are kept in OUT/seedN/
     device: str = "cpu"          # auto, cuda, mps or cpu; one short answer of a tiny model is fastest on the cpu
     method: str = "fusionroute"  # fusionroute, routing_only, sft_only, router, math, code or instruct
-    block: int = 16              # fusionroute, sft_only: tokens drafted at most before the experts check them; 1: token by token
+    block: int = 32              # fusionroute, sft_only: tokens drafted at most before the experts check them; 1: token by token
 
     def __post_init__(self):
         common.positive(self, "block")
@@ -56,7 +57,8 @@ class Trace:
     pick: list = field(default_factory=list)           # the expert that was picked
     weights: list = field(default_factory=list)        # softmax(w), n numbers
     expert_choice: list = field(default_factory=list)  # the picked expert's own argmax; the router's own where no expert ran
-    drafted: int = 0                                   # what block_decode counts: tokens that the router drafted,
+    blocks: int = 0                                    # what block_decode counts: blocks,
+    drafted: int = 0                                   # tokens that the router drafted,
     router_passes: int = 0                             # passes of the router,
     expert_passes: int = 0                             # and passes of experts
 
@@ -71,7 +73,7 @@ def read_on(model, cache, rows, text, have):
     missed = have[rows] - view.length                                                     # (b,), at least one each
     offset = torch.arange(int(missed.max()), device=rows.device)                          # (t,)
     index = view.length[:, None] + torch.minimum(offset, missed[:, None] - 1)             # (b, t)
-    logits, second = model(text[rows[:, None], index], view, missed)
+    logits, second = model(text[rows[:, None], index], view, missed if len(have) > 1 else None)
     if view is not cache:
         cache.length[rows] = view.length
     return logits[:, -1], second[:, -1]
@@ -128,25 +130,27 @@ def fused_decode(router, experts, prompts, end, max_new, use_router=True, use_ex
 
 # --- the same tokens in fewer passes ------------------------------------------------------------------------------------------------------
 
-SURE = 0.7  # a draft ends behind a token of which the router is less sure than this: what followed would often be drafted in vain
+SURE = math.log(0.7)  # a draft ends behind a token that the router finds less likely: what followed would often be drafted in vain
 
 
 class Lookup:
-    """Guesses how a text goes on: as it went on where it last had the same end (of up to `longest` tokens) in known texts.
+    """Guesses how a text goes on: as known texts last did behind the same tokens (the longest match, `longest` at most).
+
+    ahead: guess so many tokens at most. Where a wide pass costs more than a narrow one, a short guess is worth more than a long one.
 
     >>> guess = Lookup([[5, 6, 7, 8], [1, 6, 9]])
     >>> guess([2, 5, 6], 2), guess([2, 6], 1), guess([4], 3)
     ([7, 8], [9], [])
     """
 
-    def __init__(self, texts, longest=8):
-        self.text, self.longest = "".join(chr(token) for ids in texts for token in ids), longest  # slices of str are fast keys
+    def __init__(self, texts, longest=8, ahead=6):
+        self.text, self.longest, self.ahead = "".join(chr(token) for ids in texts for token in ids), longest, ahead  # str: fast keys
         self.after = {self.text[t - n:t]: t for n in range(1, longest + 1) for t in range(n, len(self.text))}
 
     def __call__(self, ids, k):
         end = "".join(map(chr, ids[-self.longest:]))
         t = next((self.after[end[i:]] for i in range(len(end)) if end[i:] in self.after), len(self.text))
-        return [ord(c) for c in self.text[t:t + k]]
+        return [ord(c) for c in self.text[t:t + min(k, self.ahead)]]
 
 
 def read_block(model, cache, text):
@@ -168,14 +172,13 @@ def draft(router, cache, text, k, end, lookup=None, temperature=0.0, u=None):
         logits, w = read_block(router, cache, text + tokens + guess)
         logp, w = F.log_softmax(logits[-1 - len(guess):], -1), w[-1 - len(guess):]        # (g+1, V), (g+1, n)
         own = sample(logp, temperature, u=None if u is None else u[len(tokens):][:len(logp)])  # (g+1,)
-        sure = (logp.gather(1, own[:, None])[:, 0].exp() >= SURE).tolist()
-        own, n = own.tolist(), 0
-        while n < len(guess) and guess[n] == own[n] != end and sure[n]:
+        sure, own, n = logp.gather(1, own[:, None])[:, 0].tolist(), own.tolist(), 0
+        while n < len(guess) and guess[n] == own[n] != end and sure[n] >= SURE:
             n += 1
         tokens, passes = tokens + own[:n + 1], passes + 1
         parts.append((logp[:n + 1], w[:n + 1]))
         cache.length.fill_(len(text) + len(tokens) - 1)                                   # what was guessed wrong is taken back
-        if len(tokens) == k or own[n] == end or not sure[n]:
+        if len(tokens) == k or own[n] == end or sure[n] < SURE:
             return tokens, *map(torch.cat, zip(*parts)), passes
 
 
@@ -220,7 +223,7 @@ def block_decode(router, experts, prompt, end, max_new, block, lookup=None, temp
         text += fused[:n]
         for cache in [router_cache, *caches]:                                             # what was drafted wrong is taken back
             cache.length.clamp_(max=len(text) - 1)
-        trace.drafted, trace.router_passes = trace.drafted + len(tokens), trace.router_passes + passes
+        trace.blocks, trace.drafted, trace.router_passes = trace.blocks + 1, trace.drafted + len(tokens), trace.router_passes + passes
     return trace
 
 
