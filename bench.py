@@ -26,7 +26,7 @@ import common
 import decode
 from bench_page import figures, fill
 from bench_train import contest, memory_section, over, spread, training_section, utilisation
-from decode import Lookup, block_decode, draft, fused_decode, read_block
+from decode import block_decode, draft, fused_decode, known_texts, read_block
 from fusionroute import Router, fuse
 from model import GPT, GPTConfig, generate
 from toy_experts import tasks, tokenizer
@@ -177,9 +177,9 @@ def to_hf(lm):
         tie_word_embeddings=c.tied, bos_token_id=None, eos_token_id=END, pad_token_id=END,
         **({"rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta}} if int(transformers.__version__.split(".")[0]) > 4 else
            {"rope_theta": c.rope_theta}))
-    names = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head", "attn_norm": "input_layernorm", "wq": "self_attn.q_proj",
-             "wk": "self_attn.k_proj", "wv": "self_attn.v_proj", "wo": "self_attn.o_proj", "ff_norm": "post_attention_layernorm",
-             "w_gate": "mlp.gate_proj", "w_up": "mlp.up_proj", "w_down": "mlp.down_proj"}
+    names = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head", "attn_norm": "input_layernorm",
+             "wq": "self_attn.q_proj", "wk": "self_attn.k_proj", "wv": "self_attn.v_proj", "wo": "self_attn.o_proj",
+             "ff_norm": "post_attention_layernorm", "w_gate": "mlp.gate_proj", "w_up": "mlp.up_proj", "w_down": "mlp.down_proj"}
     weights = {}
     for name, p in lm.state_dict().items():
         *block, part, _ = name.split(".")
@@ -213,7 +213,10 @@ def all_experts(router, experts, prompt):
 
 
 def decoders(router, experts, reward, owner, lookup, block, s, hf=None, max_new=MAX_NEW):
-    """name -> function (prompt, number of its benchmark) -> how many tokens it wrote. owner: benchmark -> the expert of its domain."""
+    """name -> function (prompt, its benchmark) -> how many tokens it wrote. owner: benchmark -> the expert of its domain.
+
+    hf: the prompts on which Hugging Face's models are compared with ours before they are timed; None leaves them out.
+    """
     one = [Router(expert, 1).to(router.W.weight.device) for expert in experts]
     count = lambda answer: len(answer) + (len(answer) < MAX_NEW)  # the end token is work too
     runs = {
@@ -230,10 +233,17 @@ def decoders(router, experts, reward, owner, lookup, block, s, hf=None, max_new=
         runs["collab"] = lambda p, b: min(max_new, count(collab(experts, reward, [p], END, max_new, s.lookahead)[0]))
     if hf:
         hfs = [to_hf(e) for e in experts]
-        runs["hf"] = lambda p, b: hfs[owner[b]].generate(
-            torch.tensor([p], device=reward.W.weight.device), attention_mask=torch.ones(1, len(p), dtype=torch.long, device=reward.W.weight.device),
-            max_new_tokens=MAX_NEW, do_sample=False, use_cache=True).shape[1] - len(p)
+        runs["hf"] = lambda p, b: len(hf_greedy(hfs[owner[b]], p))
+        for p, b in hf:  # else the comparison would mean nothing
+            if [t for t in hf_greedy(hfs[owner[b]], p) if t != END] != generate(experts[owner[b]], [p], MAX_NEW, END)[0]:
+                raise RuntimeError("Hugging Face's generate says something else")
     return runs
+
+
+def hf_greedy(hf, prompt):
+    ids = torch.tensor([prompt], device=hf.device)  # (1, T)
+    out = hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX_NEW, do_sample=False, use_cache=True)
+    return out[0, len(prompt):].tolist()
 
 
 def rates(runs, prompts, rounds):
@@ -326,12 +336,7 @@ def equality(s, lookup):
 # --- all of it ----------------------------------------------------------------------------------------------------------------------------
 
 
-def known_texts(ahead):
-    return Lookup([tokenizer.encode_prompt(i.prompt) + tokenizer.encode_answer(i.answer) for i in tasks.mixed("train", 2400, Random("lookup"))],
-                  ahead=ahead)
-
-
-def test_prompts(benches, n):
+def prompts_of(benches, n):
     return [(tokenizer.encode_prompt(i.prompt), b) for b in benches for i in tasks.dataset(b, "test", n, Random(f"bench {b}"))]
 
 
@@ -348,9 +353,9 @@ def block_runs(router, experts, choices):
 
 def toy_section(s, router, experts, reward, hf):
     block, ahead = DEFAULT["toy"]
-    lookup, prompts = known_texts(ahead), test_prompts(tasks.BENCHMARKS + ["general"], s.prompts)
+    lookup, prompts = known_texts(ahead), prompts_of(tasks.BENCHMARKS + ["general"], s.prompts)
     models = {"router": [router.lm], "experts": experts, "reward": [reward.lm]}
-    runs = decoders(router, experts, reward, owners(), lookup, block, s, hf)
+    runs = decoders(router, experts, reward, owners(), lookup, block, s, prompts if hf else None)
     out = decode_section(runs, prompts, models, width_cost(router.lm, 40), s.rounds)
     out |= {"parameters": sum(p.numel() for p in router.lm.parameters()), "block": [block, ahead]}
     out |= counted([block_decode(router, experts, p, END, MAX_NEW, block, lookup) for p, _ in prompts])
@@ -387,8 +392,8 @@ def large_section(s, router, experts, reward, hf):
     experts = [grow(e, s.times, s.layers, router.lm) for e in experts]
     reward = grow_router(reward, s.times, s.layers, router.lm)
     block, ahead = DEFAULT["large"]
-    prompts = test_prompts(["toy-gsm8k", "toy-mbpp"], 1)
-    runs = decoders(router, experts, reward, owners(), known_texts(ahead), block, s, hf, max_new=4)
+    prompts = prompts_of(["toy-gsm8k", "toy-mbpp"], 1)
+    runs = decoders(router, experts, reward, owners(), known_texts(ahead), block, s, prompts[:1] if hf else None, max_new=4)
     runs |= {f"block {name}": run for name, run in block_runs(router, experts, [(32, 1), (32, 4), (32, 16)]).items()}
     models = {"router": [router.lm], "experts": experts, "reward": [reward.lm]}
     c = width_cost(router.lm, 3)
@@ -400,7 +405,8 @@ def large_section(s, router, experts, reward, hf):
     out["floor"] = {"gigabytes_per_second": round(read / 1e9, 2), "expert_tokens_per_second": round(read / size, 3),
                     "block_tokens_per_second": round(read / size / (passes["router"] + passes["experts"]), 3)}
     for name in ("expert", "block"):
-        out["floor"][f"{name}_of_floor"] = round(out["methods"][name]["tokens_per_second"]["median"] / out["floor"][f"{name}_tokens_per_second"], 4)
+        speed = out["methods"][name]["tokens_per_second"]["median"]
+        out["floor"][f"{name}_of_floor"] = round(speed / out["floor"][f"{name}_tokens_per_second"], 4)
     return out
 
 

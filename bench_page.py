@@ -19,7 +19,8 @@ def figures(r):
     """What bench.json says, as Markdown."""
     meta, d, t, sizes = r["meta"], r["decode"], r["training"], [k for k in ("toy", "large") if k in r["decode"]]
     toy, large = d["toy"], d.get("large")
-    rows = [["method", "passes a token", "measured: router + experts + reward"] + [f"{k}: {x}" for k in sizes for x in ("tokens/s", "over one expert", "model says")]]
+    columns = [f"{k}: {x}" for k in sizes for x in ("tokens/s", "over one expert", "model says")]
+    rows = [["method", "passes a token", "measured: router + experts + reward", *columns]]
     for name in FORMULA:
         if name in toy["methods"]:
             passes = toy["methods"][name].get("passes")
@@ -31,11 +32,13 @@ def figures(r):
             + f"; {meta['seconds']} seconds. Ratios: median (lowest to highest) of the rounds.", table(rows)]
     for k in sizes:
         x = d[k]
-        said.append(f"Block decoding, {k} ({x['parameters'] / 1e6:.1f} million parameters a model; blocks of {x['block'][0]}, guesses of up to "
-                    f"{x['block'][1]}): f = {x['kept_of_drafted']:.2f} of the drafted tokens kept, {x['tokens_a_block']:.1f} tokens a block, "
-                    f"{x['router_passes']:.2f} router and {x['expert_passes']:.2f} expert passes a token. A pass over T tokens costs, in passes "
-                    "over one: " + ", ".join(f"{c:.2f} (T = {T})" for T, c in x["width_cost"].items()) + ". Our greedy loop over Hugging Face's "
-                    f"`generate`, one expert: {ratio(x['over_hf'])}.")
+        said.append(f"Block decoding, {k} ({x['parameters'] / 1e6:.1f} million parameters a model; blocks of {x['block'][0]}, guesses of "
+                    f"up to {x['block'][1]}): f = {x['kept_of_drafted']:.2f} of the drafted tokens kept, {x['tokens_a_block']:.1f} tokens a "
+                    f"block, {x['router_passes']:.2f} router and {x['expert_passes']:.2f} expert passes a token. A pass over T tokens costs, "
+                    "in passes over one: " + ", ".join(f"{c:.2f} (T = {T})" for T, c in x["width_cost"].items()) + ".")
+        said.append("Tokens/s over Hugging Face's greedy `generate` with the weights of one expert, "
+                    f"{k}: our loop {ratio(x['over_hf'])}, with guesses {ratio(x['with_guesses_over_hf'])}; FusionRoute in blocks "
+                    f"{ratio(x['block_over_hf'])}.")
     said.append("Block size and longest guess at toy size, over one expert: "
                 + ", ".join(f"{name}: {x['median']:.2f}" for name, x in toy["blocks_over_expert"].items()) + ".")
     rows = [["experts", *(f"{n}" for n in toy["experts"]["picks as trained"])]]
@@ -44,12 +47,14 @@ def figures(r):
         rows.append([f"expert passes a token in blocks, {kind}", *(f"{y['expert_passes']:.2f}" for y in x.values())])
     said += ["Tokens/s over those with 2 experts:", table(rows)]
     u = toy["unrelated"]
-    said.append(f"The worst case, unrelated random models and guesses that are never right: {u['router_passes']:.2f} + {u['expert_passes']:.2f} "
-                f"passes a token, {ratio(u['block_over_plain'])} of the plain loop's tokens/s.")
+    said.append("The worst case, unrelated random models and guesses that are never right: "
+                f"{u['router_passes']:.2f} + {u['expert_passes']:.2f} passes a token, "
+                f"{ratio(u['block_over_plain'])} of the plain loop's tokens/s.")
     for seed, e in d["equality"].items():
-        said.append(f"Equal to the plain loop, seed {seed}: {e['prompts'] - e['different']} of {e['prompts']} test prompts ({e['tokens']} tokens)"
-                    + (f"; nearest tie of two tokens {e['least_gap'][0]:.1e}, of two w {e['least_gap'][1]:.1e}; rounding moves them by up to "
-                       f"{e['largest_rounding'][0]:.1e} and {e['largest_rounding'][1]:.1e}." if "least_gap" in e else "."))
+        said.append(f"Equal to the plain loop, seed {seed}: {e['prompts'] - e['different']} of {e['prompts']} test prompts "
+                    f"({e['tokens']} tokens)" + (
+                       f"; nearest tie of two tokens {e['least_gap'][0]:.1e}, of two w {e['least_gap'][1]:.1e}; rounding moves them by up "
+                       f"to {e['largest_rounding'][0]:.1e} and {e['largest_rounding'][1]:.1e}." if "least_gap" in e else "."))
     if large:
         x = large["floor"]
         said.append(f"The floor at large size: this machine reads {x['gigabytes_per_second']:.1f} GB/s, so one expert can give at most "
@@ -60,11 +65,13 @@ def figures(r):
         rows.append([name.replace("_", " ") + ", time of a step", *(ratio(x) for x in t[f"{name}_spread"].values())])
         if t["memory"]:
             rows.append([name.replace("_", " ") + ", peak memory", *(ratio(x) for x in t["memory"][name].values())])
-    said += [table(rows), f"Phase 1 over a plain loop with torch's own attention and AdamW, tokens/s: {ratio(t['phase1_over_plain_loop'])}."]
+    said += [table(rows), "Tokens/s of phase 1 over a plain loop of the same model with torch's own attention and AdamW: "
+             f"{ratio(t['phase1_over_plain_loop'])}."]
     passes, one = toy["router_passes"] + toy["expert_passes"], 3350 / 16
-    said.append(f"Three 8B experts and an 8B router in bf16 (16 GB each, 64 GB in all) on one GPU that reads 3350 GB/s: one expert alone at most "
-                f"{one:.0f} tokens/s, plain fused {one / 2:.0f}, all experts {one / 4:.0f}, and block decoding {one / passes:.0f} if drafts and "
-                f"guesses were as good as the toy world's ({passes:.2f} passes a token), {one / (1 + toy['expert_passes']):.0f} without any guess.")
+    said.append("Three 8B experts and an 8B router in bf16 (16 GB each, 64 GB in all) on one GPU that reads 3350 GB/s: one expert alone at "
+                f"most {one:.0f} tokens/s, plain fused {one / 2:.0f}, all experts {one / 4:.0f}, and block decoding {one / passes:.0f} if "
+                f"drafts and guesses were as good as the toy world's ({passes:.2f} passes a token), "
+                f"{one / (1 + toy['expert_passes']):.0f} without any guess.")
     return "\n\n".join(said)
 
 

@@ -318,10 +318,10 @@ def encode(prompt, max_len):
 
 
 @functools.cache
-def known_texts():
-    """What guesses are made from: training texts (a guess never changes a token, so it cannot leak anything either)."""
+def known_texts(ahead=6):
+    """What guesses are made from: texts of the train split."""
     items = tasks.mixed("train", 2400, Random("lookup"))
-    return Lookup([tokenizer.encode_prompt(item.prompt) + tokenizer.encode_answer(item.answer) for item in items])
+    return Lookup([tokenizer.encode_prompt(item.prompt) + tokenizer.encode_answer(item.answer) for item in items], ahead=ahead)
 
 
 def respond(prompt, router, experts, method, as_json, block=Settings.block):

@@ -84,7 +84,7 @@ def rotate(x, cos, sin):
 
 
 def attention(q, k, v, mask):
-    """softmax(q k' / sqrt(hd)) v with grouped queries. q (B, H, T, hd); k, v (B, K, S, hd); mask (B or 1, T, S), True = may see, or None."""
+    """softmax(q k' / sqrt(hd)) v with grouped queries. q (B, H, T, hd); k, v (B, K, S, hd); mask (B or 1, T, S) or None, True = may see."""
     B, H, T, hd = q.shape
     K, G = k.size(1), H // k.size(1)
     q = q.reshape(B, K, G * T, hd)                             # query heads of one group side by side: one matmul serves them

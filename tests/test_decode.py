@@ -133,11 +133,14 @@ def test_sampling_follows_eq_1(models):
     assert chi < 60
 
 
-# --- block decoding -------------------------------------------------------------------------------------------------------------------------
+# --- block decoding ---------------------------------------------------------------------------------------------------------------------
 
 
 def record(trace):
     return trace.tokens, trace.pick, trace.expert_choice
+
+
+ALWAYS = -float("inf")  # as decode.SURE: sure of everything
 
 
 class Spoilt:
@@ -151,12 +154,12 @@ class Spoilt:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("sure", [0.0, 0.2])
+@pytest.mark.parametrize("sure", [ALWAYS, -1.6])
 def test_blocks_change_no_token(models, monkeypatch, sure, temperature):
     """Any block, any guesses, greedy or sampled: the same Trace as token by token. Drafts must have been kept, cut and refused."""
     monkeypatch.setattr(decode, "SURE", sure)  # the random router is never as sure as a trained one
     router, experts = models
-    kept = []
+    kept, drafts = [], {}
     for p in PROMPTS[::2]:
         (plain,) = fused_decode(router, experts, [p], END, 30, temperature=temperature, seed=5)
         for block in (1, 3, 99):
@@ -165,14 +168,16 @@ def test_blocks_change_no_token(models, monkeypatch, sure, temperature):
                 assert record(trace) == record(plain)
                 assert torch.tensor(trace.weights).allclose(torch.tensor(plain.weights))
                 kept.append(len(trace.tokens) / trace.drafted)
+                drafts.setdefault((*p, block), set()).add((trace.blocks, trace.drafted))
                 if block == 1:
                     assert trace.router_passes == trace.expert_passes == trace.drafted == len(plain.tokens)
     assert min(kept) < 0.8 and max(kept) == 1.0
+    assert all(len(x) == 1 for x in drafts.values())  # what the router drafts does not hang on the guesses either
 
 
 def test_a_draft_that_is_right_costs_one_pass(models, monkeypatch):
     """Experts equal to the router change nothing, and a perfect guess leaves one router pass a block, one pass for each expert in it."""
-    monkeypatch.setattr(decode, "SURE", 0.0)
+    monkeypatch.setattr(decode, "SURE", ALWAYS)
     router, _ = models
     experts = [router.lm] * 3
     (plain,) = fused_decode(router, experts, [PROMPTS[0]], END, 30)
@@ -185,8 +190,19 @@ def test_a_draft_that_is_right_costs_one_pass(models, monkeypatch):
         assert trace.expert_passes == sum(len(set(plain.pick[t:t + 8])) for t in range(0, n, 8))
 
 
+def test_sampled_drafts_are_kept_where_the_experts_say_nothing(models, monkeypatch):
+    """Uniform experts leave the router's distribution, and draft and Eq. (1) use the same random numbers: nothing is refused."""
+    monkeypatch.setattr(decode, "SURE", ALWAYS)
+    router, experts = models
+    for expert in experts:
+        expert.head = torch.nn.Linear(16, 19, bias=False).double().requires_grad_(False)
+        expert.head.weight.zero_()
+    traces = [block_decode(router, experts, PROMPTS[0], END, 30, 8, temperature=1.0, seed=seed) for seed in range(5)]
+    assert all(t.drafted == len(t.tokens) for t in traces) and max(t.blocks for t in traces) > 1
+
+
 def test_an_unsure_router_drafts_one_token_at_a_time(models, monkeypatch):
-    monkeypatch.setattr(decode, "SURE", 1.1)
+    monkeypatch.setattr(decode, "SURE", 0.1)
     router, experts = models
     trace = block_decode(router, experts, PROMPTS[0], END, 30, 16)
     assert trace.drafted == trace.router_passes == trace.expert_passes == len(trace.tokens)
@@ -194,7 +210,7 @@ def test_an_unsure_router_drafts_one_token_at_a_time(models, monkeypatch):
 
 def test_block_sampling_follows_eq_1(models, monkeypatch):
     """Second tokens, drafted in a block with the first, against sum over y_1 of p(y_1) p(y_2 | y_1): chi-square as above."""
-    monkeypatch.setattr(decode, "SURE", 0.0)
+    monkeypatch.setattr(decode, "SURE", ALWAYS)
     router, experts = models
 
     def final(ids):  # Eq. (1), naively: (V,)
