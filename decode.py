@@ -202,7 +202,7 @@ def block_decode(router, experts, prompt, end, max_new, block, lookup=None, temp
 
     while len(trace.tokens) < max_new and trace.tokens[-1:] != [end]:
         u = noise[len(trace.tokens):] if temperature else None
-        k = min(block, max_new - len(trace.tokens))
+        k = min(block, max_new - len(trace.tokens), max(1, room - len(text) + 1))         # no draft past what the models can read
         tokens, logp, w, passes = draft(router, router_cache, text, k, end, lookup, temperature, u)
         pick, fused, choice = w.argmax(-1).tolist(), [None] * len(tokens), [None] * len(tokens)
         for t, i in enumerate(pick):

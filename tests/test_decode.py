@@ -229,6 +229,20 @@ def test_block_sampling_follows_eq_1(models, monkeypatch):
     assert chi < 62  # 19 degrees of freedom: a false alarm in less than one of 10^6 random seeds
 
 
+def test_a_draft_stops_where_the_models_stop_reading(models, monkeypatch):
+    """An answer that ends inside max_len must not fail because a draft or a guess would have gone on beyond it."""
+    monkeypatch.setattr(decode, "SURE", ALWAYS)
+    router, experts = models
+    prompt = PROMPTS[2] * 8                                    # 56 of 64 tokens
+    (plain,) = fused_decode(router, experts, [prompt], -1, 6)
+    end = plain.tokens[5]
+    (plain,) = fused_decode(router, experts, [prompt], end, 60)
+    for lookup in (None, lambda ids, k: [1] * k):
+        assert record(block_decode(router, experts, prompt, end, 60, 32, lookup)) == record(plain)
+    with pytest.raises(ValueError, match="65 tokens"):
+        block_decode(router, experts, prompt, -1, 60, 32)
+
+
 def test_lookup_goes_on_after_the_longest_match():
     guess = Lookup([[1, 2, 3, 4, 5], [9, 3, 7, 8]], longest=3)
     assert guess([1, 2, 3], 2) == [4, 5]         # three tokens match, though 3 alone was last seen before 7
