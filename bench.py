@@ -21,6 +21,7 @@ from pathlib import Path
 from random import Random
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import common
 import decode
@@ -79,6 +80,25 @@ def width_cost(lm, rounds):
 
     seconds = contest({T: lambda T=T: read(T) for T in WIDTHS}, rounds)
     return {T: over(s, seconds[1])["median"] for T, s in seconds.items()}
+
+
+class Calls(TorchDispatchMode):
+    """Counts torch's operations while it is active, those that only look at a tensor in another way (view, transpose) included."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def calls_a_pass(lm):
+    """Operations of one pass over one token."""
+    cache, token = lm.new_cache(1, 2), torch.ones(1, 1, dtype=torch.long, device=lm.embed.weight.device)
+    lm(token, cache)
+    with Calls() as calls:
+        lm(token, cache)
+    return calls.count
 
 
 def cost(widths, c):
@@ -289,7 +309,7 @@ def decode_section(runs, prompts, models, c, rounds):
     out["block_over_expert"] = out["methods"]["block"]["over_expert"]["median"]
     for name, key in (("expert", "over_hf"), ("expert_with_guesses", "with_guesses_over_hf"), ("block", "block_over_hf")):
         out[key] = over(speed[name], speed["hf"])["median"] if "hf" in runs else None
-    out["width_cost"] = c
+    out |= {"width_cost": c, "calls_a_pass": calls_a_pass(models["router"][0])}
     return out
 
 

@@ -26,7 +26,7 @@ def figures(r):
             passes = toy["methods"][name].get("passes")
             rows.append([name.replace("_", " "), FORMULA[name], " + ".join(f"{x:.2f}" for x in passes.values()) if passes else "-"])
             for m in (d[k]["methods"][name] for k in sizes):
-                rows[-1] += [f"{m['tokens_per_second']['median']:.0f}", ratio(m["over_expert"]), ratio(m.get("predicted_over_expert"))]
+                rows[-1] += [f"{m['tokens_per_second']['median']:.3g}", ratio(m["over_expert"]), ratio(m.get("predicted_over_expert"))]
     said = [f"{meta['machine']}, {meta['threads']} threads, torch {meta['torch']}, "
             + (f"the trained run of seed {meta['seed']}" if meta["trained"] else "random weights that share a base")
             + f"; {meta['seconds']} seconds. Ratios: median (lowest to highest) of the rounds.", table(rows)]
@@ -34,13 +34,18 @@ def figures(r):
         x = d[k]
         said.append(f"Block decoding, {k} ({x['parameters'] / 1e6:.1f} million parameters a model; blocks of {x['block'][0]}, guesses of "
                     f"up to {x['block'][1]}): f = {x['kept_of_drafted']:.2f} of the drafted tokens kept, {x['tokens_a_block']:.1f} tokens a "
-                    f"block, {x['router_passes']:.2f} router and {x['expert_passes']:.2f} expert passes a token. A pass over T tokens costs, "
-                    "in passes over one: " + ", ".join(f"{c:.2f} (T = {T})" for T, c in x["width_cost"].items()) + ".")
+                    f"block, {x['router_passes']:.2f} router and {x['expert_passes']:.2f} expert passes a token; so G = "
+                    f"{1 / (x['router_passes'] * x['kept_of_drafted']):.2f}, K = {x['tokens_a_block'] / x['kept_of_drafted']:.1f} and m = "
+                    f"{x['expert_passes'] * x['tokens_a_block']:.2f}. A pass over one token is {x['calls_a_pass']} operations of torch. One "
+                    "over T tokens costs, in passes over one: " + ", ".join(f"{c:.2f} (T = {T})" for T, c in x["width_cost"].items()) + ".")
         said.append("Tokens/s over Hugging Face's greedy `generate` with the weights of one expert, "
                     f"{k}: our loop {ratio(x['over_hf'])}, with guesses {ratio(x['with_guesses_over_hf'])}; FusionRoute in blocks "
                     f"{ratio(x['block_over_hf'])}.")
     said.append("Block size and longest guess at toy size, over one expert: "
                 + ", ".join(f"{name}: {x['median']:.2f}" for name, x in toy["blocks_over_expert"].items()) + ".")
+    if large:
+        said.append("The same at large size: " + ", ".join(f"{name.removeprefix('block ')}: {ratio(m['over_expert']['median'])}"
+                                                           for name, m in large["methods"].items() if name.startswith("block ")) + ".")
     rows = [["experts", *(f"{n}" for n in toy["experts"]["picks as trained"])]]
     for kind, x in toy["experts"].items():
         rows += [[f"{how}, {kind}", *(ratio(y[f"{how}_over_2_experts"]["median"]) for y in x.values())] for how in ("plain", "block")]
