@@ -45,9 +45,9 @@ class Settings:
     seed: int = 0        # the run whose trained models are measured
     out: str = "out"     # runs are in OUT/seedN/
     device: str = "cpu"  # auto, cuda, mps or cpu
-    rounds: int = 5      # rounds at toy size
+    rounds: int = 3      # rounds at toy size
     large: int = 3       # rounds at large size; 0 leaves it out
-    prompts: int = 2     # test prompts of each benchmark at toy size; at large size one of three benchmarks
+    prompts: int = 4     # test prompts of each benchmark at toy size; at large size one of two benchmarks
     times: int = 10      # the large models are so many times as wide as the toy models
     layers: int = 10     # layers of the large models
     lookahead: int = 4   # tokens that Collab looks ahead
@@ -212,7 +212,7 @@ def to_hf(lm):
 # --- decoding -----------------------------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def guessed(router, prompt, lookup, block):
     """One model alone, with the free guesses that block decoding has: `draft` again and again."""
     text, cache = list(prompt), router.lm.new_cache(1, len(prompt) + MAX_NEW)
@@ -221,7 +221,7 @@ def guessed(router, prompt, lookup, block):
     return text[len(prompt):]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def all_experts(router, experts, prompt):
     """Eq. (1) as one would write it without lag: the router and every expert read every token."""
     models, text = [router, *experts], list(prompt)
@@ -446,7 +446,7 @@ def main(argv=None):
                        "machine": torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} CPU cores",
                        "transformers": importlib.metadata.version("transformers") if hf else None, "trained": trained, "seed": s.seed,
                        "lookahead": s.lookahead}}
-    result["training"] = training_section(toy.new_gpt(toy.Settings()), device, 2 * s.rounds) | {"memory": memory}
+    result["training"] = training_section(toy.new_gpt(toy.Settings()), device, 4 * s.rounds) | {"memory": memory}
     print("training measured")
     result["decode"] = {"toy": toy_section(s, router, experts, reward, hf)}
     print("toy models measured")

@@ -79,7 +79,7 @@ def read_on(model, cache, rows, text, have):
     return logits[:, -1], second[:, -1]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def fused_decode(router, experts, prompts, end, max_new, use_router=True, use_expert=True, only=None, temperature=0.0, seed=0):
     """Decode a batch of prompts (token-id lists of any lengths) with Eq. (1); returns one Trace a prompt.
 
@@ -182,7 +182,7 @@ def draft(router, cache, text, k, end, lookup=None, temperature=0.0, u=None):
             return tokens, *map(torch.cat, zip(*parts)), passes
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def block_decode(router, experts, prompt, end, max_new, block, lookup=None, temperature=0.0, seed=0):
     """fused_decode for one prompt: the same Trace in fewer passes. block 1 without lookup is its loop, at two passes a token.
 

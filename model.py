@@ -226,7 +226,7 @@ class Uniform:
         return torch.stack([torch.rand((), generator=self.streams[b]) for b in rows]).to(device)  # (b,)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(model, prompts, max_new, end, temperature=0.0, top_k=0, top_p=1.0, seed=0):
     """Continue prompts (a list of token-id lists of any lengths) until `end` or max_new tokens. Returns lists without `end`.
 
