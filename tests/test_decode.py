@@ -119,7 +119,7 @@ def test_sampling_in_a_batch_equals_one_by_one(models):
 
 
 def test_sampling_follows_eq_1(models):
-    """First tokens of 4000 samples against the fused distribution: chi-square, 18 degrees of freedom; false alarm below 1e-6 (60)."""
+    """First tokens of 4000 samples against the fused distribution: chi-square, 18 degrees of freedom; false alarm below 1e-6 (64)."""
     router, experts = models
     x, n = torch.tensor([PROMPTS[0]]), 4000
     r, w = router(x)
@@ -130,7 +130,7 @@ def test_sampling_follows_eq_1(models):
     big = p * n > 1
     rest = torch.tensor([float(count[~big].sum()), float(p[~big].sum() * n)])
     chi = float(((count - n * p)[big] ** 2 / (n * p)[big]).sum()) + float((rest[0] - rest[1]) ** 2 / max(float(rest[1]), 1.0))
-    assert chi < 60
+    assert chi < 64
 
 
 # --- block decoding ---------------------------------------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def test_block_sampling_follows_eq_1(models, monkeypatch):
     big = p * n > 1
     rest = torch.tensor([float(count[~big].sum()), float(p[~big].sum() * n)])
     chi = float(((count - n * p)[big] ** 2 / (n * p)[big]).sum()) + float((rest[0] - rest[1]) ** 2 / max(float(rest[1]), 1.0))
-    assert chi < 62  # 19 degrees of freedom: a false alarm in less than one of 10^6 random seeds
+    assert chi < 66  # 19 degrees of freedom: a false alarm in less than one of 10^6 random seeds
 
 
 def test_a_draft_stops_where_the_models_stop_reading(models, monkeypatch):
