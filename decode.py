@@ -5,7 +5,9 @@
     python decode.py --json "PROMPT"      one JSON object per token, then one with the answer
 
 Per token only the router and the expert that it picks run. An expert that was not picked falls behind; when it is picked again it
-reads the tokens that it missed in one pass. Every method is a limit of the same loop, `fused_decode`:
+reads the tokens that it missed in one pass. That is `fused_decode`: two passes a token. `block_decode` needs far fewer for the same
+tokens (--block 1 switches it off): the router drafts, the experts check a whole block in one pass each. Every method is a limit of
+the same loop:
 
     fusionroute    router and picked expert, log pi_theta + log pi_expert    Eq. (1)
     routing_only   the picked expert alone, without complementary logits
@@ -15,10 +17,13 @@ reads the tokens that it missed in one pass. Every method is a limit of the same
 """
 
 import codecs
+import functools
 import json
+import math
 import os
 import sys
 from dataclasses import dataclass, field
+from random import Random
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +31,7 @@ import torch.nn.functional as F
 import common
 from fusionroute import fuse
 from model import Uniform, sample
-from toy_experts import tokenizer
+from toy_experts import tasks, tokenizer
 from toy_experts.train import EXPERTS
 
 METHODS = ["fusionroute", "routing_only", "sft_only", "router"] + EXPERTS
@@ -39,6 +44,10 @@ class Settings:
     out: str = "out"             # runs are kept in OUT/seedN/
     device: str = "cpu"          # auto, cuda, mps or cpu; one short answer of a tiny model is fastest on the cpu
     method: str = "fusionroute"  # fusionroute, routing_only, sft_only, router, math, code or instruct
+    block: int = 32              # fusionroute, sft_only: tokens drafted at most before the experts check them; 1: token by token
+
+    def __post_init__(self):
+        common.positive(self, "block")
 
 
 @dataclass
@@ -48,6 +57,10 @@ class Trace:
     pick: list = field(default_factory=list)           # the expert that was picked
     weights: list = field(default_factory=list)        # softmax(w), n numbers
     expert_choice: list = field(default_factory=list)  # the picked expert's own argmax; the router's own where no expert ran
+    blocks: int = 0                                    # what block_decode counts: blocks,
+    drafted: int = 0                                   # tokens that the router drafted,
+    router_passes: int = 0                             # passes of the router,
+    expert_passes: int = 0                             # and passes of experts
 
 
 def read_on(model, cache, rows, text, have):
@@ -60,13 +73,13 @@ def read_on(model, cache, rows, text, have):
     missed = have[rows] - view.length                                                     # (b,), at least one each
     offset = torch.arange(int(missed.max()), device=rows.device)                          # (t,)
     index = view.length[:, None] + torch.minimum(offset, missed[:, None] - 1)             # (b, t)
-    logits, second = model(text[rows[:, None], index], view, missed)
+    logits, second = model(text[rows[:, None], index], view, missed if len(have) > 1 else None)
     if view is not cache:
         cache.length[rows] = view.length
     return logits[:, -1], second[:, -1]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def fused_decode(router, experts, prompts, end, max_new, use_router=True, use_expert=True, only=None, temperature=0.0, seed=0):
     """Decode a batch of prompts (token-id lists of any lengths) with Eq. (1); returns one Trace a prompt.
 
@@ -113,6 +126,105 @@ def fused_decode(router, experts, prompts, end, max_new, use_router=True, use_ex
         text[rows, have[rows]] = token[alive]
         have[rows] += 1
     return traces
+
+
+# --- the same tokens in fewer passes ------------------------------------------------------------------------------------------------------
+
+SURE = math.log(0.7)  # a draft ends behind a token that the router finds less likely: what followed would often be drafted in vain
+
+
+class Lookup:
+    """Guesses how a text goes on: as known texts last did behind the same tokens (the longest match, `longest` at most).
+
+    ahead: guess so many tokens at most. Where a wide pass costs more than a narrow one, a short guess is worth more than a long one.
+
+    >>> guess = Lookup([[5, 6, 7, 8], [1, 6, 9]])
+    >>> guess([2, 5, 6], 2), guess([2, 6], 1), guess([4], 3)
+    ([7, 8], [9], [])
+    """
+
+    def __init__(self, texts, longest=8, ahead=6):
+        self.text, self.longest, self.ahead = "".join(chr(token) for ids in texts for token in ids), longest, ahead  # str: fast keys
+        self.after = {self.text[t - n:t]: t for n in range(1, longest + 1) for t in range(n, len(self.text))}
+
+    def __call__(self, ids, k):
+        end = "".join(map(chr, ids[-self.longest:]))
+        t = next((self.after[end[i:]] for i in range(len(end)) if end[i:] in self.after), len(self.text))
+        return [ord(c) for c in self.text[t:t + min(k, self.ahead)]]
+
+
+def read_block(model, cache, text):
+    """Let `model` read all that it has not read yet of a text (a list); its outputs behind each of these tokens: (t, V), (t, ...)."""
+    new = torch.tensor([text[int(cache.length):]], device=cache.length.device)            # (1, t)
+    logits, second = model(new, cache)
+    return logits[0], second[0]
+
+
+def draft(router, cache, text, k, end, lookup=None, temperature=0.0, u=None):
+    """The router goes on by itself, k tokens at most. Returns them, its log-probabilities (t, V) and w (t, n) there, and its passes.
+
+    Drafting is itself drafted: `lookup` guesses, and the router reads its next token and the guess in one pass, keeps of it what
+    it would have said itself, and adds the token that it says next. No guess, or a bad one: that one token is what the pass gives.
+    """
+    tokens, parts, passes = [], [], 0
+    while True:
+        guess = lookup(text + tokens, k - len(tokens) - 1) if lookup else []
+        logits, w = read_block(router, cache, text + tokens + guess)
+        logp, w = F.log_softmax(logits[-1 - len(guess):], -1), w[-1 - len(guess):]        # (g+1, V), (g+1, n)
+        own = sample(logp, temperature, u=None if u is None else u[len(tokens):][:len(logp)])  # (g+1,)
+        sure, own, n = logp.gather(1, own[:, None])[:, 0].tolist(), own.tolist(), 0
+        while n < len(guess) and guess[n] == own[n] != end and sure[n] >= SURE:
+            n += 1
+        tokens, passes = tokens + own[:n + 1], passes + 1
+        parts.append((logp[:n + 1], w[:n + 1]))
+        cache.length.fill_(len(text) + len(tokens) - 1)                                   # what was guessed wrong is taken back
+        if len(tokens) == k or own[n] == end or sure[n] < SURE:
+            return tokens, *map(torch.cat, zip(*parts)), passes
+
+
+@torch.inference_mode()
+def block_decode(router, experts, prompt, end, max_new, block, lookup=None, temperature=0.0, seed=0):
+    """fused_decode for one prompt: the same Trace in fewer passes. block 1 without lookup is its loop, at two passes a token.
+
+    1. The router drafts up to `block` tokens, and its w say which expert each of them needs.
+    2. Each needed expert reads the draft in one pass, and Eq. (1) gives a token at every place, from what stands before it.
+    3. These tokens count while they equal the draft, and the first that differs, because all before it is as it should be.
+
+    A bad draft costs time, never a token. This holds for sampled tokens too: place t uses the random number that fused_decode
+    uses there. For a given draft that is the accept/resample rule of speculative sampling (accept d with probability p(d), else
+    draw from p without d), as drawing from p and comparing with d does just that.
+    """
+    text, trace, device = list(prompt), Trace(), router.W.weight.device
+    room = min(len(prompt) + max_new, router.lm.config.max_len)
+    router_cache, caches = router.lm.new_cache(1, room), [expert.new_cache(1, room) for expert in experts]
+    uniform = Uniform(1, seed)
+    noise = torch.cat([uniform([0], device) for _ in range(max_new)]) if temperature else None  # (max_new,)
+
+    while len(trace.tokens) < max_new and trace.tokens[-1:] != [end]:
+        u = noise[len(trace.tokens):] if temperature else None
+        k = min(block, max_new - len(trace.tokens), max(1, room - len(text) + 1))         # no draft past what the models can read
+        tokens, logp, w, passes = draft(router, router_cache, text, k, end, lookup, temperature, u)
+        pick, fused, choice = w.argmax(-1).tolist(), [None] * len(tokens), [None] * len(tokens)
+        for t, i in enumerate(pick):
+            if fused[t] is None:                                                          # expert i's first place in this block
+                mine = [s for s in range(t, len(tokens)) if pick[s] == i]                 # it reads up to its last
+                logits, _ = read_block(experts[i], caches[i], text + tokens[:mine[-1]])   # (t, V)
+                logits = logits[[s - mine[-1] - 1 for s in mine]]                         # (len(mine), V)
+                said = sample(logp[mine] + F.log_softmax(logits, -1), temperature, u=u[mine] if temperature else None)  # Eq. (1)
+                for s, token, own in zip(mine, said.tolist(), logits.argmax(-1).tolist()):
+                    fused[s], choice[s] = token, own
+                trace.expert_passes += 1
+            if fused[t] != tokens[t]:
+                break
+        n = t + 1
+        columns = fused[:n], pick[:n], w[:n].softmax(-1).tolist(), choice[:n]
+        for column, values in zip((trace.tokens, trace.pick, trace.weights, trace.expert_choice), columns):
+            column += values
+        text += fused[:n]
+        for cache in [router_cache, *caches]:                                             # what was drafted wrong is taken back
+            cache.length.clamp_(max=len(text) - 1)
+        trace.blocks, trace.drafted, trace.router_passes = trace.blocks + 1, trace.drafted + len(tokens), trace.router_passes + passes
+    return trace
 
 
 def options(method):
@@ -188,6 +300,9 @@ def show(trace, method, colour):
     legend = ", ".join((f"\033[{COLOURS[n]}m{n}\033[0m" if colour else n) + f" {k}" for n, k in used.items() if k)
     changed = [f"{r['expert_choice']!r} -> {r['token'] or '<|end|>'!r}" for r in steps if r["changed"]]
     print(f"({len(steps)} tokens with the end: {legend}; changed by the router: {', '.join(changed) or 'none'})")
+    if trace.drafted:
+        print(f"({len(steps) / trace.drafted:.0%} of the drafted tokens kept; passes a token: router "
+              f"{trace.router_passes / len(steps):.2f}, experts {trace.expert_passes / len(steps):.2f}; --block 1: 1.00 and 1.00)")
     if steps[-1]["id"] != tokenizer.END:
         print(f"(stopped after {MAX_NEW} tokens)")
 
@@ -202,9 +317,19 @@ def encode(prompt, max_len):
     return ids
 
 
-def respond(prompt, router, experts, method, as_json):
+@functools.cache
+def known_texts(ahead=6):
+    """What guesses are made from: texts of the train split."""
+    items = tasks.mixed("train", 2400, Random("lookup"))
+    return Lookup([tokenizer.encode_prompt(item.prompt) + tokenizer.encode_answer(item.answer) for item in items], ahead=ahead)
+
+
+def respond(prompt, router, experts, method, as_json, block=Settings.block):
     ids = encode(prompt, router.lm.config.max_len)
-    trace = fused_decode(router, experts, [ids], tokenizer.END, MAX_NEW, **options(method))[0]
+    if block > 1 and method in ("fusionroute", "sft_only"):
+        trace = block_decode(router, experts, ids, tokenizer.END, MAX_NEW, block, known_texts())
+    else:
+        trace = fused_decode(router, experts, [ids], tokenizer.END, MAX_NEW, **options(method))[0]
     if not as_json:
         return show(trace, method, sys.stdout.isatty() and "NO_COLOR" not in os.environ)
     steps = list(records(trace, method))
@@ -228,7 +353,7 @@ def main(argv=None):
         encode(prompt, float("inf"))  # an empty prompt is refused before anything is loaded
     router, experts = load(s, "router_sft" if s.method == "sft_only" else "router")
     if prompt is not None:
-        return respond(prompt, router, experts, s.method, as_json)
+        return respond(prompt, router, experts, s.method, as_json, s.block)
     while True:
         try:
             line = input("prompt> " if sys.stdin.isatty() else "")
@@ -239,7 +364,7 @@ def main(argv=None):
         if not sys.stdin.isatty() and not as_json:
             print(f"prompt> {line}")
         try:
-            respond(line.replace("\\n", "\n"), router, experts, s.method, as_json)
+            respond(line.replace("\\n", "\n"), router, experts, s.method, as_json, s.block)
         except common.UserError as e:  # a bad prompt does not end the conversation
             print(f"error: {e}", file=sys.stderr)
 

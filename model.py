@@ -71,7 +71,13 @@ class Cache:
         return view
 
     def append(self, layer, k, v, pos, end):
-        """Write k, v (B, T, K, hd) at positions pos (B, T); return all keys and values below `end`, (B, K, end, hd)."""
+        """Write k, v (B, T, K, hd) at positions pos (B, T); return all keys and values below `end`, (B, K, end, hd).
+
+        pos may be a slice, where there is one row: that is faster than lists of indices.
+        """
+        if isinstance(pos, slice):
+            self.k[layer][:, :, pos], self.v[layer][:, :, pos] = k.transpose(1, 2), v.transpose(1, 2)
+            return self.k[layer][:, :, :end], self.v[layer][:, :, :end]
         rows = torch.arange(len(pos), device=pos.device) if self.rows is None else self.rows
         self.k[layer][rows[:, None], :, pos] = k
         self.v[layer][rows[:, None], :, pos] = v
@@ -104,13 +110,14 @@ def soft_cap(x, cap):
 
 
 def attention(q, k, v, mask, scale, cap=0.0):
-    """softmax(scale q k') v with grouped queries. q (B, H, T, hd); k, v (B, K, S, hd); mask (B or 1, T, S), True = may see."""
+    """softmax(scale q k') v with grouped queries. q (B, H, T, hd); k, v (B, K, S, hd); mask (B or 1, T, S), True = may see, or None."""
     B, H, T, hd = q.shape
     K, G = k.size(1), H // k.size(1)
     q = q.reshape(B, K, G * T, hd)                             # query heads of one group side by side: one matmul serves them
     scores = soft_cap((q @ k.transpose(-1, -2)) * scale, cap)  # (B, K, G*T, S)
-    scores = scores.view(B, K, G, T, -1).masked_fill(~mask[:, None, None], float("-inf"))
-    return (scores.softmax(-1).view(B, K, G * T, -1) @ v).view(B, H, T, hd)
+    if mask is not None:
+        scores = scores.view(B, K, G, T, -1).masked_fill(~mask[:, None, None], float("-inf")).view(B, K, G * T, -1)
+    return (scores.softmax(-1) @ v).view(B, H, T, hd)
 
 
 class RMSNorm(nn.Module):
@@ -207,14 +214,21 @@ class GPT(nn.Module):
         ago = pos[:, :, None] - torch.arange(end, device=ids.device)            # (1 or B, T, end): how many tokens back
         mask = ago >= 0                                                         # (1 or B, T, end): nobody sees the future
         near = mask & (ago < self.config.window) if self.config.window else mask  # and every second layer not the far past
-        cos, sin = self.cos[pos][:, :, None], self.sin[pos][:, :, None]         # (1 or B, T, 1, hd/2)
+        length = pos[:, -1] + 1                                                 # (1 or B,)
+        if len(ids) == 1 and new is None and (cache is None or cache.rows is None):  # a row alone lies in one piece
+            pos = slice(end - ids.size(1), end)
+            if ids.size(1) == 1:                                                # and its last token sees everything
+                mask, near = None, near if self.config.window else None
+            cos, sin = self.cos[None, pos, None], self.sin[None, pos, None]     # (1, T, 1, hd/2)
+        else:
+            cos, sin = self.cos[pos][:, :, None], self.sin[pos][:, :, None]     # (1 or B, T, 1, hd/2)
         x = self.embed(ids)                                                     # (B, T, d)
         if self.config.embed_scaled:
             x = x * x.new_tensor(self.config.d_model**0.5)                      # rounded to x's dtype, as Gemma was trained
         for layer, block in enumerate(self.blocks):
             x = block(x, cos, sin, mask if layer % 2 else near, cache, layer, pos, end)
         if cache is not None:
-            cache.length = pos[:, -1] + 1                                       # (B,)
+            cache.length = length                                               # (B,)
         hidden = self.norm(x)                                                   # (B, T, d)
         return soft_cap(self.head(hidden), self.config.logit_cap), hidden
 
@@ -263,7 +277,7 @@ class Uniform:
         return torch.stack([torch.rand((), generator=self.streams[b]) for b in rows]).to(device)  # (b,)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(model, prompts, max_new, end, temperature=0.0, top_k=0, top_p=1.0, seed=0):
     """Continue prompts (a list of token-id lists of any lengths) until `end` or max_new tokens. Returns lists without `end`.
 
@@ -274,7 +288,7 @@ def generate(model, prompts, max_new, end, temperature=0.0, top_k=0, top_p=1.0, 
     ids = nn.utils.rnn.pad_sequence([torch.tensor(p) for p in prompts], batch_first=True).to(device)  # (B, T)
     cache = model.new_cache(len(prompts), min(ids.size(1) + max_new, model.config.max_len))
     out, active = [[] for _ in prompts], list(range(len(prompts)))
-    logits, _ = model(ids, cache, lengths)
+    logits, _ = model(ids, cache, lengths if len(prompts) > 1 else None)
     for i in range(max_new):
         u = uniform(active, device) if temperature else None
         token = sample(logits[:, -1], temperature, top_k, top_p, u)  # (b,)

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 
-import common
 from common import UserError
 from model import GPT, GPTConfig, rope_table
 

@@ -1,12 +1,17 @@
-"""The fast fused decoder against the naive one, in batches, with lagging experts, and in its limits."""
+"""The fast fused decoder against the naive one, in batches, with lagging experts, in its limits; block decoding against both."""
+
+import json
+from random import Random
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from decode import fused_decode
+import decode
+from decode import Lookup, block_decode, fused_decode
 from fusionroute import Router, naive_fused_greedy
 from model import GPT, GPTConfig, generate
+from tests.conftest import mistake
 
 CONFIG = GPTConfig(vocab_size=19, d_model=16, n_layer=2, n_head=2, n_kv_head=1, head_dim=8, d_ff=24, max_len=64)
 END = 3
@@ -114,7 +119,7 @@ def test_sampling_in_a_batch_equals_one_by_one(models):
 
 
 def test_sampling_follows_eq_1(models):
-    """First tokens of 4000 samples against the fused distribution: chi-square, 18 degrees of freedom; false alarm below 1e-6 (60)."""
+    """First tokens of 4000 samples against the fused distribution: chi-square, 18 degrees of freedom; false alarm below 1e-6 (64)."""
     router, experts = models
     x, n = torch.tensor([PROMPTS[0]]), 4000
     r, w = router(x)
@@ -125,4 +130,133 @@ def test_sampling_follows_eq_1(models):
     big = p * n > 1
     rest = torch.tensor([float(count[~big].sum()), float(p[~big].sum() * n)])
     chi = float(((count - n * p)[big] ** 2 / (n * p)[big]).sum()) + float((rest[0] - rest[1]) ** 2 / max(float(rest[1]), 1.0))
-    assert chi < 60
+    assert chi < 64
+
+
+# --- block decoding ---------------------------------------------------------------------------------------------------------------------
+
+
+def record(trace):
+    return trace.tokens, trace.pick, trace.expert_choice
+
+
+ALWAYS = -float("inf")  # as decode.SURE: sure of everything
+
+
+class Spoilt:
+    """Guesses the true continuation with every third token wrong: the worst kind of guess, right often enough to be followed."""
+
+    def __init__(self, prompt, tokens):
+        self.text, self.rng = prompt + tokens, Random(0)
+
+    def __call__(self, ids, k):
+        return [t if self.rng.random() < 0.67 else (t + 1) % 19 for t in self.text[len(ids):len(ids) + k]]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("sure", [ALWAYS, -1.6])
+def test_blocks_change_no_token(models, monkeypatch, sure, temperature):
+    """Any block, any guesses, greedy or sampled: the same Trace as token by token. Drafts must have been kept, cut and refused."""
+    monkeypatch.setattr(decode, "SURE", sure)  # the random router is never as sure as a trained one
+    router, experts = models
+    kept, drafts = [], {}
+    for p in PROMPTS[::2]:
+        (plain,) = fused_decode(router, experts, [p], END, 30, temperature=temperature, seed=5)
+        for block in (1, 3, 99):
+            for lookup in (None, Lookup([p + plain.tokens]), Spoilt(p, plain.tokens)):
+                trace = block_decode(router, experts, p, END, 30, block, lookup, temperature, seed=5)
+                assert record(trace) == record(plain)
+                assert torch.tensor(trace.weights).allclose(torch.tensor(plain.weights))
+                kept.append(len(trace.tokens) / trace.drafted)
+                drafts.setdefault((*p, block), set()).add((trace.blocks, trace.drafted))
+                if block == 1:
+                    assert trace.router_passes == trace.expert_passes == trace.drafted == len(plain.tokens)
+    assert min(kept) < 0.8 and max(kept) == 1.0
+    assert all(len(x) == 1 for x in drafts.values())  # what the router drafts does not hang on the guesses either
+
+
+def test_a_draft_that_is_right_costs_one_pass(models, monkeypatch):
+    """Experts equal to the router change nothing, and a perfect guess leaves one router pass a block, one pass for each expert in it."""
+    monkeypatch.setattr(decode, "SURE", ALWAYS)
+    router, _ = models
+    experts = [router.lm] * 3
+    (plain,) = fused_decode(router, experts, [PROMPTS[0]], END, 30)
+    n = len(plain.tokens)
+    assert n > 16
+    for lookup, passes in ((None, n), (lambda ids, k: plain.tokens[len(ids) - len(PROMPTS[0]):][:k], -(-n // 8))):
+        trace = block_decode(router, experts, PROMPTS[0], END, 30, 8, lookup)
+        assert record(trace) == record(plain) and trace.drafted == n
+        assert trace.router_passes == passes
+        assert trace.expert_passes == sum(len(set(plain.pick[t:t + 8])) for t in range(0, n, 8))
+
+
+def test_sampled_drafts_are_kept_where_the_experts_say_nothing(models, monkeypatch):
+    """Uniform experts leave the router's distribution, and draft and Eq. (1) use the same random numbers: nothing is refused."""
+    monkeypatch.setattr(decode, "SURE", ALWAYS)
+    router, experts = models
+    for expert in experts:
+        expert.head = torch.nn.Linear(16, 19, bias=False).double().requires_grad_(False)
+        expert.head.weight.zero_()
+    traces = [block_decode(router, experts, PROMPTS[0], END, 30, 8, temperature=1.0, seed=seed) for seed in range(5)]
+    assert all(t.drafted == len(t.tokens) for t in traces) and max(t.blocks for t in traces) > 1
+
+
+def test_an_unsure_router_drafts_one_token_at_a_time(models, monkeypatch):
+    monkeypatch.setattr(decode, "SURE", 0.1)
+    router, experts = models
+    trace = block_decode(router, experts, PROMPTS[0], END, 30, 16)
+    assert trace.drafted == trace.router_passes == trace.expert_passes == len(trace.tokens)
+
+
+def test_block_sampling_follows_eq_1(models, monkeypatch):
+    """Second tokens, drafted in a block with the first, against sum over y_1 of p(y_1) p(y_2 | y_1): chi-square as above."""
+    monkeypatch.setattr(decode, "SURE", ALWAYS)
+    router, experts = models
+
+    def final(ids):  # Eq. (1), naively: (V,)
+        (r, w), x = router(torch.tensor([ids])), torch.tensor([ids])
+        return (r[0, -1].log_softmax(-1) + experts[int(w[0, -1].argmax())](x)[0][0, -1].log_softmax(-1)).softmax(-1)
+
+    first, n = final(PROMPTS[0]), 1000
+    p = sum(first[y] * final(PROMPTS[0] + [y]) for y in range(19) if y != END)  # (V,), and 1 - sum: ended with the first token
+    p = torch.cat([p, first[END:END + 1]])
+    traces = [block_decode(router, experts, PROMPTS[0], END, 2, 2, temperature=1.0, seed=seed) for seed in range(n)]
+    count = torch.tensor([(t.tokens + [19])[1] if len(t.tokens) > 1 else 19 for t in traces]).bincount(minlength=20)
+    assert any(t.router_passes == 2 and t.drafted == 2 for t in traces) and any(t.drafted > 2 for t in traces)  # kept, refused
+    big = p * n > 1
+    rest = torch.tensor([float(count[~big].sum()), float(p[~big].sum() * n)])
+    chi = float(((count - n * p)[big] ** 2 / (n * p)[big]).sum()) + float((rest[0] - rest[1]) ** 2 / max(float(rest[1]), 1.0))
+    assert chi < 66  # 19 degrees of freedom: a false alarm in less than one of 10^6 random seeds
+
+
+def test_a_draft_stops_where_the_models_stop_reading(models, monkeypatch):
+    """An answer that ends inside max_len must not fail because a draft or a guess would have gone on beyond it."""
+    monkeypatch.setattr(decode, "SURE", ALWAYS)
+    router, experts = models
+    prompt = PROMPTS[2] * 8                                    # 56 of 64 tokens
+    (plain,) = fused_decode(router, experts, [prompt], -1, 6)
+    end = plain.tokens[5]
+    (plain,) = fused_decode(router, experts, [prompt], end, 60)
+    for lookup in (None, lambda ids, k: [1] * k):
+        assert record(block_decode(router, experts, prompt, end, 60, 32, lookup)) == record(plain)
+    with pytest.raises(ValueError, match="65 tokens"):
+        block_decode(router, experts, prompt, -1, 60, 32)
+
+
+def test_lookup_goes_on_after_the_longest_match():
+    guess = Lookup([[1, 2, 3, 4, 5], [9, 3, 7, 8]], longest=3)
+    assert guess([1, 2, 3], 2) == [4, 5]         # three tokens match, though 3 alone was last seen before 7
+    assert guess([6, 3], 9) == [7, 8]            # one token; the known text ends
+    assert guess([6], 3) == guess([], 3) == []
+    assert guess([1, 2, 3], 0) == []
+
+
+def test_block_1_switches_it_off_and_changes_nothing_else(world, capsys):
+    said = []
+    for block in (16, 1):
+        decode.main(["--out", str(world), "--json", "--block", str(block), "What is 38 mod 5?"])
+        said.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+        decode.main(["--out", str(world), "--block", str(block), "What is 38 mod 5?"])
+        assert ("passes a token" in capsys.readouterr().out) == (block > 1)
+    assert [t["id"] for t in said[0][:-1]] == [t["id"] for t in said[1][:-1]] and said[0][-1] == said[1][-1]
+    assert "--block is 0" in mistake("decode", "--block", "0", "What is 38 mod 5?")

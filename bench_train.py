@@ -1,0 +1,159 @@
+"""The training half of bench.py: steps of both phases beside plain SFT and plain DPO of the same model, memory, and use of a GPU."""
+
+import multiprocessing
+import os
+import platform
+import time
+from copy import deepcopy
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+
+import common
+import model
+from fusionroute import Router, cdpo_loss, routed_logp, sequence_logp, sft_loss, token_logp
+from model import GPT
+
+EXPERTS = (1, 3, 8, 16)  # numbers of experts
+
+
+def spread(values):
+    """Some numbers as their median, lowest and highest; None for none."""
+    return {k: round(f(values), 4) for k, f in (("median", median), ("low", min), ("high", max))} if values else None
+
+
+def contest(runs, rounds, sync=lambda: None):
+    """Seconds of every run (name -> function) in every round; all in turn, another one first each round. name -> list."""
+    seconds, names = {name: [] for name in runs}, list(runs)
+    for name in names:
+        runs[name]()  # to warm up
+    for r in range(rounds):
+        for name in names[r % len(names):] + names[:r % len(names)]:
+            sync()
+            begun = time.perf_counter()
+            runs[name]()
+            sync()
+            seconds[name].append(time.perf_counter() - begun)
+    return seconds
+
+
+def over(a, b):
+    """Element by element a / b, as a spread."""
+    return spread([x / y for x, y in zip(a, b)])
+
+
+class Steps:
+    """One training step of each kind on the same random batch: toy model, 16 samples (or 8 pairs) of 64 tokens, half of them answer."""
+
+    def __init__(self, lm, device, batch=16, T=64, experts=EXPERTS, lr=1e-4):
+        self.ids = torch.randint(0, lm.config.vocab_size, (batch, T + 1), device=device)
+        self.mask = torch.zeros(batch, T, dtype=torch.bool, device=device)
+        self.mask[:, T // 2:] = True
+        self.logp = {n: -torch.rand(batch, T, n, device=device) for n in experts}
+        self.choice = {n: torch.randint(0, 4, (batch, T, n), dtype=torch.int32, device=device) for n in experts}
+        self.ref, self.lr, self.models = torch.zeros(batch, device=device), lr, {}
+        for n in (0, *experts):  # 0: no router, a plain language model
+            m = deepcopy(lm).to(device).requires_grad_(True)
+            m = m if n == 0 else Router(m, n).to(device)
+            self.models[n] = m, torch.optim.AdamW([{"params": m.parameters(), "peak": lr}], lr=lr, fused=True)
+
+    def __call__(self, phase, n):
+        m, optimizer = self.models[n]
+        out, w = m(self.ids[:, :-1])
+        targets, mask = self.ids[:, 1:], self.mask
+        if phase == 1:
+            loss = sft_loss(out, w, targets, mask, self.logp[n], self.choice[n], 1 / 3)[0] if n else -token_logp(out, targets)[mask].mean()
+        else:
+            theta, ref = sequence_logp(out, targets, mask), self.ref
+            if n:
+                expert = routed_logp(w, self.logp[n], mask)
+                loss = cdpo_loss(theta[::2], theta[1::2], ref[::2], ref[1::2], expert[::2], expert[1::2], 0.1)[0]
+            else:  # plain DPO, its reference computed once, too
+                loss = -F.logsigmoid(0.1 * ((theta[::2] - ref[::2]) - (theta[1::2] - ref[1::2]))).mean()
+        common.update(loss, m, optimizer, 1.0)
+
+    def plain_loop(self):
+        """What one would write without this project: torch's own attention kernel, cross-entropy and fused AdamW, nothing else."""
+        ours = model.attention
+        model.attention = lambda q, k, v, mask: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        try:
+            m, optimizer = self.models[0]
+            logits, _ = m(self.ids[:, :-1])
+            optimizer.zero_grad()
+            F.cross_entropy(logits.flatten(0, 1), self.ids[:, 1:].masked_fill(~self.mask, -100).flatten()).backward()
+            optimizer.step()
+        finally:
+            model.attention = ours
+
+
+def peak_memory(lm, phase, n, queue):
+    """In a process of its own: MiB by which three steps raise the peak of resident memory."""
+    import resource
+    torch.set_num_threads(1)
+    mib = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if platform.system() == "Darwin" else 2**10)
+    before = mib()
+    steps = Steps(lm, "cpu", experts=(n,) if n else ())
+    for _ in range(3):
+        steps(phase, n)
+    queue.put(mib() - before)
+
+
+def memory_section(lm):
+    """Peak memory of a phase-1 and a phase-2 step with n experts over that of plain SFT and plain DPO; forked before any thread runs."""
+    if not hasattr(os, "fork"):
+        return None
+    fork, out = multiprocessing.get_context("fork"), {}
+    for phase, name in ((1, "phase1_over_sft"), (2, "phase2_over_dpo")):
+        mib = {}
+        for n in (0, *EXPERTS):
+            queue = fork.SimpleQueue()
+            child = fork.Process(target=peak_memory, args=(lm, phase, n, queue))
+            child.start()
+            child.join(120)
+            mib[n] = None if child.exitcode or queue.empty() else queue.get()
+        out[name] = {n: round(mib[n] / mib[0], 4) if mib[n] and mib[0] else None for n in mib if n}
+    return out
+
+
+def training_section(lm, device, rounds):
+    torch.set_flush_denormal(True)
+    sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    steps, out = Steps(lm, device), {}
+    runs = {(phase, n): lambda phase=phase, n=n: steps(phase, n) for phase in (1, 2) for n in (0, *EXPERTS)}
+    seconds = contest(runs | {"plain loop": steps.plain_loop}, rounds, sync)
+    for phase, name in ((1, "phase1_over_sft"), (2, "phase2_over_dpo")):
+        ratio = {n: over(seconds[phase, n], seconds[phase, 0]) for n in EXPERTS}
+        out[name], out[f"{name}_spread"] = {n: r["median"] for n, r in ratio.items()}, ratio
+    out["phase1_over_plain_loop"] = over(seconds["plain loop"], seconds[1, 3])
+    out["tokens_per_second"] = spread([steps.mask.numel() / s for s in seconds[1, 3]])
+    return out
+
+
+PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "A10G": 70e12, "4090": 165e12}  # bf16 FLOP/s, dense, of data sheets
+
+
+def utilisation(device, config, batch, T, steps=5, compiled=True):
+    """Router training in bf16 (phase 1, three experts): tokens/s and model FLOPs utilisation, 6 FLOPs a weight and token and
+    12 L d T a token for attention, over the data sheet's peak, and over what a large matmul reaches here."""
+    with torch.device(device):
+        lm = GPT(config)
+    step = Steps(lm, device, batch, T, experts=(3,))
+    params, step.models = sum(p.numel() for p in lm.parameters()), {3: step.models[3]}
+    if compiled:
+        step.models[3][0].compile()
+
+    def run():
+        with torch.autocast(device.type, torch.bfloat16):
+            step(1, 3)
+
+    sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    size = 8192 if device.type == "cuda" else 256
+    A = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    seconds = contest({"step": run, "matmul": lambda: A @ A}, steps, sync)
+    tokens = [batch * T / x for x in seconds["step"]]
+    flops = median(tokens) * (6 * params + 12 * config.n_layer * config.d_model * T)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
+    peak = next((x for key, x in PEAK.items() if key in name), None)
+    return {"device": name, "parameters": params, "tokens_per_second": spread(tokens), "mfu": round(flops / peak, 4) if peak else None,
+            "of_measured_matmul": round(flops / (2 * size**3 / median(seconds["matmul"])), 4)}

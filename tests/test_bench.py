@@ -1,0 +1,173 @@
+"""bench.py: the page says what the file says, what is compared computes the same, and the counting counts."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import bench
+import bench_train
+import common
+from bench_page import FORMULA, figures, fill
+from decode import Lookup, block_decode, fused_decode
+from fusionroute import Router
+from model import GPT, GPTConfig, generate
+from toy_experts import tokenizer
+
+ROOT = Path(__file__).parent.parent
+CONFIG = GPTConfig(vocab_size=tokenizer.VOCAB_SIZE, d_model=16, n_layer=2, n_head=4, n_kv_head=2, head_dim=4, d_ff=24, max_len=160)
+PROMPT = tokenizer.encode_prompt("What is 38 mod 5?")
+
+
+def gpt(dtype=torch.float32):
+    return GPT(CONFIG).to(dtype).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def models():
+    router = Router(gpt(), 3)
+    torch.nn.init.normal_(router.W.weight)
+    return router.requires_grad_(False), [gpt() for _ in range(3)]
+
+
+@pytest.fixture
+def result():
+    return json.loads((ROOT / "results" / "bench.json").read_text())
+
+
+def test_the_page_says_what_the_file_says(result):
+    page = (ROOT / "docs" / "speed.md").read_text()
+    assert fill(page, result) == page, "python bench.py writes both"
+    changed = json.loads(json.dumps(result))
+    changed["decode"]["toy"]["methods"]["block"]["over_expert"]["median"] += 0.1
+    assert fill(page, changed) != page
+    with pytest.raises(common.UserError, match="once each"):
+        fill("no markers", result)
+
+
+def test_the_file_has_what_was_asked_for(result):
+    for size in ("toy", "large"):
+        assert {"block_over_expert", "over_hf"} <= set(result["decode"][size])
+    assert result["decode"]["toy"]["block_16_over_2_experts"] > 0
+    for name in ("phase1_over_sft", "phase2_over_dpo"):
+        assert set(result["training"][name]) == {"1", "3", "8", "16"}
+    assert all(seed["different"] == 0 for seed in result["decode"]["equality"].values())
+    assert "block" in figures(result)
+
+
+def test_a_grown_model_computes_the_same():
+    small = gpt(torch.float64)
+    for p in small.parameters():
+        p.data += 0.1 * torch.randn_like(p)  # norms away from 1
+    big = bench.grow(small, 3, 5).double()
+    ids = torch.randint(0, CONFIG.vocab_size, (2, 30))
+    torch.testing.assert_close(big(ids)[0], small(ids)[0], rtol=1e-5, atol=1e-6)  # the rotary table is float32
+    assert sum(p.numel() for p in big.parameters()) > 5 * sum(p.numel() for p in small.parameters())
+    again = bench.grow(gpt(torch.float64), 3, 5, big)
+    assert torch.equal(again.blocks[4].wq.weight, big.blocks[4].wq.weight)          # random weights are taken over,
+    assert not torch.equal(again.blocks[0].wq.weight, big.blocks[0].wq.weight)      # the model's own are not,
+    assert again.blocks[4].wq.weight.data_ptr() != big.blocks[4].wq.weight.data_ptr()  # and no memory is shared
+
+
+def test_a_grown_router_picks_the_same(models):
+    router, experts = models
+    big = bench.grow_router(router, 2, 3, bench.grow(router.lm, 2, 3))
+    (a,), (b,) = (fused_decode(r, experts, [PROMPT], tokenizer.END, 12) for r in (router, big))
+    assert a.tokens == b.tokens and a.pick == b.pick and len(set(a.pick)) > 1
+
+
+def test_more_experts(models):
+    """noise 0: the same picks with any number of experts. Otherwise: the same two experts' words, and picks beyond the first two."""
+    router, experts = models
+    (two,) = fused_decode(*bench.more_experts(router, experts, 2, 0.0), [PROMPT], tokenizer.END, 40)
+    (idle,) = fused_decode(*bench.more_experts(router, experts, 16, 0.0), [PROMPT], tokenizer.END, 40)
+    assert idle.tokens == two.tokens and idle.pick == two.pick and set(two.pick) == {0, 1}
+    (spread,) = fused_decode(*bench.more_experts(router, experts, 16, 1.0), [PROMPT], tokenizer.END, 40)
+    assert len(set(spread.pick)) > 2
+
+
+def test_every_decoder_of_a_limit_says_the_same(models):
+    """With all experts equal to the router, alone, plain, block, guessed and all-experts decoding write one text."""
+    router, _ = models
+    experts = [router.lm] * 3
+    lookup = Lookup([PROMPT + generate(router.lm, [PROMPT], 20, tokenizer.END)[0]])
+    tokens = fused_decode(router, experts, [PROMPT], tokenizer.END, bench.MAX_NEW)[0].tokens
+    assert block_decode(router, experts, PROMPT, tokenizer.END, bench.MAX_NEW, 8, lookup).tokens == tokens
+    assert bench.guessed(router, PROMPT, lookup, 8) == bench.all_experts(router, experts, PROMPT) == tokens
+
+
+def test_passes_are_counted(models):
+    """The watch on the models, the counters of block decoding and the formula of plain decoding agree."""
+    router, experts = models
+    watched = {"router": [router.lm], "experts": experts}
+    widths, done = bench.watch(watched)
+    trace = block_decode(router, experts, PROMPT, tokenizer.END, 30, 8)
+    done()
+    assert len(widths["router"]) == trace.router_passes and len(widths["experts"]) == trace.expert_passes
+    c = bench.counted([trace])
+    assert c["router_passes"] * len(trace.tokens) == pytest.approx(trace.router_passes, abs=0.01)
+    assert c["tokens_a_block"] * trace.blocks == pytest.approx(len(trace.tokens), abs=0.1)
+    block_decode(router, experts, PROMPT, tokenizer.END, 30, 8)
+    assert len(widths["router"]) == trace.router_passes  # the watch has ended
+
+
+def test_the_cost_model_interpolates():
+    c = dict(zip(bench.WIDTHS, (1.0, 1.0, 2.0, 3.0, 3.0, 5.0, 9.0, 17.0)))
+    assert bench.cost([1, 2, 3], c) == 4.0 and bench.cost([12], c) == 4.0 and bench.cost([128], c) == 34.0 and bench.cost([], c) == 0
+
+
+def test_contest_takes_turns():
+    order = []
+    seconds = bench_train.contest({name: lambda name=name: order.append(name) for name in "abc"}, 4)
+    assert "".join(order) == "abc" + "abc" + "bca" + "cab" + "abc" and {len(x) for x in seconds.values()} == {4}
+    assert bench_train.over([2.0, 9.0, 4.0], [1.0, 3.0, 1.0]) == {"median": 3.0, "low": 2.0, "high": 4.0}
+
+
+def test_training_steps_train_and_the_plain_loop_agrees():
+    """Every kind of step moves its weights; W moves in phase 1 only; our attention and torch's give the same loss gradient."""
+    steps = bench_train.Steps(gpt(), torch.device("cpu"), batch=4, T=8, experts=(3,))
+    for phase, n, moves in ((1, 0, None), (2, 0, None), (2, 3, False), (1, 3, True)):
+        m, _ = steps.models[n]
+        before = [p.detach().clone() for p in m.parameters()]
+        W = m.W.weight.detach().clone() if n else None
+        steps(phase, n)
+        assert any(not torch.equal(a, b) for a, b in zip(before, m.parameters()))
+        assert n == 0 or (not torch.equal(W, m.W.weight)) == moves
+    a, b = (bench_train.Steps(gpt_seeded(), torch.device("cpu"), batch=4, T=8, experts=()) for _ in range(2))
+    b.ids, b.mask = a.ids, a.mask
+    a(1, 0)
+    b.plain_loop()
+    for p, q in zip(a.models[0][0].parameters(), b.models[0][0].parameters()):
+        torch.testing.assert_close(torch.nn.functional.normalize(p.grad.flatten(), dim=0),  # ours is clipped
+                                   torch.nn.functional.normalize(q.grad.flatten(), dim=0), rtol=1e-3, atol=1e-4)
+
+
+def gpt_seeded():
+    torch.manual_seed(3)
+    return GPT(CONFIG)
+
+
+def test_utilisation_runs_without_a_gpu():
+    r = bench_train.utilisation(torch.device("cpu"), CONFIG, batch=2, T=8, steps=2, compiled=False)
+    assert r["parameters"] == sum(p.numel() for p in GPT(CONFIG).parameters()) and 0 < r["of_measured_matmul"] < 1 and r["mfu"] is None
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("transformers"), reason="transformers is optional")
+def test_hugging_face_says_the_same():
+    lm = gpt()
+    for p in lm.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    hf = bench.to_hf(lm)
+    ids = torch.tensor([PROMPT])
+    with torch.no_grad():
+        torch.testing.assert_close(hf(ids).logits, lm(ids)[0], rtol=1e-4, atol=1e-4)
+    said = hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False)[0, len(PROMPT):].tolist()
+    assert [t for t in said if t != tokenizer.END] == generate(lm, [PROMPT], 20, tokenizer.END)[0]
+
+
+def test_random_models_where_there_is_no_run(tmp_path, capsys):
+    router, experts, reward, trained = bench.toy_models(bench.Settings(out=str(tmp_path)), torch.device("cpu"))
+    assert not trained and len(experts) == 3 and "no trained run" in capsys.readouterr().out
+    assert router.W.out_features == 3 and reward.W.out_features == 1 and set(FORMULA) >= {"plain", "block"}
