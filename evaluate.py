@@ -48,13 +48,13 @@ TRAINING = {
     "router_sft": (train_sft, ""),
     "router": (train_cdpo, ""),
     "fine_tuned_sft": (train_sft, "--loss plain --lr 2e-3"),
-    "fine_tuned": (train_cdpo, "--loss plain --phase1 fine_tuned_sft --pairs_of router_sft"),
+    "fine_tuned": (train_cdpo, "--loss plain --lr 2.5e-5 --phase1 fine_tuned_sft --pairs_of router_sft"),
     "co_llm": (train_sft, "--loss co_llm"),
-    "fused_sft": (train_sft, "--loss fused_own"),
+    "fused_sft": (train_sft, "--loss fused_own --lr 2e-3"),
     "fused_full": (train_cdpo, "--phase1 fused_sft"),
-    "reward": (baselines, ""),
+    "reward": (baselines, "--rejected experts"),  # one for Sequence Selection and Collab
 }
-TASK_ARITHMETIC, DARE, LOOKAHEAD = {"scale": 0.3}, {"scale": 0.3, "drop": 0.5}, 8
+TASK_ARITHMETIC, DARE, LOOKAHEAD = {"scale": 0.5}, {"scale": 0.5, "drop": 0.1}, {"lookahead": 16}
 
 
 @dataclass
@@ -116,7 +116,7 @@ def decoders(m):
     return {
         "math_expert": alone(m["math"]), "code_expert": alone(m["code"]), "instruct_expert": alone(m["instruct"]),
         "sequence_selection": lambda prompts: baselines.sequence_selection(experts, m["reward"], prompts, end, max_new),
-        "collab": lambda prompts: baselines.collab(experts, m["reward"], prompts, end, max_new, LOOKAHEAD),
+        "collab": lambda prompts: baselines.collab(experts, m["reward"], prompts, end, max_new, **LOOKAHEAD),
         "fine_tuned": alone(m["fine_tuned"].lm),
         "task_arithmetic_paper": merged(1.0), "task_arithmetic": merged(**TASK_ARITHMETIC),
         "dare_paper": merged(1.0, 0.9), "dare": merged(**DARE),
@@ -306,7 +306,7 @@ def main(argv=None):
             "gap": results[0]["meta"]["gap"], "torch": torch.__version__.split("+")[0], "python": platform.python_version(),
             "machine": f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)} a run", "run time in seconds": {s.seed: r["meta"]["seconds"] for s, r in zip(runs, results)},
             "settings": {name: flags or "as in the script" for name, (_, flags) in TRAINING.items()} | {
-                "task_arithmetic": TASK_ARITHMETIC, "dare": DARE, "lookahead": LOOKAHEAD}}
+                "task_arithmetic": TASK_ARITHMETIC, "dare": DARE, "collab": LOOKAHEAD}}
     tables = {m: {b: [round(accuracy(r, m, b), 4) for r in results] for b in tasks.BENCHMARKS}
               | {"average": [round(average(r, m), 4) for r in results]} for m in METHODS}
     routes = {b: {part: {e: [r["routing"][b][part][e] for r in results] for e in EXPERTS} for part in results[0]["routing"][b] if part != "S_share"}

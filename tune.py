@@ -49,7 +49,7 @@ TRAINED = {  # checkpoint: (the method that it is judged as, what is tried); the
     "fused_sft": ("fused_sft", grid(loss=["fused", "fused_own"], lr=[1e-3, 4e-3]) + grid(loss=["fused_own"], lr=[5e-4, 2e-3])),
 }
 REWARD = grid(rejected=["fused", "experts"], prefixes=[0, 1])
-LOOKAHEAD = grid(lookahead=[4, 8, 16])
+LOOKAHEAD = grid(lookahead=[4, 8, 16, 32, 64])
 MERGED = {"task_arithmetic": grid(scale=[0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0]),
           "dare": grid(drop=[0.1, 0.5, 0.9], scale=[0.1, 0.2, 0.3, 0.5, 1.0])}
 
