@@ -54,7 +54,7 @@ TRAINING = {
     "fused_full": (train_cdpo, "--phase1 fused_sft"),
     "reward": (baselines, "--rejected experts"),  # one for Sequence Selection and Collab
 }
-TASK_ARITHMETIC, DARE, LOOKAHEAD = {"scale": 0.5}, {"scale": 0.5, "drop": 0.1}, {"lookahead": 16}
+TASK_ARITHMETIC, DARE, LOOKAHEAD = {"scale": 0.5}, {"scale": 0.5, "drop": 0.1}, {"lookahead": 64}
 
 
 @dataclass
