@@ -63,7 +63,7 @@ def fill(text, blocks, command):
     for name, block in blocks.items():
         begin, end = f"<!-- begin: {name}, written by {command} -->", f"<!-- end: {name} -->"
         if text.count(begin) != 1 or text.count(end) != 1:
-            raise common.UserError(f"README.md must have the lines {begin} and {end} once each")
+            raise common.UserError(f"the page must have the lines {begin} and {end} once each")
         text = text[:text.index(begin) + len(begin)] + "\n" + block + "\n" + text[text.index(end):]
     return text
 
