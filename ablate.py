@@ -38,7 +38,7 @@ class Settings:
     seed: int = 0          # selects the run
     out: str = "out"       # runs are kept in OUT/seedN/
     device: str = "auto"   # auto, cuda, mps or cpu
-    prompts: int = 200     # test prompts a benchmark, and general ones
+    prompts: int = 100     # test prompts a benchmark, and general ones
 
     def __post_init__(self):
         common.positive(self, "prompts")
@@ -79,7 +79,7 @@ def coverage():
 
 
 def data():
-    return [Cell(n, *compared("" if n == 2400 else f"_{n}", "" if n == 2400 else f"--samples {n}")) for n in (600, 2400, 7200)]
+    return [Cell(n, *compared("" if n == 2400 else f"_{n}", "" if n == 2400 else f"--samples {n}")) for n in (600, 2400, 4800)]
 
 
 def routing():
