@@ -305,7 +305,8 @@ def main(argv=None):
         return
     meta = {"seeds": seeds, "split": runs[0].split, "prompts per benchmark": runs[0].prompts, "general prompts": runs[0].general,
             "gap": results[0]["meta"]["gap"], "torch": torch.__version__.split("+")[0], "python": platform.python_version(),
-            "machine": f"{os.cpu_count()} CPU cores", "run time in seconds": {s.seed: r["meta"]["seconds"] for s, r in zip(runs, results)},
+            "machine": f"{os.cpu_count()} CPU cores", "threads": torch.get_num_threads(),
+            "run time in seconds": {s.seed: r["meta"]["seconds"] for s, r in zip(runs, results)},
             "settings": {name: flags or "as in the script" for name, (_, flags) in TRAINING.items()} | {
                 "task_arithmetic": TASK_ARITHMETIC, "dare": DARE, "collab": LOOKAHEAD}}
     tables = {m: {b: [round(accuracy(r, m, b), 4) for r in results] for b in tasks.BENCHMARKS}

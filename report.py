@@ -94,7 +94,8 @@ def main_table(r, family="llama"):
         f"Per cent right in content and form, mean over seeds {', '.join(map(str, meta['seeds']))}; {meta['prompts per benchmark']} test "
         "prompts a benchmark and seed; ± standard deviation over the seeds; FusionRoute's lead in points with its 95% interval (bootstrap "
         "over seeds and prompts, paired). `paper`: average of Table 1, Llama-3 8B.", "", *table(rows), "",
-        f"Training and evaluation took {min(seconds) / 60:.0f} to {max(seconds) / 60:.0f} minutes a seed on {meta['machine']}."])
+        f"Training and evaluation took {min(seconds) / 60:.0f} to {max(seconds) / 60:.0f} minutes a seed on {meta['machine']}"
+        + (", one thread a run, two runs side by side." if meta["threads"] == 1 else ".")])
 
 
 def win_table(r, family="llama"):
@@ -296,7 +297,8 @@ def claims_page(r):
         f"{', '.join(map(str, meta['seeds']))}; differences in points with a 95% interval (bootstrap over seeds and prompts, paired). "
         "\"reproduced\": the whole interval is on the claim's side; \"reversed\": the whole interval is on the other; \"not shown\": neither. "
         "Without an interval: ranks and costs are decided by the mean, shares of tokens and model size only where all seeds agree. "
-        f"Run times are of everything that a command trains and evaluates, seed by seed, on {meta['machine']}. The theory's statements have a "
+        f"Run times are of everything that a command trains and evaluates, seed by seed, on {meta['machine']}"
+        f"{', one thread a run: two runs fit side by side' if meta['threads'] == 1 else ''}. The theory's statements have a "
         "ledger of their own in [theory/](theory/README.md).", "",
         lines[0], "|" + "---|" * len(rows[0]), *lines[1:], ""])
 

@@ -222,8 +222,9 @@ def test_the_acceptance_of_the_tables(published):
             assert d[f"fusionroute - {m}"]["low"] > 0, m
     rates = {m: w["rate"]["mean"] for m, w in published["winrate"]["llama"].items()}
     assert rates["fusionroute"] > 0.5 and rates["sft_only"] < rates["fusionroute"] and rates["sft_only against fusionroute"] < 0.5
-    seconds = [t["total"] for t in published["table1"]["meta"]["run time in seconds"].values()]
-    assert max(seconds) <= 15 * 60
+    meta = published["table1"]["meta"]
+    seconds = [t["total"] for t in meta["run time in seconds"].values()]
+    assert max(seconds) <= 15 * 60 * (2 if meta["threads"] == 1 else 1)  # on two cores, runs of one thread go two at a time
 
 
 def test_verdicts():
