@@ -112,7 +112,7 @@ def fused_decode(router, experts, prompts, end, max_new, use_router=True, use_ex
             expert_logits = torch.empty(len(rows), router.lm.config.vocab_size, device=device, dtype=router.W.weight.dtype)
             for i in pick.unique().tolist():                                              # an expert nobody picked is not run
                 mine = (pick == i).nonzero()[:, 0]
-                expert_logits[mine], _ = read_on(experts[i], caches[i], rows[mine], text, have)
+                expert_logits[mine] = read_on(experts[i], caches[i], rows[mine], text, have)[0].to(expert_logits.dtype)
         own = expert_logits if use_expert else router_logits                              # (b, V)
         logits = fuse(router_logits, expert_logits) if use_router and use_expert else own  # (b, V), Eq. (1)
         token = sample(logits, temperature, u=uniform(rows.tolist(), device) if temperature else None)  # (b,)
@@ -267,7 +267,7 @@ def load(s, which):
     if [name for name in content["experts"] if name != "router"] != EXPERTS:  # the order of W's rows
         raise common.UserError(f"{path} routes among {', '.join(content['experts'])}, not among {', '.join(EXPERTS)}")
     common.check_same(path, content["experts"], common.fingerprints(EXPERTS, experts))
-    return router, experts + [router.lm] * ("router" in content["experts"])  # one trained to pick itself too (train_sft.py --loss co_llm_self)
+    return router, experts + [router.lm] * ("router" in content["experts"])  # one that may pick itself (--loss co_llm_self)
 
 
 # --- showing the routing ------------------------------------------------------------------------------------------------------------------
