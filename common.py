@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import hashlib
 import inspect
-import io
 import json
 import os
 import pickle
@@ -148,18 +147,21 @@ def prepare(s):
 
 
 def write(path, data):
-    """Write bytes or text to path by way of a file beside it: whoever reads path sees the old content or the new."""
+    """Write text, bytes or what data(file) writes to path by way of a file beside it: readers see the old content or the new."""
     path = Path(path)
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(beside, "wb") as f:
-            f.write(data.encode() if isinstance(data, str) else data)
+            data(f) if callable(data) else f.write(data.encode() if isinstance(data, str) else data)
             f.flush()
             os.fsync(f.fileno())  # a full disk shows here at the latest
         os.replace(beside, path)
-    except OSError as e:
+    except BaseException as e:
         beside.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path} ({e.strerror}); what was there before is unchanged") from e
+        cause = e if isinstance(e, OSError) else e.__context__  # torch.save says RuntimeError where the disk is full
+        if not isinstance(cause, OSError):
+            raise
+        raise UserError(f"cannot write {path} ({cause.strerror}); what was there before is unchanged") from e
 
 
 def cached(path, key, compute):
@@ -179,9 +181,7 @@ def cached(path, key, compute):
 
 def save(path, content):
     """torch.save in the manner of `write`."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write(path, buffer.getbuffer())
+    write(path, lambda f: torch.save(content, f))
 
 
 def load(path, keys, hint):

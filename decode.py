@@ -265,7 +265,7 @@ def load(s, which):
             raise common.UserError(f"{name}.pt reads {expert.config.max_len} tokens and {which}.pt {router.lm.config.max_len}: they "
                                    "must be equal")
     if [name for name in content["experts"] if name != "router"] != EXPERTS:  # the order of W's rows
-        raise common.UserError(f"{path} routes among {', '.join(content['experts'])}, not among {', '.join(EXPERTS)}")
+        raise common.UserError(f"{path} routes among {', '.join(map(str, content['experts']))}, not among {', '.join(EXPERTS)}")
     common.check_same(path, content["experts"], common.fingerprints(EXPERTS, experts))
     return router, experts + [router.lm] * ("router" in content["experts"])  # one that may pick itself (--loss co_llm_self)
 

@@ -202,7 +202,7 @@ class World:
         """UserError unless the experts are those that the router was trained with."""
         theirs = self.left["experts"]
         if list(theirs) != self.names:
-            raise UserError(f"{self.first} routes among {', '.join(theirs)}, in this order; --experts has {', '.join(self.names)}")
+            raise UserError(f"{self.first} routes among {', '.join(map(str, theirs))}, in this order; --experts has {', '.join(self.names)}")
         for name in self.names:
             if theirs[name] != self.fingerprints[name]:
                 raise UserError(f"{self.directories[name]} is not the model that {self.first} was trained with as {name}")
