@@ -124,6 +124,10 @@ def test_both_phases_log_what_a_slow_computation_gives(dirs, family):
     assert record["bias"] == pytest.approx(sum(bias) / 5, rel=1e-4)
     assert record["loss"] == pytest.approx(sum(math.log1p(math.exp(-b)) for b in bias) / 5, rel=1e-4)
     assert abs(record["reward_w"]) < 1e-5 and abs(record["reward_l"]) < 1e-5  # pi_ref is phase 1's router
+    (record,) = [r for r in log(flags, "router") if r["kind"] == "sft"]
+    routes = torch.cat([pick[choice[:, 1] != choice[:, 2]] for _, choice, pick in
+                        (alone(flags, r["prompt"], r["completion"], router) for r in SFT)])
+    assert record["route_code"] == pytest.approx(float(routes.float().mean()), abs=1e-4) != record["route_math"]
 
 
 def test_prompts_are_not_learned_and_an_answer_ends_once(dirs, tmp_path):
