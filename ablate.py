@@ -38,7 +38,7 @@ class Settings:
     seed: int = 0          # selects the run
     out: str = "out"       # runs are kept in OUT/seedN/
     device: str = "auto"   # auto, cuda, mps or cpu
-    prompts: int = 200     # test prompts a benchmark, and general ones
+    prompts: int = 100     # test prompts a benchmark, and general ones
 
     def __post_init__(self):
         common.positive(self, "prompts")
@@ -63,7 +63,8 @@ def compared(tag="", sft=""):
     trained = [(names["router_sft"], train_sft, sft),
                (names["router"], train_cdpo, f"--phase1 {names['router_sft']}"),
                (names["fine_tuned_sft"], train_sft, f"{flags_of('fine_tuned_sft')} {sft}"),
-               (names["fine_tuned"], train_cdpo, f"{flags_of('fine_tuned')} --phase1 {names['fine_tuned_sft']} --pairs_of {names['router_sft']}")]
+               (names["fine_tuned"], train_cdpo,
+                f"{flags_of('fine_tuned')} --phase1 {names['fine_tuned_sft']} --pairs_of {names['router_sft']}")]
     return {"fusionroute": (names["router"], {}), "routing_only": (names["router"], ONLY_EXPERT), "sft_only": (names["router_sft"], {}),
             "fine_tuned": (names["fine_tuned"], ONLY_ROUTER)}, trained
 
@@ -78,7 +79,7 @@ def coverage():
 
 
 def data():
-    return [Cell(n, *compared("" if n == 2400 else f"_{n}", "" if n == 2400 else f"--samples {n}")) for n in (600, 2400, 7200)]
+    return [Cell(n, *compared("" if n == 2400 else f"_{n}", "" if n == 2400 else f"--samples {n}")) for n in (600, 2400, 4800)]
 
 
 def routing():
@@ -94,9 +95,11 @@ def routing():
 
 def preference():
     cells = [Cell("phase 1 only", {"fusionroute": ("router_sft", {})}, [("router_sft", train_sft, "")])]
-    for label, flags in {"CDPO": "", "bias off": "--loss plain", "gradient through the bias": "--loss gradient",
-                         "DPO of the fused policy": "--loss fused", "SFT on y_w instead": "--loss sft", "no SFT batches": "--mix 0",
-                         "y_l from experts": "--rejected experts --prompts 1300", "y_l corrupted": "--rejected corrupted --prompts 1000"}.items():
+    settings = {"CDPO": "", "bias off": "--loss plain", "gradient through the bias": "--loss gradient",
+                "DPO of the fused policy": "--loss fused", "SFT on y_w instead": "--loss sft", "no SFT batches": "--mix 0",
+                # Experts alone and corruption give a pair for more prompts than the fused model's own mistakes: fewer prompts make up for it.
+                "y_l from experts": "--rejected experts --prompts 700", "y_l corrupted": "--rejected corrupted --prompts 550"}
+    for label, flags in settings.items():
         name = "router" + "".join(f"_{x.strip('-')}" for x in flags.split())
         cells.append(Cell(label, {"fusionroute": (name, {})}, [(name, train_cdpo, flags)]))
     methods, trained = compared()
@@ -213,7 +216,8 @@ def main(argv=None):
         for r in rows for m, v in r["methods"].items())])))
     if seeds:
         seconds = [{k: v for cell in r.values() for k, v in cell["seconds"].items()} for r in results]  # what cells share counts once
-        meta = {"seeds": seeds, "run time in seconds": {seed: round(sum(t.values())) for seed, t in zip(seeds, seconds)}, "split": "test", "prompts per benchmark": runs[0].prompts, "win_rate": "against fine_tuned beside it, ties half"}
+        meta = {"seeds": seeds, "run time in seconds": {seed: round(sum(t.values())) for seed, t in zip(seeds, seconds)},
+                "split": "test", "prompts per benchmark": runs[0].prompts, "win_rate": "against fine_tuned beside it, ties half"}
         common.write(RESULTS / f"ablation_{name}.json", json.dumps({"rows": rows, "meta": meta}, indent=1) + "\n")
         if picture := plot(name, rows):
             common.write(RESULTS / f"ablation_{name}.svg", picture)

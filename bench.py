@@ -25,11 +25,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import common
 import decode
-from bench_page import figures, fill
+from baselines import collab, sequence_selection
+from bench_page import figures
 from bench_train import contest, memory_section, over, spread, training_section, utilisation
 from decode import block_decode, draft, fused_decode, known_texts, read_block
 from fusionroute import Router, fuse
 from model import GPT, GPTConfig, generate
+from report import fill
 from toy_experts import tasks, tokenizer
 from toy_experts import train as toy
 
@@ -247,10 +249,8 @@ def decoders(router, experts, reward, owner, lookup, block, s, hf=None, max_new=
         "block_without_guesses": lambda p, b: len(block_decode(router, experts, p, END, MAX_NEW, block).tokens),
         "expert_with_guesses": lambda p, b: len(guessed(one[owner[b]], p, lookup, block)),
         "all_experts": lambda p, b: len(all_experts(router, experts, p))}
-    if importlib.util.find_spec("baselines"):
-        from baselines import collab, sequence_selection
-        runs["sequence_selection"] = lambda p, b: count(sequence_selection(experts, reward, [p], END, MAX_NEW)[0])
-        runs["collab"] = lambda p, b: min(max_new, count(collab(experts, reward, [p], END, max_new, s.lookahead)[0]))
+    runs["sequence_selection"] = lambda p, b: count(sequence_selection(experts, reward, [p], END, MAX_NEW)[0])
+    runs["collab"] = lambda p, b: min(max_new, count(collab(experts, reward, [p], END, max_new, s.lookahead)[0]))
     if hf:
         hfs = [to_hf(e) for e in experts]
         runs["hf"] = lambda p, b: len(hf_greedy(hfs[owner[b]], p))
@@ -463,7 +463,7 @@ def main(argv=None):
     common.write(ROOT / "results" / name, json.dumps(result, indent=1) + "\n")
     if device.type == "cpu":
         page = ROOT / "docs" / "speed.md"
-        common.write(page, fill(page.read_text(), result))
+        common.write(page, fill(page.read_text(), {"figures": figures(result)}, "python bench.py"))
     print(f"\nsaved results/{name}" + (" and docs/speed.md" if device.type == "cpu" else ""))
 
 

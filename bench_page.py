@@ -1,14 +1,9 @@
 """results/bench.json as Markdown, for docs/speed.md."""
 
-import common
+from report import table
 
 FORMULA = {"expert": "1", "router": "1", "plain": "1 + 1", "block": "(1/G + m/K) / f", "block_without_guesses": "(1 + m/K) / f",
            "expert_with_guesses": "1/G", "all_experts": "1 + n", "sequence_selection": "n + n/T", "collab": "n (1 + d L)", "hf": "1"}
-
-
-def table(rows):
-    """Rows of strings, the head first, as Markdown."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], ["---"] + ["---:"] * (len(rows[0]) - 1), *rows[1:]])
 
 
 def ratio(x):
@@ -29,7 +24,7 @@ def figures(r):
                 rows[-1] += [f"{m['tokens_per_second']['median']:.3g}", ratio(m["over_expert"]), ratio(m.get("predicted_over_expert"))]
     said = [f"{meta['machine']}, {meta['threads']} threads, torch {meta['torch']}, "
             + (f"the trained run of seed {meta['seed']}" if meta["trained"] else "random weights that share a base")
-            + f"; {meta['seconds']} seconds. Ratios: median (lowest to highest) of the rounds.", table(rows)]
+            + f"; {meta['seconds']} seconds. Ratios: median (lowest to highest) of the rounds.", "\n".join(table(rows))]
     for k in sizes:
         x = d[k]
         said.append(f"Block decoding, {k} ({x['parameters'] / 1e6:.1f} million parameters a model; blocks of {x['block'][0]}, guesses of "
@@ -50,7 +45,7 @@ def figures(r):
     for kind, x in toy["experts"].items():
         rows += [[f"{how}, {kind}", *(ratio(y[f"{how}_over_2_experts"]["median"]) for y in x.values())] for how in ("plain", "block")]
         rows.append([f"expert passes a token in blocks, {kind}", *(f"{y['expert_passes']:.2f}" for y in x.values())])
-    said += ["Tokens/s over those with 2 experts:", table(rows)]
+    said += ["Tokens/s over those with 2 experts:", "\n".join(table(rows))]
     u = toy["unrelated"]
     said.append("The worst case, unrelated random models and guesses that are never right: "
                 f"{u['router_passes']:.2f} + {u['expert_passes']:.2f} passes a token, "
@@ -70,7 +65,7 @@ def figures(r):
         rows.append([name.replace("_", " ") + ", time of a step", *(ratio(x) for x in t[f"{name}_spread"].values())])
         if t["memory"]:
             rows.append([name.replace("_", " ") + ", peak memory", *(ratio(x) for x in t["memory"][name].values())])
-    said += [table(rows), "Tokens/s of phase 1 over a plain loop of the same model with torch's own attention and AdamW: "
+    said += ["\n".join(table(rows)), "Tokens/s of phase 1 over a plain loop of the same model with torch's own attention and AdamW: "
              f"{ratio(t['phase1_over_plain_loop'])}."]
     passes, one = toy["router_passes"] + toy["expert_passes"], 3350 / 16
     said.append("Three 8B experts and an 8B router in bf16 (16 GB each, 64 GB in all) on one GPU that reads 3350 GB/s: one expert alone at "
@@ -78,11 +73,3 @@ def figures(r):
                 f"drafts and guesses were as good as the toy world's ({passes:.2f} passes a token), "
                 f"{one / (1 + toy['expert_passes']):.0f} without any guess.")
     return "\n\n".join(said)
-
-
-def fill(page, result):
-    """docs/speed.md with what stands between its generated markers replaced."""
-    begin, end = "<!-- begin: figures, written by python bench.py -->", "<!-- end: figures -->"
-    if page.count(begin) != 1 or page.count(end) != 1:
-        raise common.UserError(f"docs/speed.md must have the lines {begin} and {end} once each")
-    return page[:page.index(begin) + len(begin)] + "\n" + figures(result) + "\n" + page[page.index(end):]

@@ -76,7 +76,7 @@ class Steps:
     def plain_loop(self):
         """What one would write without this project: torch's own attention kernel, cross-entropy and fused AdamW, nothing else."""
         ours = model.attention
-        model.attention = lambda q, k, v, mask: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        model.attention = lambda q, k, v, mask, scale, cap: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         try:
             m, optimizer = self.models[0]
             logits, _ = m(self.ids[:, :-1])

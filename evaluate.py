@@ -54,7 +54,7 @@ TRAINING = {
     "fused_full": (train_cdpo, "--phase1 fused_sft"),
     "reward": (baselines, "--rejected experts"),  # one for Sequence Selection and Collab
 }
-TASK_ARITHMETIC, DARE, LOOKAHEAD = {"scale": 0.5}, {"scale": 0.5, "drop": 0.1}, {"lookahead": 16}
+TASK_ARITHMETIC, DARE, LOOKAHEAD = {"scale": 0.5}, {"scale": 0.5, "drop": 0.1}, {"lookahead": 64}
 
 
 @dataclass
@@ -191,7 +191,8 @@ def made_from(s):
 def result(s):
     """evaluate(s), after training what is missing; kept in OUT/seedN/table1.json for as long as its settings and checkpoints stay."""
     train_missing(s)
-    return common.cached(common.run_dir(s) / "table1.json", [{k: v for k, v in common.recipe(s).items() if k != "timed"}, made_from(s), METHODS], lambda: evaluate(s))
+    asked = [{k: v for k, v in common.recipe(s).items() if k != "timed"}, made_from(s), METHODS]
+    return common.cached(common.run_dir(s) / "table1.json", asked, lambda: evaluate(s))
 
 
 # --- statistics ---------------------------------------------------------------------------------------------------------------------------
@@ -304,13 +305,13 @@ def main(argv=None):
         return
     meta = {"seeds": seeds, "split": runs[0].split, "prompts per benchmark": runs[0].prompts, "general prompts": runs[0].general,
             "gap": results[0]["meta"]["gap"], "torch": torch.__version__.split("+")[0], "python": platform.python_version(),
-            "machine": f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)} a run", "run time in seconds": {s.seed: r["meta"]["seconds"] for s, r in zip(runs, results)},
+            "machine": f"{os.cpu_count()} CPU cores", "run time in seconds": {s.seed: r["meta"]["seconds"] for s, r in zip(runs, results)},
             "settings": {name: flags or "as in the script" for name, (_, flags) in TRAINING.items()} | {
                 "task_arithmetic": TASK_ARITHMETIC, "dare": DARE, "collab": LOOKAHEAD}}
     tables = {m: {b: [round(accuracy(r, m, b), 4) for r in results] for b in tasks.BENCHMARKS}
               | {"average": [round(average(r, m), 4) for r in results]} for m in METHODS}
-    routes = {b: {part: {e: [r["routing"][b][part][e] for r in results] for e in EXPERTS} for part in results[0]["routing"][b] if part != "S_share"}
-              | {"S_share": [r["routing"][b]["S_share"] for r in results]} for b in BENCHES}
+    routes = {b: {part: {e: [r["routing"][b][part][e] for r in results] for e in EXPERTS} for part in share if part != "S_share"}
+              | {"S_share": [r["routing"][b]["S_share"] for r in results]} for b, share in results[0]["routing"].items()}
     others = [m for m in METHODS if m != "fusionroute"]
     differences = {f"fusionroute - {m}": difference(results, "fusionroute", m) for m in others}
     differences |= {f"{a} - {b}": difference(results, a, b) for a, b in PAIRS}

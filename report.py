@@ -63,7 +63,7 @@ def fill(text, blocks, command):
     for name, block in blocks.items():
         begin, end = f"<!-- begin: {name}, written by {command} -->", f"<!-- end: {name} -->"
         if text.count(begin) != 1 or text.count(end) != 1:
-            raise common.UserError(f"README.md must have the lines {begin} and {end} once each")
+            raise common.UserError(f"the page must have the lines {begin} and {end} once each")
         text = text[:text.index(begin) + len(begin)] + "\n" + block + "\n" + text[text.index(end):]
     return text
 
@@ -126,10 +126,10 @@ def ablation_table(r, name):
     columns = {"average": "average ± sd", "uncovered": "uncovered", "general": "general", "win_rate": "win rate"}
     content = r[f"ablation_{name}"]
     there = [c for c in columns if any(c in v for row in content["rows"] for v in row["methods"].values())]
-    rows = [[name, "method", *(columns[c] for c in there)]]
+    rows = [[name, *(columns[c] for c in there)]]
     for row in content["rows"]:
         for method, v in row["methods"].items():
-            rows.append([str(row["label"]), NAMES[method].strip("*")] + [
+            rows.append([f"{row['label']}, {NAMES[method].strip('*')}"] + [
                 "-" if c not in v else spread(v[c]) if c == "average" else f"{100 * mean(v[c]):.1f}" for c in there])
     seeds = ", ".join(map(str, content["meta"]["seeds"]))
     return "\n".join([f"`python ablate.py {name} --seeds {seeds.replace(',', '')}`: seeds {seeds}, "
@@ -295,6 +295,7 @@ def claims_page(r):
         "compared, sizes cannot. Accuracies in per cent, mean ± standard deviation over seeds "
         f"{', '.join(map(str, meta['seeds']))}; differences in points with a 95% interval (bootstrap over seeds and prompts, paired). "
         "\"reproduced\": the whole interval is on the claim's side; \"reversed\": the whole interval is on the other; \"not shown\": neither. "
+        "Without an interval: ranks and costs are decided by the mean, shares of tokens and model size only where all seeds agree. "
         f"Run times are of everything that a command trains and evaluates, seed by seed, on {meta['machine']}. The theory's statements have a "
         "ledger of their own in [theory/](theory/README.md).", "",
         lines[0], "|" + "---|" * len(rows[0]), *lines[1:], ""])
