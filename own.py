@@ -180,7 +180,8 @@ class World:
         if getattr(s, "loss", "paper") in READ_EXPERTS | {"co_llm_self"}:
             raise UserError(f"--loss {s.loss} needs more of the experts than their scores: only the toy has it")
         self.flags = flags
-        self.directories = named(flags.experts, not_these=("router", "fusionroute", "routing_only", "sft_only"))  # decode.py's methods
+        # names that decode.py's methods and pi_ref's scores have
+        self.directories = named(flags.experts, not_these=("router", "fusionroute", "routing_only", "sft_only", "reference"))
         self.names, self.max_new = list(self.directories), flags.max_new
         self.first = Path(flags.init or flags.router or common.run_dir(s) / s.phase1)  # the router, or what it starts from
         if not flags.init:
@@ -202,7 +203,7 @@ class World:
         """UserError unless the experts are those that the router was trained with."""
         theirs = self.left["experts"]
         if list(theirs) != self.names:
-            raise UserError(f"{self.first} routes among {', '.join(map(str, theirs))}, in this order; --experts has {', '.join(self.names)}")
+            raise UserError(f"{self.first} routes among {', '.join(map(str, theirs))}, in this order, not {', '.join(self.names)}")
         for name in self.names:
             if theirs[name] != self.fingerprints[name]:
                 raise UserError(f"{self.directories[name]} is not the model that {self.first} was trained with as {name}")
@@ -238,32 +239,40 @@ class World:
         return read_samples(path, sides, self.tokenizer, self.size, min(self.flags.max_len, self.max_len))
 
     def scored(self, folder, samples):
-        """Samples packed, with the experts' scores on them, one expert in memory at a time; what is on the disk is not computed again.
-
-        Returns what common.scored does. A file of scores is named after the expert, its samples and its dtype.
-        """
+        """Samples packed, with the experts' scores on them, one expert in memory at a time. Returns what common.scored does."""
         ids, mask, lengths = common.pack(samples)
-        logp = torch.zeros(*ids[:, 1:].shape, len(self.names))                       # (N, T-1, n)
-        choice = torch.zeros(*ids[:, 1:].shape, len(self.names), dtype=torch.int32)  # (N, T-1, n)
+        dtype, columns = self.flags.dtype, []
+        for name, path in self.directories.items():
+            made_from = [self.fingerprints[name], dtype]
+            columns.append(self.score_one(folder, name, made_from, lambda: self.load(path, dtype), ids, lengths))  # (N, T-1) twice
+        logp, choice = (torch.stack(column, -1) for column in zip(*columns))  # (N, T-1, n) each
+        return ids, mask, lengths, logp, choice
+
+    def reference(self, folder, router, ids, lengths):
+        """log pi_ref of every next token, (N, T-1): of the router's language model as phase 1 left it."""
+        return self.score_one(folder, "reference", fingerprint(self.first), lambda: router.lm, ids, lengths)[0]
+
+    def score_one(self, folder, name, made_from, load, ids, lengths):
+        """One model's scores (fusionroute.score), in files of CHUNK samples: what is there is not computed again, and load() not called.
+
+        made_from: what the scores hang on besides the samples; a file's name holds its hash. Returns logp and choice, (N, T-1) each.
+        """
+        logp, choice, model = torch.zeros(ids[:, 1:].shape), torch.zeros(ids[:, 1:].shape, dtype=torch.int32), None
         folder = folder / "scores"
         folder.mkdir(exist_ok=True)
-        for i, (name, directory) in enumerate(self.directories.items()):
-            model = None
-            for rows in tqdm(lengths.argsort(stable=True).split(CHUNK), desc=f"scores of {name}", mininterval=1.0):
-                T = int(lengths[rows].max())
-                x, made_from = ids[rows, :T], [self.fingerprints[name], self.flags.dtype, self.size, lengths[rows].tolist()]
-                key = hashlib.sha256(common.raw_bytes(x) + json.dumps(made_from).encode()).hexdigest()[:16]
-                path = folder / f"{name}-{key}.pt"
-                if not path.exists():
-                    model = model or self.load(directory, self.flags.dtype)
-                    common.save(path, dict(zip(("logp", "choice"), score([model], x, lengths[rows]))))
-                content = common.load(path, ("logp", "choice"), "start again")
-                for all_of_them, key in ((logp, "logp"), (choice, "choice")):
-                    if getattr(content[key], "shape", None) != (len(rows), T - 1, 1):
-                        raise UserError(f"{path} holds other scores than these; remove it, then start again")
-                    all_of_them[rows, :T - 1, i] = content[key][..., 0]
-            del model  # before the next is loaded
-        return ids, mask, lengths, logp, choice
+        for rows in tqdm(lengths.argsort(stable=True).split(CHUNK), desc=f"scores of {name}", mininterval=1.0):
+            T = int(lengths[rows].max())
+            x, key = ids[rows, :T], json.dumps([made_from, self.size, lengths[rows].tolist()])               # (b, T)
+            path = folder / f"{name}-{hashlib.sha256(common.raw_bytes(x) + key.encode()).hexdigest()[:16]}.pt"
+            if not path.exists():
+                model = model or load()
+                common.save(path, dict(zip(("logp", "choice"), score([model], x, lengths[rows]))))
+            content = common.load(path, ("logp", "choice"), "start again")
+            for whole, part in (logp, content["logp"]), (choice, content["choice"]):
+                if getattr(part, "shape", None) != (len(rows), T - 1, 1):
+                    raise UserError(f"{path} holds other scores than these; remove it, then start again")
+                whole[rows, :T - 1] = part[..., 0]
+        return logp, choice
 
     def read(self, path, hint):
         """The dict in a fusionroute.pt. UserError when it is none, or of another tokenizer."""

@@ -25,7 +25,7 @@ from tqdm import tqdm
 import baselines
 import common
 import own
-from fusionroute import cdpo_loss, routed_logp, score, sequence_logp, sft_loss
+from fusionroute import cdpo_loss, routed_logp, sequence_logp, sft_loss
 from toy_experts import pairs
 from toy_experts.world import World
 
@@ -86,7 +86,7 @@ def main(argv=None):
     router = world.phase1_router()
     # pi_ref, the router's language model as phase 1 left it, stays frozen: its log-probabilities are computed once.
     ids, mask, lengths, _, _ = tables["pair"]
-    ref = (score([router.lm], ids, lengths)[0][..., 0] * mask[:, 1:]).sum(-1).to(device)  # (2 * pairs,)
+    ref = (world.reference(folder, router, ids, lengths) * mask[:, 1:]).sum(-1).to(device)  # (2 * pairs,)
     if s.loss == "fused":
         ref = baselines.fused_reference(router, world.experts, ids, mask, lengths).to(device)  # (2 * pairs,)
     plan = make_plan(tables["sft"][2], torch.maximum(lengths[::2], lengths[1::2]), s)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import common
 import decode
+from fusionroute import score
 from toy_experts import pairs, tasks, tokenizer
 from toy_experts import train as toy
 
@@ -55,6 +56,10 @@ class World:
     def scored(self, folder, samples):
         """Samples packed, with the experts' scores: see common.scored."""
         return common.scored(folder, samples, self.fingerprints, self.experts)
+
+    def reference(self, folder, router, ids, lengths):
+        """log pi_ref of every next token, (N, T-1): of the router's language model as phase 1 left it."""
+        return score([router.lm], ids, lengths)[0][..., 0]
 
     def phase1_router(self):
         """The Router as phase 1 left it."""
