@@ -270,6 +270,19 @@ def test_from_directories_to_an_answer(dirs, capsys):
     assert "W does not fit" in mistake("decode", "x", *flags.decode)
 
 
+def test_no_score_is_computed_twice(dirs, monkeypatch):
+    """Phase 2 killed at its very end: nothing is scored again, pi_ref included, and the result is the same."""
+    flags = dirs()
+    main("train_sft", *flags.sft, "--lr_w", "0.1")
+    main("train_cdpo", *flags.cdpo, "--lr", "1e-3")
+    weights, records = (flags.at / "out/seed0/router/model.safetensors").read_bytes(), log(flags, "router")
+    assert len(list((flags.at / "out/seed0/scores").iterdir())) == 5  # math, code: the samples, the pairs; pi_ref: the pairs
+    (flags.at / "out/seed0/router/fusionroute.pt").unlink()
+    monkeypatch.setattr(own, "score", None)
+    main("train_cdpo", *flags.cdpo, "--lr", "1e-3")
+    assert (flags.at / "out/seed0/router/model.safetensors").read_bytes() == weights and log(flags, "router") == records
+
+
 def test_a_killed_training_goes_on(dirs, monkeypatch):
     flags, args = dirs(), "--epochs 4 --lr 1e-3 --lr_w 0.1 --batch 2 --save_every 3".split()
     main("train_sft", *flags.sft[:-4], *args, "--out", str(flags.at / "whole"), "--device", "cpu")
