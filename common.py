@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import hashlib
 import inspect
-import io
 import json
 import os
 import pickle
@@ -57,12 +56,19 @@ class Parser(argparse.ArgumentParser):
 def parser(cls, doc):
     """An ArgumentParser with one flag for each field of the dataclass cls."""
     p = Parser(description=doc.strip(), formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    add_flags(p, cls, [f.name for f in dataclasses.fields(cls)])
+    return p
+
+
+def add_flags(p, cls, names):
+    """Add one flag for each named field of the dataclass cls to an ArgumentParser, or to a group of one; a tuple takes several values."""
     comments = dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.*)$", inspect.getsource(cls), re.M))
     for f in dataclasses.fields(cls):
-        kind = f.type if isinstance(f.type, type) else {"int": int, "float": float, "str": str}[f.type]
-        text = comments[f.name].replace("%", "%%") + " (default: %(default)s)"
-        p.add_argument(f"--{f.name}", type=kind, default=f.default, metavar=kind.__name__.upper(), help=text)
-    return p
+        if f.name in names:
+            kind = f.type if isinstance(f.type, type) else {"int": int, "float": float, "str": str, "tuple": tuple}[f.type]
+            text = comments[f.name].replace("%", "%%") + " (default: %(default)s)"
+            how = {"type": str, "nargs": "+", "metavar": "NAME=DIR"} if kind is tuple else {"type": kind, "metavar": kind.__name__.upper()}
+            p.add_argument(f"--{f.name}", default=f.default, help=text, **how)
 
 
 def settings(cls, doc, argv=None):
@@ -141,18 +147,21 @@ def prepare(s):
 
 
 def write(path, data):
-    """Write bytes or text to path by way of a file beside it: whoever reads path sees the old content or the new."""
+    """Write text, bytes or what data(file) writes to path by way of a file beside it: readers see the old content or the new."""
     path = Path(path)
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(beside, "wb") as f:
-            f.write(data.encode() if isinstance(data, str) else data)
+            data(f) if callable(data) else f.write(data.encode() if isinstance(data, str) else data)
             f.flush()
             os.fsync(f.fileno())  # a full disk shows here at the latest
         os.replace(beside, path)
-    except OSError as e:
+    except BaseException as e:
         beside.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path} ({e.strerror}); what was there before is unchanged") from e
+        cause = e if isinstance(e, OSError) else e.__context__  # torch.save says RuntimeError where the disk is full
+        if not isinstance(cause, OSError):
+            raise
+        raise UserError(f"cannot write {path} ({cause.strerror}); what was there before is unchanged") from e
 
 
 def cached(path, key, compute):
@@ -172,9 +181,7 @@ def cached(path, key, compute):
 
 def save(path, content):
     """torch.save in the manner of `write`."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write(path, buffer.getbuffer())
+    write(path, lambda f: torch.save(content, f))
 
 
 def load(path, keys, hint):
@@ -212,13 +219,18 @@ def recipe(s):
     return {k: v for k, v in dataclasses.asdict(s).items() if k not in ("out", "device", "save_every", "name", "phase1", "pairs_of")}
 
 
+def raw_bytes(tensor):
+    """A tensor's bytes, of any dtype (numpy knows no bfloat16)."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
 def fingerprints(names, models):
     """name -> 16 hex digits that stand for a model's exact weights."""
     out = {}
     for name, model in zip(names, models):
         h = hashlib.sha256()
         for key, p in sorted(model.state_dict().items()):
-            h.update(key.encode() + p.detach().cpu().numpy().tobytes())
+            h.update(key.encode() + raw_bytes(p))
         out[name] = h.hexdigest()[:16]
     return out
 

@@ -3,6 +3,7 @@
     python decode.py "Maya has 12 apples. She buys 5 more. Then she doubles the number. How many apples are there now?"
     python decode.py                      asks for prompts; an empty line or Ctrl-D ends it
     python decode.py --json "PROMPT"      one JSON object per token, then one with the answer
+    python decode.py "PROMPT" --router DIR --experts math=DIR code=DIR    models of your own: see own.py
 
 Per token only the router and the expert that it picks run. An expert that was not picked falls behind; when it is picked again it
 reads the tokens that it missed in one pass. That is `fused_decode`: two passes a token. `block_decode` needs far fewer for the same
@@ -29,7 +30,8 @@ import torch
 import torch.nn.functional as F
 
 import common
-from fusionroute import fuse
+import own
+from fusionroute import fuse, wide
 from model import Uniform, sample
 from toy_experts import tasks, tokenizer
 from toy_experts.train import EXPERTS
@@ -110,7 +112,7 @@ def fused_decode(router, experts, prompts, end, max_new, use_router=True, use_ex
             expert_logits = torch.empty(len(rows), router.lm.config.vocab_size, device=device, dtype=router.W.weight.dtype)
             for i in pick.unique().tolist():                                              # an expert nobody picked is not run
                 mine = (pick == i).nonzero()[:, 0]
-                expert_logits[mine], _ = read_on(experts[i], caches[i], rows[mine], text, have)
+                expert_logits[mine] = read_on(experts[i], caches[i], rows[mine], text, have)[0].to(expert_logits.dtype)
         own = expert_logits if use_expert else router_logits                              # (b, V)
         logits = fuse(router_logits, expert_logits) if use_router and use_expert else own  # (b, V), Eq. (1)
         token = sample(logits, temperature, u=uniform(rows.tolist(), device) if temperature else None)  # (b,)
@@ -170,7 +172,7 @@ def draft(router, cache, text, k, end, lookup=None, temperature=0.0, u=None):
     while True:
         guess = lookup(text + tokens, k - len(tokens) - 1) if lookup else []
         logits, w = read_block(router, cache, text + tokens + guess)
-        logp, w = F.log_softmax(logits[-1 - len(guess):], -1), w[-1 - len(guess):]        # (g+1, V), (g+1, n)
+        logp, w = F.log_softmax(wide(logits[-1 - len(guess):]), -1), w[-1 - len(guess):]        # (g+1, V), (g+1, n)
         own = sample(logp, temperature, u=None if u is None else u[len(tokens):][:len(logp)])  # (g+1,)
         sure, own, n = logp.gather(1, own[:, None])[:, 0].tolist(), own.tolist(), 0
         while n < len(guess) and guess[n] == own[n] != end and sure[n] >= SURE:
@@ -210,7 +212,7 @@ def block_decode(router, experts, prompt, end, max_new, block, lookup=None, temp
                 mine = [s for s in range(t, len(tokens)) if pick[s] == i]                 # it reads up to its last
                 logits, _ = read_block(experts[i], caches[i], text + tokens[:mine[-1]])   # (t, V)
                 logits = logits[[s - mine[-1] - 1 for s in mine]]                         # (len(mine), V)
-                said = sample(logp[mine] + F.log_softmax(logits, -1), temperature, u=u[mine] if temperature else None)  # Eq. (1)
+                said = sample(logp[mine] + F.log_softmax(wide(logits), -1), temperature, u=u[mine] if temperature else None)  # Eq. (1)
                 for s, token, own in zip(mine, said.tolist(), logits.argmax(-1).tolist()):
                     fused[s], choice[s] = token, own
                 trace.expert_passes += 1
@@ -227,14 +229,25 @@ def block_decode(router, experts, prompt, end, max_new, block, lookup=None, temp
     return trace
 
 
-def options(method):
-    """fused_decode's options for a method by name."""
+def options(method, names=EXPERTS):
+    """fused_decode's options for a method by name; names: of the experts."""
     return {"fusionroute": {}, "sft_only": {}, "routing_only": {"use_router": False}, "router": {"use_expert": False}}.get(
-        method) if method not in EXPERTS else {"use_router": False, "only": EXPERTS.index(method)}
+        method) if method not in names else {"use_router": False, "only": names.index(method)}
 
 
-def answer_ids(trace):
-    return trace.tokens[:-1] if trace.tokens[-1:] == [tokenizer.END] else trace.tokens
+def answer_ids(trace, end=tokenizer.END):
+    return trace.tokens[:-1] if trace.tokens[-1:] == [end] else trace.tokens
+
+
+class TOY:
+    """What is said below of the models besides their logits. own.World has the same for models of your own."""
+    names, END, max_new, encode_prompt = EXPERTS, tokenizer.END, MAX_NEW, staticmethod(tokenizer.encode_prompt)
+
+    @staticmethod
+    def pieces(ids):
+        """The text of each token, "" for the first part of a character; the last part brings all of it."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        return [decoder.decode(tokenizer.encoding.decode_single_token_bytes(token), i + 1 == len(ids)) for i, token in enumerate(ids)]
 
 
 def load(s, which):
@@ -252,40 +265,40 @@ def load(s, which):
             raise common.UserError(f"{name}.pt reads {expert.config.max_len} tokens and {which}.pt {router.lm.config.max_len}: they "
                                    "must be equal")
     if [name for name in content["experts"] if name != "router"] != EXPERTS:  # the order of W's rows
-        raise common.UserError(f"{path} routes among {', '.join(content['experts'])}, not among {', '.join(EXPERTS)}")
+        raise common.UserError(f"{path} routes among {', '.join(map(str, content['experts']))}, not among {', '.join(EXPERTS)}")
     common.check_same(path, content["experts"], common.fingerprints(EXPERTS, experts))
-    return router, experts + [router.lm] * ("router" in content["experts"])  # one trained to pick itself too (train_sft.py --loss co_llm_self)
+    return router, experts + [router.lm] * ("router" in content["experts"])  # one that may pick itself (--loss co_llm_self)
 
 
 # --- showing the routing ------------------------------------------------------------------------------------------------------------------
 
-COLOURS = {"math": 34, "code": 32, "instruct": 33, "router": 35}  # ANSI: blue, green, yellow, magenta
+COLOURS = [34, 32, 33, 36, 31, 94, 92, 93]  # ANSI, for the experts in turn: blue, green, yellow, ...
+MAGENTA = 35                                # the router's
 
 
-def records(trace, method):
+def records(trace, method, of=TOY):
     """One dict per generated token: what --json prints."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a token may hold part of a character; it shows once complete
+    texts = of.pieces(answer_ids(trace, of.END)) + [""]  # the end token has no text
     for i, token in enumerate(trace.tokens):
-        weights = {} if method == "router" else dict(zip(EXPERTS, (round(w, 4) for w in trace.weights[i])))
-        final = i + 1 == len(trace.tokens) - (trace.tokens[-1] == tokenizer.END)  # the answer may end inside a character
-        text = "" if token == tokenizer.END else decoder.decode(tokenizer.encoding.decode_single_token_bytes(token), final)
-        wanted = tokenizer.encoding.decode_bytes([trace.expert_choice[i]]).decode("utf-8", "replace")
-        yield {"token": text, "id": token, "expert": "router" if method == "router" else EXPERTS[trace.pick[i]],
+        weights = {} if method == "router" else dict(zip(of.names, (round(w, 4) for w in trace.weights[i])))
+        wanted, = of.pieces([trace.expert_choice[i]])
+        yield {"token": texts[i], "id": token, "expert": "router" if method == "router" else of.names[trace.pick[i]],
                "weights": weights, "expert_choice": wanted, "changed": token != trace.expert_choice[i]}
 
 
-def show(trace, method, colour):
+def show(trace, method, colour, of=TOY):
     """Print an answer: each token in its expert's colour, underlined where the router changed the expert's own choice.
 
     Without colour, each stretch of one expert's tokens stands behind its name, and a changed token stands in «».
     """
-    said, steps = [], list(records(trace, method))
+    said, steps = [], list(records(trace, method, of))
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(of.names)} | {"router": MAGENTA}
     for r in steps:
         text = r["token"]
         if not text:  # the end token, or the first part of a character
             continue
         if colour:
-            said.append(f"\033[{COLOURS[r['expert']]}{';4' if r['changed'] else ''}m{text}\033[0m")
+            said.append(f"\033[{colours[r['expert']]}{';4' if r['changed'] else ''}m{text}\033[0m")
         else:
             if not said or r["expert"] != said[-1][0]:
                 said.append([r["expert"], ""])
@@ -296,24 +309,24 @@ def show(trace, method, colour):
         width = max((len(name) for name, _ in said), default=0)
         for name, text in said:
             print(f"{name:>{width}} | " + text.replace("\n", "\n" + " " * width + " | "))
-    used = {name: sum(r["expert"] == name for r in steps) for name in COLOURS}
-    legend = ", ".join((f"\033[{COLOURS[n]}m{n}\033[0m" if colour else n) + f" {k}" for n, k in used.items() if k)
+    used = {name: sum(r["expert"] == name for r in steps) for name in colours}
+    legend = ", ".join((f"\033[{colours[n]}m{n}\033[0m" if colour else n) + f" {k}" for n, k in used.items() if k)
     changed = [f"{r['expert_choice']!r} -> {r['token'] or '<|end|>'!r}" for r in steps if r["changed"]]
     print(f"({len(steps)} tokens with the end: {legend}; changed by the router: {', '.join(changed) or 'none'})")
     if trace.drafted:
         print(f"({len(steps) / trace.drafted:.0%} of the drafted tokens kept; passes a token: router "
               f"{trace.router_passes / len(steps):.2f}, experts {trace.expert_passes / len(steps):.2f}; --block 1: 1.00 and 1.00)")
-    if steps[-1]["id"] != tokenizer.END:
-        print(f"(stopped after {MAX_NEW} tokens)")
+    if steps[-1]["id"] != of.END:
+        print(f"(stopped after {of.max_new} tokens)")
 
 
-def encode(prompt, max_len):
+def encode(prompt, max_len, of=TOY):
     """Token ids of a user's prompt. UserError when it is empty or leaves no room for an answer."""
     if not prompt.strip():
         raise common.UserError("the prompt is empty: write a question, for example \"What is 38 mod 5?\"")
-    ids = tokenizer.encode_prompt(prompt.strip(" "))
-    if len(ids) + MAX_NEW > max_len:
-        raise common.UserError(f"the prompt has {len(ids)} tokens, and at most {max_len - MAX_NEW} fit before an answer")
+    ids = of.encode_prompt(prompt.strip(" "))
+    if len(ids) + of.max_new > max_len:
+        raise common.UserError(f"the prompt has {len(ids)} tokens, and at most {max_len - of.max_new} fit before an answer")
     return ids
 
 
@@ -324,19 +337,20 @@ def known_texts(ahead=6):
     return Lookup([tokenizer.encode_prompt(item.prompt) + tokenizer.encode_answer(item.answer) for item in items], ahead=ahead)
 
 
-def respond(prompt, router, experts, method, as_json, block=Settings.block):
-    ids = encode(prompt, router.lm.config.max_len)
+def respond(prompt, router, experts, method, as_json, block=Settings.block, of=TOY):
+    ids = encode(prompt, router.lm.config.max_len, of)
     if block > 1 and method in ("fusionroute", "sft_only"):
-        trace = block_decode(router, experts, ids, tokenizer.END, MAX_NEW, block, known_texts())
+        lookup = known_texts() if of is TOY else Lookup([ids])
+        trace = block_decode(router, experts, ids, of.END, of.max_new, block, lookup)
     else:
-        trace = fused_decode(router, experts, [ids], tokenizer.END, MAX_NEW, **options(method))[0]
+        trace = fused_decode(router, experts, [ids], of.END, of.max_new, **options(method, of.names))[0]
     if not as_json:
-        return show(trace, method, sys.stdout.isatty() and "NO_COLOR" not in os.environ)
-    steps = list(records(trace, method))
-    ended = steps[-1]["id"] == tokenizer.END
+        return show(trace, method, sys.stdout.isatty() and "NO_COLOR" not in os.environ, of)
+    steps = list(records(trace, method, of))
+    ended = steps[-1]["id"] == of.END
     for r in steps[:-1] if ended else steps:
         print(json.dumps(r))
-    text = tokenizer.encoding.decode(answer_ids(trace))
+    text = "".join(of.pieces(answer_ids(trace, of.END)))
     print(json.dumps({"answer": text, "prompt": prompt, "method": method, "end": steps[-1] if ended else None}))
 
 
@@ -344,16 +358,16 @@ def main(argv=None):
     parser = common.parser(Settings, __doc__)
     parser.add_argument("prompt", nargs="?", help="the prompt; without one, prompts are read line by line")
     parser.add_argument("--json", action="store_true", help="print one JSON object per token, then one with the answer")
-    args = vars(parser.parse_args(argv))
-    prompt, as_json = args.pop("prompt"), args.pop("json")
-    s = Settings(**args)
-    if s.method not in METHODS:
-        raise common.UserError(f"--method is {s.method!r}, and must be one of {', '.join(METHODS)}")
+    prompt, as_json, s, flags = own.parse(parser, Settings, argv, ["router", "experts", "dtype", "max_new"], "prompt", "json")
+    of = own.World(s, flags) if flags else TOY
+    methods = ["fusionroute", "routing_only", "router", *of.names] if flags else METHODS
+    if s.method not in methods:
+        raise common.UserError(f"--method is {s.method!r}, and must be one of {', '.join(methods)}")
     if prompt is not None:
-        encode(prompt, float("inf"))  # an empty prompt is refused before anything is loaded
-    router, experts = load(s, "router_sft" if s.method == "sft_only" else "router")
+        encode(prompt, float("inf"), of)  # an empty prompt is refused before anything is loaded
+    router, experts = of.models() if flags else load(s, "router_sft" if s.method == "sft_only" else "router")
     if prompt is not None:
-        return respond(prompt, router, experts, s.method, as_json, s.block)
+        return respond(prompt, router, experts, s.method, as_json, s.block, of)
     while True:
         try:
             line = input("prompt> " if sys.stdin.isatty() else "")
@@ -364,7 +378,7 @@ def main(argv=None):
         if not sys.stdin.isatty() and not as_json:
             print(f"prompt> {line}")
         try:
-            respond(line.replace("\\n", "\n"), router, experts, s.method, as_json, s.block)
+            respond(line.replace("\\n", "\n"), router, experts, s.method, as_json, s.block, of)
         except common.UserError as e:  # a bad prompt does not end the conversation
             print(f"error: {e}", file=sys.stderr)
 

@@ -31,10 +31,15 @@ class Router(nn.Module):
     def forward(self, ids, cache=None, new=None):
         """ids (B, T) -> next-token logits (B, T, V), routing weights w (B, T, n). cache, new: as in GPT.forward."""
         logits, hidden = self.lm(ids, cache, new)  # (B, T, V), (B, T, d)
-        return logits, self.W(hidden)
+        return logits, self.W(hidden.to(self.W.weight.dtype))  # W is float32 even where the language model is bfloat16
 
 
 # --- decoding: Eq. (1) ----------------------------------------------------------------------------------------------------------------
+
+
+def wide(x):
+    """x, in float32 where it comes in 16 bits: rounded there, log-probabilities of a large vocabulary would tie and their sums drift."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def fuse(router_logits, expert_logits):
@@ -42,7 +47,7 @@ def fuse(router_logits, expert_logits):
 
     Uniform router logits leave the expert alone, uniform expert logits the router alone.
     """
-    return F.log_softmax(router_logits, -1) + F.log_softmax(expert_logits, -1)
+    return F.log_softmax(wide(router_logits), -1) + F.log_softmax(wide(expert_logits), -1)
 
 
 @torch.no_grad()
@@ -67,9 +72,12 @@ def naive_fused_greedy(router, experts, prompt, end, max_new):
 # --- expert scores: all that training needs to know of the experts -----------------------------------------------------------------------
 
 
+LOGITS = 2**28  # at most so many (1 GiB in float32) are computed at a time: with a large vocabulary, batches are smaller
+
+
 def token_logp(logits, targets):
     """log pi(y_t) of each target. logits (B, T, V), targets (B, T) -> (B, T)."""
-    return -F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+    return -F.cross_entropy(wide(logits).flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
 
 
 @torch.no_grad()
@@ -81,7 +89,8 @@ def score(experts, ids, lengths, batch=128):
     logp = torch.zeros(*ids[:, 1:].shape, len(experts))                        # (N, T-1, n)
     choice = torch.zeros(*ids[:, 1:].shape, len(experts), dtype=torch.int32)   # (N, T-1, n)
     for i, expert in enumerate(experts):
-        device = expert.embed.weight.device
+        device, vocabulary = expert.embed.weight.device, expert.embed.weight.size(0)
+        batch = max(1, min(batch, LOGITS // (vocabulary * int(lengths.max()))))
         for rows in lengths.argsort().split(batch):                            # similar lengths together: little padding
             x = ids[rows, :int(lengths[rows].max())].to(device)                # (b, t)
             logits, _ = expert(x[:, :-1])                                      # (b, t-1, V)

@@ -1,6 +1,7 @@
 """Phase 2 of FusionRoute: complemented DPO, Eq. (3), mixed with SFT, Algorithm 1. Read train_sft.py first.
 
     python train_cdpo.py           needs the router of phase 1 (python train_sft.py)
+    python train_cdpo.py --experts math=DIR code=DIR --pairs pairs.jsonl --data train.jsonl    your own models and data: see own.py
 
 Departures from the paper and readings of it:
 1. The paper's pairs come from OpenHermes. Here y_w is a right answer, and y_l a wrong one that the fused model of phase 1 itself
@@ -23,12 +24,10 @@ from tqdm import tqdm
 
 import baselines
 import common
-import decode
-from fusionroute import cdpo_loss, routed_logp, score, sequence_logp, sft_loss
-from toy_experts import pairs, tokenizer
-from toy_experts import train as toy
-from train_sft import Settings as SFTSettings
-from train_sft import sample, sft_data
+import own
+from fusionroute import cdpo_loss, routed_logp, sequence_logp, sft_loss
+from toy_experts import pairs
+from toy_experts.world import World
 
 
 @dataclass
@@ -72,30 +71,27 @@ def make_plan(sft_lengths, pair_lengths, s):
 
 
 def main(argv=None):
-    s, begun = common.settings(Settings, __doc__, argv), time.time()
-    router, experts = decode.load(s, s.phase1)
-    sampler = decode.load(s, s.pairs_of)[0] if s.pairs_of else router
+    (s, world), begun = own.settings(Settings, __doc__, argv, "experts", "pairs", "data", "dtype", "max_len"), time.time()
+    world = world or World()
+    phase1, recipe = world.go_on(s)  # phase1: the recipe of what is trained further
     folder, device = common.prepare(s)
-    path, state_path = folder / f"{s.name}.pt", folder / f"{s.name}.state.pt"
-    phase1 = common.load(folder / f"{s.phase1}.pt", ("recipe", "experts"), "run python train_sft.py")  # its settings
-    recipe = common.recipe(s) | {"experts": phase1["experts"]} | common.fingerprints(["phase1", "sampler"], [router, sampler])
+    path, state_path = folder / f"{s.name}{world.suffix}", folder / f"{s.name}.state.pt"
     if path.exists():
-        _, content = common.load_model(path, tokenizer.FINGERPRINT, "run python train_cdpo.py", router=True)
-        common.check_same(path, content["recipe"], recipe)
+        common.check_same(path, world.recipe_of(path, "run python train_cdpo.py"), recipe)
         return print(f"{path} is there already")
 
-    sft_settings = SFTSettings(**{k: phase1["recipe"][k] for k in ("seed", "samples")})
-    pair_samples = pairs.read(pairs.sample(s, folder, sampler, experts, recipe["sampler"]), router.lm.config.max_len)
-    tables = {"sft": common.scored(folder, [sample(i) for i in sft_data(sft_settings)], recipe["experts"], experts),
-              "pair": common.scored(folder, pair_samples, recipe["experts"], experts)}  # rows 2i and 2i + 1: y_w, y_l of pair i
+    pair_samples, sft_samples = world.pairs(s, folder, recipe), world.sft(phase1)
+    tables = {"sft": world.scored(folder, sft_samples),
+              "pair": world.scored(folder, pair_samples)}  # rows 2i and 2i + 1: y_w, y_l of pair i
+    router = world.phase1_router()
     # pi_ref, the router's language model as phase 1 left it, stays frozen: its log-probabilities are computed once.
     ids, mask, lengths, _, _ = tables["pair"]
-    ref = (score([router.lm], ids, lengths)[0][..., 0] * mask[:, 1:]).sum(-1).to(device)  # (2 * pairs,)
+    ref = (world.reference(folder, router, ids, lengths) * mask[:, 1:]).sum(-1).to(device)  # (2 * pairs,)
     if s.loss == "fused":
-        ref = baselines.fused_reference(router, experts, ids, mask, lengths).to(device)  # (2 * pairs,)
+        ref = baselines.fused_reference(router, world.experts, ids, mask, lengths).to(device)  # (2 * pairs,)
     plan = make_plan(tables["sft"][2], torch.maximum(lengths[::2], lengths[1::2]), s)
-    router, sft_loss_name = router.requires_grad_(True), phase1["recipe"]["loss"]  # SFT batches go on as phase 1 left off
-    experts = experts if {s.loss, sft_loss_name} & baselines.READ_EXPERTS else None
+    router, sft_loss_name = router.requires_grad_(True), phase1["loss"]  # SFT batches go on as phase 1 left off
+    experts = world.experts if {s.loss, sft_loss_name} & baselines.READ_EXPERTS else None
 
     optimizer = torch.optim.AdamW([{"params": router.lm.parameters(), "peak": s.lr}, {"params": router.W.parameters(), "peak": s.lr_w}],
                                   lr=s.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
@@ -116,7 +112,7 @@ def main(argv=None):
         if kind == "sft":
             batch = logits, w, x[:, 1:], m, expert_logp, choice[rows, :T - 1].to(device), s.lam
             loss, info = sft_loss(*batch) if sft_loss_name == "paper" else baselines.sft_variant(sft_loss_name, *batch, full)
-            info |= {f"route_{name}": share for name, share in zip(toy.EXPERTS, info.pop("routing"))}
+            info |= {f"route_{name}": share for name, share in zip(world.names, info.pop("routing"))}
         elif s.loss != "paper":
             loss, info = baselines.pair_variant(s.loss, logits, w, x[:, 1:], m, expert_logp, ref[rows], s.beta, full)
         else:
@@ -134,7 +130,7 @@ def main(argv=None):
             common.save_state(state_path, recipe, step + 1, router, optimizer, log)
 
     common.write_log(folder / f"{s.name}.log.jsonl", log)
-    common.save_model(path, router, tokenizer.FINGERPRINT, recipe, time.time() - begun, recipe["experts"])
+    world.save(path, router, recipe, time.time() - begun, recipe["experts"])
     state_path.unlink(missing_ok=True)
 
 

@@ -2,6 +2,7 @@
 
     python train_sft.py            trains the toy experts first where they are missing, then the router
     diff train_sft.py train_cdpo.py    shows what CDPO adds
+    python train_sft.py --init DIR --experts math=DIR code=DIR --data train.jsonl    models and data of your own: see own.py
 
 The router starts from the instruction expert (as in the paper) with routing weights W = 0. Writes OUT/seedN/router_sft.pt and
 router_sft.log.jsonl: loss, loss_lm and loss_expert (the two terms of Eq. (2)), informative (the share of answer tokens in S), and
@@ -10,18 +11,16 @@ same result.
 """
 
 import time
-from copy import deepcopy
 from dataclasses import dataclass
-from random import Random
 
 import torch
 from tqdm import tqdm
 
 import baselines
 import common
+import own
 from fusionroute import Router, sft_loss
-from toy_experts import tasks, tokenizer
-from toy_experts import train as toy
+from toy_experts.world import World
 
 
 @dataclass
@@ -47,32 +46,22 @@ class Settings:
         common.file_stem(self, "name")
 
 
-def sft_data(s):
-    """The router's SFT samples: every sub-skill, those that no expert has included; train split."""
-    return tasks.mixed("train", s.samples, Random(f"sft {s.seed}"))
-
-
-def sample(item):
-    return common.answer_only(tokenizer.encode_prompt(item.prompt), tokenizer.encode_answer(item.answer))
-
-
 def main(argv=None):
-    s = common.settings(Settings, __doc__, argv)
+    s, world = own.settings(Settings, __doc__, argv, "init", "experts", "data", "dtype", "max_len")
+    world = world or World()  # the toy, which own.py exchanges for models and data of your own
     folder, device = common.prepare(s)
-    path, state_path = folder / f"{s.name}.pt", folder / f"{s.name}.state.pt"
-    experts = toy.ensure(toy.Settings(seed=s.seed, out=s.out, device=s.device, gap=s.gap), only=("seed", "gap"))
-    recipe = common.recipe(s) | {"experts": common.fingerprints(toy.EXPERTS, experts)}
+    path, state_path = folder / f"{s.name}{world.suffix}", folder / f"{s.name}.state.pt"
+    recipe = world.start(s)
     if path.exists():
-        _, content = common.load_model(path, tokenizer.FINGERPRINT, "run python train_sft.py", router=True)
-        common.check_same(path, content["recipe"], recipe)
+        common.check_same(path, world.recipe_of(path, "run python train_sft.py"), recipe)
         return print(f"{path} is there already")
 
     begun = time.time()
     # What training needs to know of the experts: two numbers per expert and token. After this they are not needed.
-    ids, mask, lengths, logp, choice = common.scored(folder, [sample(i) for i in sft_data(s)], recipe["experts"], experts)
+    ids, mask, lengths, logp, choice = world.scored(folder, world.sft(recipe))
     choices = recipe["experts"] | ({"router": ""} if s.loss == "co_llm_self" else {})  # what W chooses among
-    router = Router(deepcopy(experts[toy.EXPERTS.index("instruct")]), len(choices)).to(device).requires_grad_(True)
-    experts = experts if s.loss in baselines.READ_EXPERTS else None
+    router = Router(world.first_router(), len(choices)).to(device).requires_grad_(True)
+    experts = world.experts if s.loss in baselines.READ_EXPERTS else None
 
     optimizer = torch.optim.AdamW([{"params": router.lm.parameters(), "peak": s.lr}, {"params": router.W.parameters(), "peak": s.lr_w}],
                                   lr=s.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
@@ -101,7 +90,7 @@ def main(argv=None):
             common.save_state(state_path, recipe, step + 1, router, optimizer, log)
 
     common.write_log(folder / f"{s.name}.log.jsonl", log)
-    common.save_model(path, router, tokenizer.FINGERPRINT, recipe, time.time() - begun, choices)
+    world.save(path, router, recipe, time.time() - begun, choices)
     state_path.unlink(missing_ok=True)
 
 

@@ -19,6 +19,7 @@ import train_sft
 import tune
 from tests.conftest import ROOT, TINY, mistake, script
 from toy_experts import tasks
+from toy_experts.world import sft_data
 
 FLAGS = {train_sft: TINY["train_sft"], train_cdpo: TINY["train_cdpo"], baselines: "--prompts 36 --tries 1 --epochs 1 --batch 8"}
 METHODS = {"math_expert", "code_expert", "instruct_expert", "sequence_selection", "collab", "fine_tuned", "task_arithmetic", "dare",
@@ -169,7 +170,7 @@ def test_no_prompt_of_the_tables_was_trained_or_tuned_on(seed):
     s, t = evaluate.Settings(), tune.Settings()
     test = drawn("test", {b: s.general if b == "general" else s.prompts for b in evaluate.BENCHES})
     validation = drawn("validation", dict.fromkeys(tasks.BENCHMARKS, t.prompts))
-    sft = {i.key for i in train_sft.sft_data(train_sft.Settings(seed=seed, samples=7200))}
+    sft = {i.key for i in sft_data(train_sft.Settings(seed=seed, samples=7200))}
     preference = {i.key for i in tasks.mixed("preference", train_cdpo.Settings().prompts, Random(f"preference {seed}"))}
     sets = [test, validation, sft, preference]
     assert s.prompts >= 300 and s.general >= 500 and all(len(x) > 200 for x in sets)

@@ -24,6 +24,7 @@ import train_sft
 from tests.conftest import ROOT, TINY, mistake, script
 from toy_experts import tasks, tokenizer
 from toy_experts.train import EXPERTS
+from toy_experts.world import sft_data
 
 PROMPT = "Maya has 12 apples. She buys 5 more. Then she doubles the number. How many apples are there now?"
 
@@ -85,7 +86,7 @@ def test_phase_1_logs_what_a_slow_computation_gives(copy):
     log = lines(copy / "seed0" / "router_sft.log.jsonl")[0]
     experts = [common.load_model(copy / "seed0" / f"{n}.pt", tokenizer.FINGERPRINT, "")[0] for n in EXPERTS]
     lm = expert = informative = count = 0
-    for i in train_sft.sft_data(train_sft.Settings(samples=60)):
+    for i in sft_data(train_sft.Settings(samples=60)):
         logp, choice = alone(experts, i.prompt, i.answer)
         S = torch.tensor([len(set(c)) > 1 for c in choice.tolist()])
         lm, expert = lm - float(logp[:, EXPERTS.index("instruct")].sum()), expert - float(logp[S].mean(1).sum())

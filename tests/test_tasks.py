@@ -13,6 +13,7 @@ import train_sft
 from quickstart import Settings as EvaluateSettings
 from toy_experts import judge, tasks, tokenizer
 from toy_experts import train as toy
+from toy_experts.world import sft_data
 
 ALL = tasks.BENCHMARKS + ["general"]
 
@@ -69,7 +70,7 @@ def test_every_token_fits_the_context():
 def test_splits_are_disjoint_on_the_real_sizes():
     """All prompts that a run of seed 0 trains, tunes or tests on: no prompt, and no problem under other words, in two of the sets."""
     s, ev, toy_s = train_sft.Settings(), EvaluateSettings(), toy.Settings()
-    sets = {"train": train_sft.sft_data(s), "preference": tasks.mixed("preference", train_cdpo.Settings().prompts, Random("preference 0"))}
+    sets = {"train": sft_data(s), "preference": tasks.mixed("preference", train_cdpo.Settings().prompts, Random("preference 0"))}
     for bench, domain in [(b, d) for d, bs in tasks.DOMAINS.items() for b in bs]:  # the experts' and the base's documents
         rng = Random(f"{domain} 0")
         sets["train"] += [tasks.draw(bench, "train", rng, toy.covered(toy_s, bench)) for _ in range(20_000 // len(tasks.DOMAINS[domain]))]
@@ -134,7 +135,7 @@ def test_no_document_pairs_a_held_out_question_with_its_answer(monkeypatch):
             assert item.skill not in tasks.held_out(item.bench, s.gap, s.seed) and item.bench != "general"
             whole += 1
     assert whole > 1000
-    router = {(i.bench, i.skill) for i in train_sft.sft_data(train_sft.Settings())}
+    router = {(i.bench, i.skill) for i in sft_data(train_sft.Settings())}
     assert all((b, skill) in router for b in tasks.BENCHMARKS for skill in tasks.held_out(b, s.gap, s.seed))
 
 
