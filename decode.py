@@ -213,8 +213,8 @@ def block_decode(router, experts, prompt, end, max_new, block, lookup=None, temp
                 logits, _ = read_block(experts[i], caches[i], text + tokens[:mine[-1]])   # (t, V)
                 logits = logits[[s - mine[-1] - 1 for s in mine]]                         # (len(mine), V)
                 said = sample(logp[mine] + F.log_softmax(wide(logits), -1), temperature, u=u[mine] if temperature else None)  # Eq. (1)
-                for s, token, own in zip(mine, said.tolist(), logits.argmax(-1).tolist()):
-                    fused[s], choice[s] = token, own
+                for s, token, wanted in zip(mine, said.tolist(), logits.argmax(-1).tolist()):
+                    fused[s], choice[s] = token, wanted
                 trace.expert_passes += 1
             if fused[t] != tokens[t]:
                 break

@@ -64,7 +64,7 @@ class Settings:
     device: str = "auto"   # auto, cuda, mps or cpu
     split: str = "test"    # test, or validation (which is what to tune on)
     prompts: int = 300     # prompts a benchmark
-    general: int = 500     # general prompts
+    general: int = 500     # general prompts, on which win rates are measured
     timed: int = 25        # of the benchmarks' prompts, how many results/cost.json is measured on
 
     def __post_init__(self):

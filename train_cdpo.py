@@ -91,7 +91,7 @@ def main(argv=None):
         ref = baselines.fused_reference(router, world.experts, ids, mask, lengths).to(device)  # (2 * pairs,)
     plan = make_plan(tables["sft"][2], torch.maximum(lengths[::2], lengths[1::2]), s)
     router, sft_loss_name = router.requires_grad_(True), phase1["loss"]  # SFT batches go on as phase 1 left off
-    experts = world.experts if {s.loss, sft_loss_name} & baselines.READ_EXPERTS else None
+    experts, world.experts = (world.experts if {s.loss, sft_loss_name} & baselines.READ_EXPERTS else None), None
 
     optimizer = torch.optim.AdamW([{"params": router.lm.parameters(), "peak": s.lr}, {"params": router.W.parameters(), "peak": s.lr_w}],
                                   lr=s.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)

@@ -61,7 +61,7 @@ def main(argv=None):
     ids, mask, lengths, logp, choice = world.scored(folder, world.sft(recipe))
     choices = recipe["experts"] | ({"router": ""} if s.loss == "co_llm_self" else {})  # what W chooses among
     router = Router(world.first_router(), len(choices)).to(device).requires_grad_(True)
-    experts = world.experts if s.loss in baselines.READ_EXPERTS else None
+    experts, world.experts = (world.experts if s.loss in baselines.READ_EXPERTS else None), None
 
     optimizer = torch.optim.AdamW([{"params": router.lm.parameters(), "peak": s.lr}, {"params": router.W.parameters(), "peak": s.lr_w}],
                                   lr=s.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)

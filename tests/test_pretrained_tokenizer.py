@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-import common
 from pretrained_tokenizer import Tokenizer, agree
 from tests.test_pretrained import refused
 
