@@ -265,7 +265,7 @@ def claims(r, family="llama"):
 REASONS = {
     "specialist": "The coverage gap: the specialist lacks a quarter of its own benchmark's sub-skills, and the router learns them; MergeBench's "
                   "experts have no such hole on purpose.",
-    "ifeval": "The instruction expert lacks formats that the router's SFT data has, so fusing gains there as everywhere.",
+    "ifeval": "The two are level here: which of them is ahead changes with the seed.",
     "collab": "The learned reward model is right on whole answers far more often than on beginnings (baselines.py); where an expert starts "
               "badly the look-ahead shows text that the reward model has seldom seen.",
     "selection": "A fine-tuned model of this size learns the router's small SFT set less well than the experts know their domains.",
