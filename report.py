@@ -266,8 +266,8 @@ REASONS = {
     "specialist": "The coverage gap: the specialist lacks a quarter of its own benchmark's sub-skills, and the router learns them; MergeBench's "
                   "experts have no such hole on purpose.",
     "ifeval": "The two are level here: which of them is ahead changes with the seed.",
-    "collab": "The learned reward model is right on whole answers far more often than on beginnings (baselines.py); where an expert starts "
-              "badly the look-ahead shows text that the reward model has seldom seen.",
+    "collab": "Collab asks the reward model about continuations of text that no single model would have written. On validation it got better with "
+              "every longer look-ahead (results/tuning.json), that is, the nearer it came to judging whole answers, as Sequence Selection does.",
     "selection": "A fine-tuned model of this size learns the router's small SFT set less well than the experts know their domains.",
     "merging": "Full fine-tuning at toy scale moves weights so far that adding three task vectors at scale 1 destroys the model either way.",
     "scale": "Both models profit from size, and at toy scale FusionRoute comes near the ceiling.",
