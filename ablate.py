@@ -85,11 +85,11 @@ def data():
 def routing():
     cells = []
     for loss in ("paper", "all", "raw", "renormalised", "mixture", "best", "co_llm", "co_llm_self"):
-        name = {"paper": "router_sft", "co_llm": "co_llm"}.get(loss, f"router_sft_{loss}")
+        name = {"paper": "router_sft"}.get(loss, loss if loss in evaluate.TRAINING else f"router_sft_{loss}")
         methods = {"routing_only": (name, ONLY_EXPERT), "sft_only": (name, {})}
         if loss.startswith("co_llm"):
             del methods["sft_only"]  # it is not made to be fused
-        cells.append(Cell(loss, methods, [(name, train_sft, flags_of("co_llm") if loss == "co_llm" else f"--loss {loss}")]))
+        cells.append(Cell(loss, methods, [(name, train_sft, f"--loss {loss}")]))
     return cells
 
 
@@ -157,7 +157,7 @@ def measure(s, cell):
 def result(s, name):
     """{label: measure} of one ablation and seed, as kept in OUT/seedN/ablation-NAME.json or computed."""
     cells = ABLATIONS[name]()
-    return common.cached(common.run_dir(s) / f"ablation-{name}.json", [common.recipe(s), repr(cells)],
+    return common.cached(common.run_dir(s) / f"ablation-{name}.json", [common.recipe(s), [vars(c) | {"trained": [(t[0], t[2]) for t in c.trained]} for c in cells]],
                          lambda: {str(c.label): measure(s, c) for c in tqdm(cells, desc=name)})
 
 

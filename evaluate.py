@@ -6,7 +6,7 @@
 
 Methods (baselines.py explains each): math_expert, code_expert, instruct_expert, sequence_selection, collab, fine_tuned, task_arithmetic,
 dare (both with the setting that won on validation; *_paper: with the paper's), routing_only, sft_only, fusionroute, and beyond the
-paper uniform_average, co_llm, oracle_expert, fused_sft, fused_full.
+paper uniform_average, co_llm, co_llm_self, oracle_expert, fused_sft, fused_full.
 
 An answer counts when it is right in content and in form. General prompts are judged by the checkers' graded score (tasks.grade:
 correctness first, then form, then brevity) in the place of GPT-4o; equal scores are ties. Test prompts are split from all others by
@@ -41,7 +41,7 @@ ROOT = Path(__file__).parent
 BENCHES = tasks.BENCHMARKS + ["general"]
 METHODS = ["math_expert", "code_expert", "instruct_expert", "sequence_selection", "collab", "fine_tuned", "task_arithmetic_paper",
            "task_arithmetic", "dare_paper", "dare", "routing_only", "sft_only", "fusionroute", "uniform_average", "co_llm",
-           "oracle_expert", "fused_sft", "fused_full"]
+           "co_llm_self", "oracle_expert", "fused_sft", "fused_full"]
 
 # What is trained, in this order, and the settings that differ from the scripts' own. All were chosen by tune.py on validation prompts.
 TRAINING = {
@@ -50,6 +50,7 @@ TRAINING = {
     "fine_tuned_sft": (train_sft, "--loss plain --lr 2e-3"),
     "fine_tuned": (train_cdpo, "--loss plain --lr 2.5e-5 --phase1 fine_tuned_sft --pairs_of router_sft"),
     "co_llm": (train_sft, "--loss co_llm"),
+    "co_llm_self": (train_sft, "--loss co_llm_self"),
     "fused_sft": (train_sft, "--loss fused_own --lr 2e-3"),
     "fused_full": (train_cdpo, "--phase1 fused_sft"),
     "reward": (baselines, "--rejected experts"),  # one for Sequence Selection and Collab
@@ -104,7 +105,7 @@ def decoders(m):
     """method -> its decoder, from token-id prompts to answers without the end token; m as from load_all. (oracle_expert has none.)"""
     end, max_new, experts = tokenizer.END, decode.MAX_NEW, m["experts"]
 
-    def fused(router, **how):
+    def fused(router, experts=experts, **how):
         return lambda prompts: [decode.answer_ids(t) for t in traces(m[router], experts, **how)(prompts)]
 
     def alone(model):
@@ -123,6 +124,7 @@ def decoders(m):
         "routing_only": fused("router", use_router=False), "sft_only": fused("router_sft"), "fusionroute": fused("router"),
         "uniform_average": lambda prompts: baselines.uniform_average(experts, prompts, end, max_new),
         "co_llm": fused("co_llm", use_router=False),
+        "co_llm_self": fused("co_llm_self", experts + [m["co_llm_self"].lm], use_router=False),
         "fused_sft": fused("fused_sft"), "fused_full": fused("fused_full"),
     }
 
@@ -154,45 +156,53 @@ def train_missing(s):
 
 
 def evaluate(s):
-    """Everything about one seed: right or wrong for every method and prompt as strings of 0 and 1, grades on general prompts, routing."""
-    models, clock = load_all(s), time.time()
+    """Everything about one seed: right or wrong for every method and prompt as strings of 0 and 1, grades on general prompts, routing.
+
+    Answers are kept method by method in OUT/seedN/table1.json, for as long as their settings and checkpoints stay.
+    """
+    path, models, clock = common.run_dir(s) / "table1.json", load_all(s), time.time()
+    asked = [{k: v for k, v in common.recipe(s).items() if k != "timed"}, made_from(models)]
+    known = common.cached(path, asked, lambda: {"right": {}, "grades": {}, "routing": {}, "seconds": 0})
     items = {b: tasks.dataset(b, s.split, s.general if b == "general" else s.prompts, Random(f"{s.split} {b} {s.seed}")) for b in BENCHES}
-    right, grades, ways = {}, {}, decoders(models)
-    bar = tqdm(total=len(ways) * len(BENCHES), desc=f"evaluating seed {s.seed}", mininterval=1.0)
-    for method, decoder in ways.items():
-        right[method] = {}
-        for b in BENCHES:
-            texts = [tokenizer.encoding.decode(ids) for ids in in_batches(decoder, items[b])]
-            right[method][b] = "".join(str(int(tasks.check(item, text))) for item, text in zip(items[b], texts))
-            if b == "general":
-                grades[method] = [round(tasks.grade(item, text), 4) for item, text in zip(items[b], texts)]
-            bar.update()
-    bar.close()
-    alone = [f"{e}_expert" for e in EXPERTS]  # the oracle takes the expert that does best on each prompt: a bound, not a method
-    right["oracle_expert"] = {b: "".join(max(column) for column in zip(*(right[e][b] for e in alone))) for b in BENCHES}
-    grades["oracle_expert"] = [max(column) for column in zip(*(grades[e] for e in alone))]
-    routes = {b: routing(models["experts"], items[b], in_batches(traces(models["router"], models["experts"]), items[b])) for b in BENCHES}
+    right, grades, ways = known["right"], known["grades"], decoders(models)
+    if missing := [method for method in ways if method not in right]:
+        bar = tqdm(total=len(missing) * len(BENCHES), desc=f"evaluating seed {s.seed}", mininterval=1.0)
+        for method in missing:
+            row = {}
+            for b in BENCHES:
+                texts = [tokenizer.encoding.decode(ids) for ids in in_batches(ways[method], items[b])]
+                row[b] = "".join(str(int(tasks.check(item, text))) for item, text in zip(items[b], texts))
+                if b == "general":
+                    grades[method] = [round(tasks.grade(item, text), 4) for item, text in zip(items[b], texts)]
+                bar.update()
+            right[method] = row
+        bar.close()
+        alone = [f"{e}_expert" for e in EXPERTS]  # the oracle takes the expert that does best on each prompt: a bound, not a method
+        right["oracle_expert"] = {b: "".join(max(column) for column in zip(*(right[e][b] for e in alone))) for b in BENCHES}
+        grades["oracle_expert"] = [max(column) for column in zip(*(grades[e] for e in alone))]
+        answers = traces(models["router"], models["experts"])
+        known["routing"] = {b: routing(models["experts"], items[b], in_batches(answers, items[b])) for b in BENCHES}
+        known["seconds"] += time.time() - clock
+        common.write(path, json.dumps({"key": asked, "result": known}) + "\n")
+        print(f"saved {path}")
     folder = common.run_dir(s)
     contents = {name: common.load(folder / f"{name}.pt", ("recipe", "seconds"), "") for name in ["base", *EXPERTS, *TRAINING]}
-    seconds = {name: round(c["seconds"]) for name, c in contents.items()} | {"evaluation": round(time.time() - clock)}
-    return {"meta": {"settings": common.recipe(s), "gap": contents["base"]["recipe"]["gap"],
-                     "held_out": {b: tasks.held_out(b, contents["base"]["recipe"]["gap"], s.seed) for b in tasks.BENCHMARKS},
-                     "seconds": seconds | {"total": sum(seconds.values())}},
-            "right": right, "grades": grades, "routing": routes}
+    seconds = {name: round(c["seconds"]) for name, c in contents.items()} | {"evaluation": round(known["seconds"])}
+    gap = contents["base"]["recipe"]["gap"]
+    return known | {"meta": {"gap": gap, "held_out": {b: tasks.held_out(b, gap, s.seed) for b in tasks.BENCHMARKS},
+                             "seconds": seconds | {"total": sum(seconds.values())}}}
 
 
-def made_from(s):
+def made_from(models):
     """What a result hangs on besides its settings: the weights of every checkpoint, and the settings of what is not trained."""
-    models = load_all(s)
     names = [name for name in models if name != "experts"]
     return common.fingerprints(names, [models[n] for n in names]) | {"untrained": [TASK_ARITHMETIC, DARE, LOOKAHEAD]}
 
 
 def result(s):
-    """evaluate(s), after training what is missing; kept in OUT/seedN/table1.json for as long as its settings and checkpoints stay."""
+    """evaluate(s), after training what is missing."""
     train_missing(s)
-    asked = [{k: v for k, v in common.recipe(s).items() if k != "timed"}, made_from(s), METHODS]
-    return common.cached(common.run_dir(s) / "table1.json", asked, lambda: evaluate(s))
+    return evaluate(s)
 
 
 # --- statistics ---------------------------------------------------------------------------------------------------------------------------
@@ -244,7 +254,7 @@ def wins(results, ours, other):
 
 
 # What the paper says of two methods (report.py), besides FusionRoute's difference to every other one.
-PAIRS = [("collab", "sequence_selection"), ("task_arithmetic_paper", "dare_paper"), ("sequence_selection", "fine_tuned"),
+PAIRS = [("co_llm_self", "sft_only"), ("collab", "sequence_selection"), ("task_arithmetic_paper", "dare_paper"), ("sequence_selection", "fine_tuned"),
          ("fused_sft", "sft_only"), ("fused_full", "fused_sft")]
 
 

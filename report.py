@@ -28,7 +28,8 @@ NAMES = {
     "sequence_selection": "Sequence Selection", "collab": "Collab", "fine_tuned": "Fine-tuned Model",
     "task_arithmetic_paper": "TaskArithmetic, scale 1", "task_arithmetic": "TaskArithmetic, tuned", "dare_paper": "DARE, p 0.9, scale 1",
     "dare": "DARE, tuned", "routing_only": "routing only", "sft_only": "phase 1 only", "fusionroute": "**FusionRoute**",
-    "uniform_average": "uniform average", "co_llm": "Co-LLM-style routing", "oracle_expert": "oracle expert (a bound)",
+    "uniform_average": "uniform average", "co_llm": "Co-LLM-style routing", "co_llm_self": "Co-LLM-style, or the router itself",
+    "oracle_expert": "oracle expert (a bound)",
     "fused_sft": "through the fusion, phase 1", "fused_full": "through the fusion, both",
 }
 
@@ -143,15 +144,17 @@ def blocks(r):
 
 
 ABLATIONS = {
-    "coverage": "The share of sub-skills that no expert has. Where experts cover everything, choosing among them is enough, and the router's own "
-                "logits add little; every sub-skill that is missing costs routing only, and nothing that the router's data has costs "
-                "FusionRoute as much (Assumption 4.2 of the paper, seen from both sides).",
+    "coverage": "The share of sub-skills that no expert has. At 0 choosing among experts is enough, and the router's own logits add nothing on the "
+                "benchmarks; every sub-skill that is missing is lost to routing only, whereas FusionRoute keeps most of those that the router's "
+                "data has (Assumption 4.2 of the paper, seen from both sides). Its lead over the fine-tuned model shrinks as experts know less.",
     "data": "SFT samples of router and fine-tuned model alike, phase 2 as always. FusionRoute borrows what the experts know; the fine-tuned model "
             "must learn everything from these samples.",
     "routing": "Phase 1 with other rules for L_expert (baselines.SFT_LOSSES has each in a line). routing only shows what the rule is for; "
-               "phase 1 only adds the router's logits. co_llm trains no language model for fusing, co_llm_self may pick the router itself.",
+               "phase 1 only adds the router's logits. The paper's restriction to S costs nothing and gains nothing here. Raw weights fail, as their "
+               "loss has no lower bound. co_llm trains no language model for fusing; co_llm_self may pick the router itself as well.",
     "preference": "Phase 2 with other losses (baselines.PAIR_LOSSES) and other sources of y_l (pairs.SOURCES), on top of the same phase 1. "
-                  "\"SFT on y_w instead\" takes as many steps on the same prompts without any y_l.",
+                  "\"SFT on y_w instead\" takes as many steps on the same prompts without any y_l. The bias, the paper's novelty, makes no difference "
+                  "that can be seen here, nor does the policy that DPO is applied to; it is the fused model's own mistakes that teach.",
     "scale": "Width and layers of base, experts and router alike, everything else as always.",
 }
 
