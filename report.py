@@ -151,7 +151,8 @@ ABLATIONS = {
             "must learn everything from these samples.",
     "routing": "Phase 1 with other rules for L_expert (baselines.SFT_LOSSES has each in a line). routing only shows what the rule is for; "
                "phase 1 only adds the router's logits. The paper's restriction to S makes no difference to routing only, and phase 1 fares better "
-               "without it. Raw weights fail, as their loss has no lower bound. co_llm trains no language model for fusing; co_llm_self may pick the router itself as well.",
+               "without it. Raw weights fail, as their loss has no lower bound. co_llm trains no language model for "
+               "fusing; co_llm_self may pick the router itself as well.",
     "preference": "Phase 2 with other losses (baselines.PAIR_LOSSES) and other sources of y_l (pairs.SOURCES), on top of the same phase 1. "
                   "\"SFT on y_w instead\" takes as many steps on the same prompts without any y_l. The bias, the paper's novelty, makes no difference "
                   "that can be seen here, nor does the policy that DPO is applied to. What counts is that y_l is a mistake that a model makes.",
@@ -245,7 +246,8 @@ def claims(r, family="llama"):
     falls = [all(a > b for a, b in zip(per, per[1:])) for per in zip(*lead)]
     out.append(Claim("the lead over the Fine-tuned Model grows with model size", "larger for 8B than for 2B",
                      ", ".join(f"{100 * mean(per):+.1f} ({row['label']})" for per, row in zip(lead, rows)),
-                     "reproduced" if all(grows) else "reversed" if all(falls) else "not shown", "ablation_scale", REASONS["scale"] if not all(grows) else ""))
+                     "reproduced" if all(grows) else "reversed" if all(falls) else "not shown", "ablation_scale",
+                     "" if all(grows) else REASONS["scale"]))
 
     for b in ("toy-mbpp", "toy-humaneval"):
         x = routes[b]["S"]["code"]
@@ -288,7 +290,8 @@ REASONS = {
 def claims_page(r):
     meta = r["table1"]["meta"]
     scale = r["ablation_scale"]["meta"]
-    commands = {"ablation_scale": ("python ablate.py scale --seeds " + " ".join(map(str, scale["seeds"])), sum(scale["run time in seconds"].values()))}
+    command = "python ablate.py scale --seeds " + " ".join(map(str, scale["seeds"]))
+    commands = {"ablation_scale": (command, sum(scale["run time in seconds"].values()))}
     every = COMMAND, sum(t["total"] for t in meta["run time in seconds"].values())
     rows = [["claim", "paper", "ours", "verdict", "command", "run time", "JSON"]]
     found = claims(r)
