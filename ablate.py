@@ -157,7 +157,8 @@ def measure(s, cell):
 def result(s, name):
     """{label: measure} of one ablation and seed, as kept in OUT/seedN/ablation-NAME.json or computed."""
     cells = ABLATIONS[name]()
-    return common.cached(common.run_dir(s) / f"ablation-{name}.json", [common.recipe(s), [vars(c) | {"trained": [(t[0], t[2]) for t in c.trained]} for c in cells]],
+    asked = [common.recipe(s), [vars(c) | {"trained": [(t[0], t[2]) for t in c.trained]} for c in cells]]
+    return common.cached(common.run_dir(s) / f"ablation-{name}.json", asked,
                          lambda: {str(c.label): measure(s, c) for c in tqdm(cells, desc=name)})
 
 

@@ -156,7 +156,8 @@ ABLATIONS = {
                "fusing; co_llm_self may pick the router itself as well.",
     "preference": "Phase 2 with other losses (baselines.PAIR_LOSSES) and other sources of y_l (pairs.SOURCES), on top of the same phase 1. "
                   "\"SFT on y_w instead\" takes as many steps on the same prompts without any y_l. The bias, the paper's novelty, makes no difference "
-                  "that can be seen here, nor does the policy that DPO is applied to. What counts is that y_l is a mistake that a model makes.",
+                  "that can be seen here, nor does the policy that DPO is applied to. What counts is that y_l is a mistake that a model makes. "
+                  "The two fine-tuned rows differ in more than their pairs: the first has the rate tuned for it, the second phase 2's default.",
     "scale": "Width and layers of base, experts and router alike, everything else as always; settings were tuned at the largest size only, which may "
              "be what the small fine-tuned models suffer from.",
 }
