@@ -38,6 +38,7 @@ class Settings:
     seed: int = 0          # selects the run
     out: str = "out"       # runs are kept in OUT/seedN/
     device: str = "auto"   # auto, cuda, mps or cpu
+    family: str = "llama"  # architecture of the toy's models: llama or gemma (Gemma-2)
     prompts: int = 100     # test prompts a benchmark, and general ones
 
     def __post_init__(self):
@@ -120,13 +121,11 @@ ABLATIONS = {"coverage": coverage, "data": data, "routing": routing, "preference
 def measure(s, cell):
     """One cell, one seed: {method: {"average", "uncovered", "general", and "win_rate" against fine_tuned if it is there}}, the models'
     size, and the seconds that each checkpoint took to train and the whole to evaluate."""
-    out = str(Path(s.out) / cell.world)
-    where = ["--seed", str(s.seed), "--out", out, "--device", s.device]
-    toy.main([*where, "--gap", str(cell.gap), "--d_model", str(cell.size[0]), "--n_layer", str(cell.size[1])])
+    run = decode.Settings(seed=s.seed, out=str(Path(s.out) / cell.world), device=s.device, family=s.family)
+    toy.main([*common.where(run), "--gap", str(cell.gap), "--d_model", str(cell.size[0]), "--n_layer", str(cell.size[1])])
     for name, module, flags in cell.trained:
         gap = ["--gap", str(cell.gap)] if module is train_sft else []
-        module.main([*where, *flags.split(), "--name", name, *gap])
-    run = decode.Settings(seed=s.seed, out=out, device=s.device)
+        module.main([*common.where(run), *flags.split(), "--name", name, *gap])
     base = common.load(common.run_dir(run) / "base.pt", ("recipe", "seconds"), "")
     names = ["base", *toy.EXPERTS, *(t[0] for t in cell.trained)]
     seconds = {cell.world + name: common.load(common.run_dir(run) / f"{name}.pt", ("seconds",), "")["seconds"] for name in names}
@@ -219,10 +218,11 @@ def main(argv=None):
         seconds = [{k: v for cell in r.values() for k, v in cell["seconds"].items()} for r in results]  # what cells share counts once
         meta = {"seeds": seeds, "run time in seconds": {seed: round(sum(t.values())) for seed, t in zip(seeds, seconds)},
                 "split": "test", "prompts per benchmark": runs[0].prompts, "win_rate": "against fine_tuned beside it, ties half"}
-        common.write(RESULTS / f"ablation_{name}.json", json.dumps({"rows": rows, "meta": meta}, indent=1) + "\n")
+        stem = f"ablation_{name}" + ("" if runs[0].family == "llama" else f"_{runs[0].family}")
+        common.write(RESULTS / f"{stem}.json", json.dumps({"rows": rows, "meta": meta}, indent=1) + "\n")
         if picture := plot(name, rows):
-            common.write(RESULTS / f"ablation_{name}.svg", picture)
-        print(f"saved ablation_{name}.json{' and .svg' if picture else ''} in results/")
+            common.write(RESULTS / f"{stem}.svg", picture)
+        print(f"saved {stem}.json{' and .svg' if picture else ''} in results/")
 
 
 if __name__ == "__main__":

@@ -120,11 +120,20 @@ def device(name):
     return torch.device(name)
 
 
+FAMILIES = ("llama", "gemma")
+
+
 def run_dir(s):
-    """The folder of one run, OUT/seedN: runs of different seeds never share files. Checks the seed."""
+    """The folder of one run, OUT/seedN, or OUT/gemma/seedN: runs of different seeds or families never share files. Checks both."""
+    one_of(s, "family", FAMILIES)
     if not 0 <= s.seed < 2**31:
         raise UserError(f"--seed is {s.seed}, and must be from 0 to {2**31 - 1}")
-    return Path(s.out) / f"seed{s.seed}"
+    return Path(s.out) / (s.family if s.family != "llama" else "") / f"seed{s.seed}"
+
+
+def where(s):
+    """The flags that another script needs to work on the run of the settings s."""
+    return ["--seed", str(s.seed), "--out", s.out, "--device", s.device, "--family", s.family]
 
 
 def prepare(s):
@@ -179,6 +188,18 @@ def cached(path, key, compute):
     return json.loads(json.dumps(content["result"]))
 
 
+def write_family(path, family, content, meta):
+    """Write a family's results and what they were made with into a JSON file of both families; the other's stay as they are."""
+    try:
+        both = json.loads(path.read_text())
+    except FileNotFoundError:
+        both = {}
+    except ValueError as e:
+        raise UserError(f"{path} is damaged ({e}): remove it first, and the other family's results must be made anew too") from e
+    metas = both.pop("meta", {}) | {family: meta}
+    write(path, json.dumps(both | {family: content, "meta": metas}, indent=1) + "\n")
+
+
 def save(path, content):
     """torch.save in the manner of `write`."""
     write(path, lambda f: torch.save(content, f))
@@ -215,8 +236,9 @@ def check_same(path, saved, asked):
 
 
 def recipe(s):
-    """The settings that decide a result: all but where it runs, where it goes and how often it is saved."""
-    return {k: v for k, v in dataclasses.asdict(s).items() if k not in ("out", "device", "save_every", "name", "phase1", "pairs_of")}
+    """The settings that decide a result: all but where it runs, where it goes (the family is a part of that) and how often it is saved."""
+    nowhere = ("out", "device", "family", "save_every", "name", "phase1", "pairs_of")
+    return {k: v for k, v in dataclasses.asdict(s).items() if k not in nowhere}
 
 
 def raw_bytes(tensor):

@@ -45,6 +45,7 @@ class Settings:
     seed: int = 0                # selects the run
     out: str = "out"             # runs are kept in OUT/seedN/
     device: str = "cpu"          # auto, cuda, mps or cpu; one short answer of a tiny model is fastest on the cpu
+    family: str = "llama"        # architecture of the toy's models: llama or gemma (Gemma-2)
     method: str = "fusionroute"  # fusionroute, routing_only, sft_only, router, math, code or instruct
     block: int = 32              # fusionroute, sft_only: tokens drafted at most before the experts check them; 1: token by token
 

@@ -63,6 +63,7 @@ class Settings:
     seed: int = 0          # selects the run
     out: str = "out"       # runs are kept in OUT/seedN/
     device: str = "auto"   # auto, cuda, mps or cpu
+    family: str = "llama"  # architecture of the toy's models: llama or gemma (Gemma-2)
     split: str = "test"    # test, or validation (which is what to tune on)
     prompts: int = 300     # prompts a benchmark
     general: int = 500     # general prompts, on which win rates are measured
@@ -151,8 +152,7 @@ def routing(experts, items, answers):
 
 def train_missing(s):
     for name, (module, flags) in TRAINING.items():
-        argv = ["--seed", str(s.seed), "--out", s.out, "--device", s.device, "--name", name, *flags.split()]
-        module.main(argv)
+        module.main([*common.where(s), "--name", name, *flags.split()])
 
 
 def evaluate(s):
@@ -329,12 +329,11 @@ def main(argv=None):
     differences |= {f"fusionroute - {m}, {b}": difference(results, "fusionroute", m, [b]) for b in tasks.BENCHMARKS
                     for m in ("fine_tuned", *(f"{e}_expert" for e in EXPERTS if b in tasks.DOMAINS[e]))}
     rates = {m: wins(results, m, "fine_tuned") for m in METHODS if m != "fine_tuned"}
-    files = {"table1": {"llama": tables}, "routing": {"llama": routes}, "differences": {"llama": differences},
-             "winrate": {"llama": rates | {"sft_only against fusionroute": wins(results, "sft_only", "fusionroute")}},
-             "cost": {"llama": cost(runs[0])}}
+    files = {"table1": tables, "routing": routes, "differences": differences, "cost": cost(runs[0]),
+             "winrate": rates | {"sft_only against fusionroute": wins(results, "sft_only", "fusionroute")}}
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        common.write(folder / f"{name}.json", json.dumps(content | {"meta": meta}, indent=1) + "\n")
+        common.write_family(folder / f"{name}.json", runs[0].family, content, meta)
     print(f"saved {', '.join(f'{name}.json' for name in files)} in {folder}")
 
 

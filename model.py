@@ -185,7 +185,7 @@ class GPT(nn.Module):
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         for name, p in self.named_parameters():
             if name == "embed.weight":
-                nn.init.normal_(p, std=0.3)  # chosen on validation: at toy width, small embeddings learn slowly
+                nn.init.normal_(p, std=0.1 if config.embed_scaled else 0.3)  # chosen on validation: at toy width, smaller ones learn slowly
             elif p.dim() == 2:  # unit gain; what is added to the stream starts smaller, so that depth does not inflate it (GPT-2)
                 small = (2 * config.n_layer) ** -0.5 if name.endswith(("wo.weight", "w_down.weight")) else 1.0
                 nn.init.normal_(p, std=small * p.size(1) ** -0.5)

@@ -44,7 +44,7 @@ class Flags:
 
 REQUIRED = ("init", "experts", "data", "pairs", "router")  # those that a script has; any of them leaves the toy behind
 DEFAULTS = {"out": "own", "epochs": 1, "lr": 1e-5, "lr_w": 1e-5}
-TOY_ONLY = ("gap", "samples", "prompts", "tries", "temperature", "rejected", "pairs_of")  # settings of the toy's experts and data
+TOY_ONLY = ("family", "gap", "samples", "prompts", "tries", "temperature", "rejected", "pairs_of")  # settings of the toy's experts and data
 CHUNK = 256  # samples a file of scores
 FILE, KEYS = "fusionroute.pt", ("vocabulary", "recipe", "seconds", "experts", "W")
 

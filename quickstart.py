@@ -37,6 +37,7 @@ class Settings:
     seed: int = 0          # selects the run
     out: str = "out"       # runs are kept in OUT/seedN/
     device: str = "auto"   # auto, cuda, mps or cpu
+    family: str = "llama"  # architecture of the toy's models: llama or gemma (Gemma-2)
     split: str = "test"    # test, or validation (which is what to tune on)
     prompts: int = 200     # prompts a benchmark
 
@@ -168,6 +169,8 @@ def main(argv=None):
     args = vars(parser.parse_args(argv))
     publish = args.pop("publish")
     s = Settings(**args)
+    if publish and s.family != "llama":
+        raise common.UserError(f"--family {s.family} cannot be published: the README's first table and example are those of llama")
     folder = common.run_dir(s)
     (router, experts), (router_sft, _) = decode.load(s, "router"), decode.load(s, "router_sft")
     made_from = common.fingerprints(["router", "router_sft"], [router, router_sft])

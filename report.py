@@ -16,13 +16,19 @@ import common
 
 ROOT = Path(__file__).parent
 BENCHES = ["toy-gsm8k", "toy-math500", "toy-mbpp", "toy-humaneval", "toy-ifeval"]
-COMMAND = "python evaluate.py --seeds 0 1 2 3 4"
-PAPER = {  # Table 1 of the paper, Llama-3 8B, per cent: GSM8K, MATH500, MBPP, HumanEval, IFEval, average
+COMMAND = {"llama": "python evaluate.py --seeds 0 1 2 3 4", "gemma": "python evaluate.py --family gemma --seeds 0 1 2 3 4"}
+SOURCE = {"llama": "Table 1, Llama-3 8B", "gemma": "Table 2, Gemma-2 2B"}
+PAPER = {"llama": {  # the paper's tables, per cent: GSM8K, MATH500, MBPP, HumanEval, IFEval, average
     "math_expert": (86, 36, 23, 37, 31, 42.6), "code_expert": (52, 15, 34, 66, 48, 43.0), "instruct_expert": (74, 27, 36, 52, 67, 51.2),
     "sequence_selection": (76, 31, 21, 45, 50, 46.6), "collab": (82, 32, 28, 54, 55, 50.2), "fine_tuned": (75, 26, 36, 58, 72, 53.6),
     "dare_paper": (75, 28, 23, 26, 32, 36.8), "task_arithmetic_paper": (82, 32, 24, 39, 35, 42.4),
     "routing_only": (82, 32, 26, 56, 65, 52.2), "fusionroute": (82, 33, 36, 63, 69, 56.6),
-}
+}, "gemma": {
+    "math_expert": (67, 27, 22, 36, 47, 39.8), "code_expert": (39, 16, 27, 41, 52, 35.0), "instruct_expert": (19, 8, 23, 34, 61, 29.0),
+    "sequence_selection": (62, 24, 27, 37, 54, 40.8), "collab": (52, 22, 26, 35, 45, 36.0), "fine_tuned": (54, 17, 24, 34, 68, 39.4),
+    "dare_paper": (36, 10, 14, 16, 36, 22.4), "task_arithmetic_paper": (43, 15, 14, 28, 34, 26.8),
+    "routing_only": (62, 23, 23, 33, 51, 38.4), "fusionroute": (65, 22, 25, 40, 61, 42.6),
+}}
 NAMES = {
     "math_expert": "math expert", "code_expert": "code expert", "instruct_expert": "instruction expert",
     "sequence_selection": "Sequence Selection", "collab": "Collab", "fine_tuned": "Fine-tuned Model",
@@ -74,32 +80,37 @@ def load():
     names = ["table1", "differences", "winrate", "routing", "cost", "tuning"] + [
         f"ablation_{n}" for n in ("coverage", "data", "routing", "preference", "scale")]
     try:
-        return {name: json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in names}
+        r = {name: json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in names}
     except (OSError, ValueError) as e:
-        raise common.UserError(f"results/ is not complete ({e}): run {COMMAND}, python tune.py --seeds 0 1, and the ablations") from e
+        raise common.UserError(f"results/ is not complete ({e}): run {' and '.join(COMMAND.values())}, python tune.py --seeds 0 1, and the "
+                               "ablations") from e
+    for family in common.FAMILIES:
+        if family not in r["table1"]:
+            raise common.UserError(f"results/table1.json has no {family}: run {COMMAND[family]}")
+    return r
 
 
 # --- the README's tables ------------------------------------------------------------------------------------------------------------------
 
 
-def main_table(r, family="llama"):
+def main_table(r, family):
     ours, differences = r["table1"][family], r["differences"][family]
     rows = [["method", *(b.removeprefix("toy-") for b in BENCHES), "average ± sd", "FusionRoute minus it", "paper"]]
     for method in sorted(ours, key=lambda m: -mean(ours[m]["average"])):
         d = differences.get(f"fusionroute - {method}")
         rows.append([NAMES[method], *(f"{100 * mean(ours[method][b]):.0f}" for b in BENCHES), spread(ours[method]["average"]),
-                     signed(d) if d else "", f"{PAPER[method][-1]:.1f}" if method in PAPER else ""])
-    meta = r["table1"]["meta"]
+                     signed(d) if d else "", f"{PAPER[family][method][-1]:.1f}" if method in PAPER[family] else ""])
+    meta = r["table1"]["meta"][family]
     seconds = [t["total"] for t in meta["run time in seconds"].values()]
     return "\n".join([
         f"Per cent right in content and form, mean over seeds {', '.join(map(str, meta['seeds']))}; {meta['prompts per benchmark']} test "
         "prompts a benchmark and seed; ± standard deviation over the seeds; FusionRoute's lead in points with its 95% interval (bootstrap "
-        "over seeds and prompts, paired). `paper`: average of Table 1, Llama-3 8B.", "", *table(rows), "",
+        f"over seeds and prompts, paired). `paper`: average of {SOURCE[family]}.", "", *table(rows), "",
         f"Training and evaluation took {min(seconds) / 60:.0f} to {max(seconds) / 60:.0f} minutes a seed on {meta['machine']}"
         + (", one thread a run, two runs side by side." if meta["threads"] == 1 else ".")])
 
 
-def win_table(r, family="llama"):
+def win_table(r, family):
     rates = r["winrate"][family]
     rows = [["method", "wins", "ties", "losses", "win rate, %", "95% interval"]]
     for method in sorted((m for m in rates if m in NAMES), key=lambda m: -rates[m]["rate"]["mean"]):
@@ -108,12 +119,12 @@ def win_table(r, family="llama"):
                      f"[{100 * w['rate']['low']:.1f}, {100 * w['rate']['high']:.1f}]"])
     head = rates["sft_only against fusionroute"]["rate"]
     return "\n".join([
-        f"Against the Fine-tuned Model on {r['winrate']['meta']['general prompts']} general prompts a seed, judged by the checker's graded "
+        f"Against the Fine-tuned Model on {r['winrate']['meta'][family]['general prompts']} general prompts a seed, judged by the checker's graded "
         "score (correctness first, then format, then brevity) in the place of GPT-4o; equal scores are ties, and count half.", "",
         *table(rows), "", f"Phase 1 only against FusionRoute: {signed(head, False)} per cent."])
 
 
-def cost_table(r, family="llama"):
+def cost_table(r, family):
     rows = [["method", "passes a token", "of these router", "expert", "reward model", "time over one expert's"]]
     cost = r["cost"][family]
     for method in sorted(cost, key=lambda m: cost[m]["passes_per_token"]):
@@ -140,7 +151,17 @@ def ablation_table(r, name):
 
 
 def blocks(r):
-    return {"table1": main_table(r), "winrate": win_table(r), "cost": cost_table(r)}
+    return {"table1": main_table(r, "llama"), "winrate": win_table(r, "llama"), "cost": cost_table(r, "llama"), "gemma": gemma_tables(r)}
+
+
+def gemma_tables(r):
+    """The main table of the second family, and its win rates and costs in a line each."""
+    rates, cost = r["winrate"]["gemma"], r["cost"]["gemma"]
+    rate = {m: f"{NAMES[m].strip('*')} {signed(rates[m]['rate'], False)}" for m in ("fusionroute", "sft_only", "co_llm_self")}
+    times = [f"{NAMES[m].strip('*')} {cost[m]['over_one_expert']:.2f}" for m in ("fusionroute", "sequence_selection", "collab")]
+    return "\n".join([main_table(r, "gemma"), "", f"Win rates against the Fine-tuned Model, per cent: {'; '.join(rate.values())}. Phase 1 only "
+                      f"against FusionRoute: {signed(rates['sft_only against fusionroute']['rate'], False)}. Time a token over one expert's: "
+                      f"{', '.join(times)}."])
 
 
 ABLATIONS = {
@@ -188,14 +209,14 @@ def verdict(d, zero=0.0):
     return "reproduced" if d["low"] > zero else "reversed" if d["high"] < zero else "not shown"
 
 
-def gap(a, b, column=-1):
-    x, y = PAPER[a][column], PAPER[b][column]
+def gap(family, a, b, column=-1):
+    x, y = PAPER[family][a][column], PAPER[family][b][column]
     return f"{x:g} against {y:g} ({x - y:+.1f})"
 
 
-def claims(r, family="llama"):
+def claims(r, family):
     ours, d, rates = r["table1"][family], r["differences"][family], r["winrate"][family]
-    routes, cost, out = r["routing"][family], r["cost"][family], []
+    routes, cost, paper, out = r["routing"][family], r["cost"][family], PAPER[family], []
 
     def compare(text, a, b, source="differences", why="", column=None):
         key = f"{a} - {b}" + ("" if column is None else f", {BENCHES[column]}")
@@ -204,7 +225,7 @@ def claims(r, family="llama"):
         x = x if not flip else {"mean": -x["mean"], "low": -x["high"], "high": -x["low"]}
         v = verdict(x)
         numbers = ours[a]["average" if column is None else BENCHES[column]], ours[b]["average" if column is None else BENCHES[column]]
-        out.append(Claim(text, gap(a, b, -1 if column is None else column),
+        out.append(Claim(text, gap(family, a, b, -1 if column is None else column),
                          f"{spread(numbers[0])} against {spread(numbers[1])}: {signed(x)}", v, source, why if v != "reproduced" else ""))
 
     for m in ("math_expert", "code_expert", "instruct_expert", "sequence_selection", "collab", "fine_tuned", "dare_paper",
@@ -217,18 +238,18 @@ def claims(r, family="llama"):
     compare("complementary logits raise the average (FusionRoute against routing only)", "fusionroute", "routing_only")
     for column, b in enumerate(BENCHES):
         expert = next(f"{e}_expert" for e in ("math", "code", "instruct") if f"fusionroute - {e}_expert, {b}" in d)
-        up = PAPER["fusionroute"][column] > PAPER[expert][column]
+        up = paper["fusionroute"][column] > paper[expert][column]
         a, c = ("fusionroute", expert) if up else (expert, "fusionroute")
         compare(f"{b}: {'FusionRoute is above its specialist' if up else 'the specialist stays ahead of (or level with) FusionRoute'}", a, c,
                 column=column, why=REASONS["specialist"])
     compare("toy-ifeval: the Fine-tuned Model stays ahead of FusionRoute", "fine_tuned", "fusionroute", column=4, why=REASONS["ifeval"])
-    compare("Collab is better than Sequence Selection (Llama-3; on Gemma-2 the paper has the reverse)", "collab", "sequence_selection",
-            why=REASONS["collab"])
-    compare("the Fine-tuned Model is better than Sequence Selection", "fine_tuned", "sequence_selection", why=REASONS["selection"])
-    compare("TaskArithmetic is better than DARE", "task_arithmetic_paper", "dare_paper", why=REASONS["merging"])
+    for a, b, why in (("collab", "sequence_selection", "collab"), ("fine_tuned", "sequence_selection", "selection"),
+                      ("task_arithmetic_paper", "dare_paper", "merging")):
+        a, b = sorted((a, b), key=lambda m: -paper[m][-1])  # the two families differ in some of these orders
+        compare(f"{NAMES[a]} is better than {NAMES[b]}", a, b, why=REASONS[why])
 
     x = rates["fusionroute"]["rate"]
-    rivals = [m for m in PAPER if m not in ("fusionroute", "fine_tuned")]
+    rivals = [m for m in paper if m not in ("fusionroute", "fine_tuned")]
     best = max(rivals, key=lambda m: rates[m]["rate"]["mean"])
     out.append(Claim("FusionRoute wins more than half against the Fine-tuned Model on general prompts", "above 50% (Figure 3)",
                      f"{signed(x, False)} %", verdict(x, 0.5), "winrate"))
@@ -243,14 +264,15 @@ def claims(r, family="llama"):
     x = d["fusionroute - sft_only"]
     out.append(Claim("CDPO raises the accuracy too", "(no figure)", signed(x), verdict(x), "differences"))
 
-    rows = r["ablation_scale"]["rows"]
+    rows = r["ablation_scale"]["rows"] if family == "llama" else []  # there is no such ablation of the other
     lead = [[a - b for a, b in zip(row["methods"]["fusionroute"]["average"], row["methods"]["fine_tuned"]["average"])] for row in rows]
     grows = [all(a < b for a, b in zip(per, per[1:])) for per in zip(*lead)]
     falls = [all(a > b for a, b in zip(per, per[1:])) for per in zip(*lead)]
-    out.append(Claim("the lead over the Fine-tuned Model grows with model size", "larger for 8B than for 2B",
-                     ", ".join(f"{100 * mean(per):+.1f} ({row['label']})" for per, row in zip(lead, rows)),
-                     "reproduced" if all(grows) else "reversed" if all(falls) else "not shown", "ablation_scale",
-                     "" if all(grows) else REASONS["scale"]))
+    if rows:
+        out.append(Claim("the lead over the Fine-tuned Model grows with model size", "larger for 8B than for 2B",
+                         ", ".join(f"{100 * mean(per):+.1f} ({row['label']})" for per, row in zip(lead, rows)),
+                         "reproduced" if all(grows) else "reversed" if all(falls) else "not shown", "ablation_scale",
+                         "" if all(grows) else REASONS["scale"]))
 
     for b in ("toy-mbpp", "toy-humaneval"):
         x = routes[b]["S"]["code"]
@@ -290,33 +312,40 @@ REASONS = {
 }
 
 
-def claims_page(r):
-    meta = r["table1"]["meta"]
-    scale = r["ablation_scale"]["meta"]
+def claims_table(r, family, found):
+    meta, scale = r["table1"]["meta"][family], r["ablation_scale"]["meta"]
     command = "python ablate.py scale --seeds " + " ".join(map(str, scale["seeds"]))
     commands = {"ablation_scale": (command, sum(scale["run time in seconds"].values()))}
-    every = COMMAND, sum(t["total"] for t in meta["run time in seconds"].values())
+    every = COMMAND[family], sum(t["total"] for t in meta["run time in seconds"].values())
     rows = [["claim", "paper", "ours", "verdict", "command", "run time", "JSON"]]
-    found = claims(r)
     for c in found:
         command, seconds = commands.get(c.source, every)
         rows.append([c.claim, c.paper, c.ours, c.verdict + (f". {c.why}" if c.why else ""), f"`{command}`", f"{seconds / 60:.0f} min",
                      f"[{c.source}](results/{c.source}.json)"])
-    verdicts = [c.verdict for c in found]
-    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("reproduced", "not shown", "reversed")) + f"; {verdicts.count('finding')} findings beyond it"
     lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
+
+
+def counts(found):
+    verdicts = [c.verdict for c in found]
+    return ", ".join(f"{verdicts.count(v)} {v}" for v in ("reproduced", "not shown", "reversed")) + \
+        f"; {verdicts.count('finding')} findings beyond it"
+
+
+def claims_page(r):
+    meta, found = r["table1"]["meta"]["llama"], {family: claims(r, family) for family in common.FAMILIES}
+    parts = [[f"## {SOURCE[family]}: {counts(found[family])}", "", *claims_table(r, family, found[family]), ""] for family in common.FAMILIES]
     return "\n".join([
         "# Claims", "",
-        "Every empirical statement of the paper beside what this repository measures: " + counts + ". Written by `python report.py` from the JSON "
-        "files; a test fails when they differ. Figures of the paper are Llama-3 8B's (Table 1), ours the toy world's: orders and signs can be "
+        "Every empirical statement of the paper beside what this repository measures, for both of its families. Written by `python report.py` "
+        "from the JSON files; a test fails when they differ. The paper's figures are of its tables, ours the toy world's: orders and signs can be "
         "compared, sizes cannot. Accuracies in per cent, mean ± standard deviation over seeds "
         f"{', '.join(map(str, meta['seeds']))}; differences in points with a 95% interval (bootstrap over seeds and prompts, paired). "
         "\"reproduced\": the whole interval is on the claim's side; \"reversed\": the whole interval is on the other; \"not shown\": neither. "
         "Without an interval: ranks and costs are decided by the mean, shares of tokens and model size only where all seeds agree. "
         f"Run times are of everything that a command trains and evaluates, seed by seed, on {meta['machine']}"
         f"{', one thread a run: two runs fit side by side' if meta['threads'] == 1 else ''}. The theory's statements have a "
-        "ledger of their own in [theory/](theory/README.md).", "",
-        lines[0], "|" + "---|" * len(rows[0]), *lines[1:], ""])
+        "ledger of their own in [theory/](theory/README.md).", "", *(line for part in parts for line in part)])
 
 
 def main(argv=None):

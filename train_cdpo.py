@@ -35,6 +35,7 @@ class Settings:
     seed: int = 0              # selects the run: all data and weights follow from it
     out: str = "out"           # runs are kept in OUT/seedN/
     device: str = "auto"       # auto, cuda, mps or cpu
+    family: str = "llama"      # architecture of the toy's models: llama or gemma (Gemma-2)
     prompts: int = 2000        # prompts of the preference split to make pairs from
     tries: int = 2             # answers sampled for each prompt; the first wrong one becomes y_l
     temperature: float = 1.0   # temperature of these samples

@@ -28,6 +28,7 @@ class Settings:
     seed: int = 0              # selects the run: all data and weights follow from it
     out: str = "out"           # runs are kept in OUT/seedN/
     device: str = "auto"       # auto, cuda, mps or cpu
+    family: str = "llama"      # architecture of the toy's models: llama or gemma (Gemma-2)
     gap: float = 0.25          # share of each benchmark's sub-skills that no expert is trained on
     samples: int = 2400        # SFT samples, equal shares of the benchmarks and general prompts
     epochs: int = 4            # passes over them

@@ -28,6 +28,7 @@ class Settings:
     seed: int = 0          # selects the run
     out: str = "out"       # runs are kept in OUT/seedN/
     device: str = "auto"   # auto, cuda, mps or cpu
+    family: str = "llama"  # architecture of the toy's models: llama or gemma (Gemma-2)
     prompts: int = 100     # validation prompts a benchmark
 
     def __post_init__(self):
@@ -61,7 +62,7 @@ def train(s, checkpoint, tried):
     path.with_name("tune.state.pt").unlink(missing_ok=True)  # of a killed run, and of other settings
     module, flags = evaluate.TRAINING[checkpoint]
     argv = f"{flags} " + " ".join(f"--{k} {v}" for k, v in tried.items())  # a flag given twice: the last one counts
-    module.main(["--seed", str(s.seed), "--out", s.out, "--device", s.device, *argv.split(), "--name", "tune"])
+    module.main([*common.where(s), *argv.split(), "--name", "tune"])
     model = common.load_model(path, tokenizer.FINGERPRINT, "", common.device(s.device), router=True)[0]
     path.unlink()
     return model
@@ -73,7 +74,7 @@ def tune(s):
     known = common.cached(path, asked, dict)
     for name in PHASE1_OF:
         module, flags = evaluate.TRAINING[name]
-        module.main(["--seed", str(s.seed), "--out", s.out, "--device", s.device, "--name", name, *flags.split()])
+        module.main([*common.where(s), "--name", name, *flags.split()])
     experts = decode.load(s, "router_sft")[1]
     base = common.load_model(common.run_dir(s) / "base.pt", tokenizer.FINGERPRINT, "", common.device(s.device))[0]
     items = {b: tasks.dataset(b, "validation", s.prompts, Random(f"validation {b} {s.seed}")) for b in tasks.BENCHMARKS}
@@ -122,8 +123,8 @@ def main(argv=None):
     for what in results[0]:
         tried = [{"settings": t, "accuracy": [r[what][k][1] for r in results]} for k, (t, _) in enumerate(results[0][what])]
         out[what] = {"won": max(tried, key=lambda t: sum(t["accuracy"]))["settings"], "tried": tried}
-    content = {"llama": out, "meta": {"seeds": seeds, "split": "validation", "prompts per benchmark": runs[0].prompts}}
-    common.write(Path(__file__).parent / "results" / "tuning.json", json.dumps(content, indent=1) + "\n")
+    meta = {"seeds": seeds, "split": "validation", "prompts per benchmark": runs[0].prompts}
+    common.write_family(Path(__file__).parent / "results" / "tuning.json", runs[0].family, out, meta)
     print("saved results/tuning.json")
 
 

@@ -45,7 +45,7 @@ def test_the_whole_table(tiny_world):
     out, results, _ = tiny_world
     r = {name: json.loads((results / f"{name}.json").read_text()) for name in ("table1", "winrate", "cost", "differences", "routing")}
     table = r["table1"]["llama"]
-    assert METHODS < set(table) == set(evaluate.METHODS) and r["table1"]["meta"]["seeds"] == [0, 1]
+    assert METHODS < set(table) == set(evaluate.METHODS) and r["table1"]["meta"]["llama"]["seeds"] == [0, 1]
     for row in table.values():
         assert set(row) == {*tasks.BENCHMARKS, "average"} and all(len(v) == 2 for v in row.values())
         assert row["average"] == pytest.approx(np.mean([row[b] for b in tasks.BENCHMARKS], 0), abs=1e-4)
@@ -210,22 +210,34 @@ def test_the_settings_in_use_are_the_winners_of_the_tuning(published):
             assert score >= max(scores) - 0.01
         else:
             assert all(used[k] == v for k, v in r["won"].items()), (what, r["won"])
-    meta = published["tuning"]["meta"]
+    meta = published["tuning"]["meta"]["llama"]
     assert meta["split"] == "validation"
 
 
 def test_the_acceptance_of_the_tables(published):
     """FusionRoute above every baseline with the whole interval above zero (the oracle and the variants that the paper does not have aside), on five seeds."""
     d = published["differences"]["llama"]
-    assert len(published["table1"]["meta"]["seeds"]) >= 5
+    assert all(len(published["table1"]["meta"][family]["seeds"]) >= 5 for family in common.FAMILIES)
     for m in evaluate.METHODS:
         if m not in ("fusionroute", "oracle_expert", "fused_sft", "fused_full", "co_llm_self"):
             assert d[f"fusionroute - {m}"]["low"] > 0, m
     rates = {m: w["rate"]["mean"] for m, w in published["winrate"]["llama"].items()}
     assert rates["fusionroute"] > 0.5 and rates["sft_only"] < rates["fusionroute"] and rates["sft_only against fusionroute"] < 0.5
-    meta = published["table1"]["meta"]
+    meta = published["table1"]["meta"]["llama"]
     seconds = [t["total"] for t in meta["run time in seconds"].values()]
     assert max(seconds) <= 15 * 60 * (2 if meta["threads"] == 1 else 1)  # on two cores, runs of one thread go two at a time
+
+
+def test_a_family_s_results_leave_the_other_s_alone(tmp_path):
+    path = tmp_path / "table1.json"
+    common.write_family(path, "llama", [1], {"seeds": [0]})
+    common.write_family(path, "gemma", [2], {"seeds": [1]})
+    common.write_family(path, "llama", [3], {"seeds": [2]})
+    assert json.loads(path.read_text()) == {"llama": [3], "gemma": [2], "meta": {"llama": {"seeds": [2]}, "gemma": {"seeds": [1]}}}
+    path.write_text("{")
+    with pytest.raises(common.UserError, match="damaged"):
+        common.write_family(path, "gemma", [2], {})
+    assert path.read_text() == "{"
 
 
 def test_verdicts():

@@ -21,8 +21,10 @@ import quickstart
 import report
 import train_cdpo
 import train_sft
+from fusionroute import naive_fused_greedy
 from tests.conftest import ROOT, TINY, mistake, script
 from toy_experts import tasks, tokenizer
+from toy_experts import train as toy
 from toy_experts.train import EXPERTS
 from toy_experts.world import sft_data
 
@@ -68,6 +70,28 @@ def test_a_whole_run(world):
     w0, w1, base = (weights(seed / f"{n}.pt") for n in ("router_sft", "router", "instruct"))
     assert not torch.equal(w0["W.weight"], w1["W.weight"])  # the SFT batches of phase 2 go on training W
     assert set(w0) == {f"lm.{k}" for k in base} | {"W.weight"} and float(w0["W.weight"].abs().max()) > 0
+
+
+def test_the_other_family(tmp_path, capsys):
+    """Every step of the recipe with Gemma-2's architecture, in a folder of its own; its decoder says what the definition says."""
+    for name, flags in TINY.items():
+        importlib.import_module(name).main(["--family", "gemma", "--out", str(tmp_path), "--device", "cpu", *flags.split()])
+    assert [p.name for p in tmp_path.iterdir()] == ["gemma"]
+    s = decode.Settings(out=str(tmp_path), family="gemma")
+    router, experts = decode.load(s, "router")
+    for config in [router.lm.config] + [e.config for e in experts]:
+        assert all(getattr(config, k) == v for k, v in toy.GEMMA.items()) and config.window == 32
+    for i in tasks.dataset("toy-ifeval", "test", 3, Random(0)):
+        ids = tokenizer.encode_prompt(i.prompt)
+        said, _ = naive_fused_greedy(router, experts, ids, tokenizer.END, 40)
+        assert len(ids) + len(said) > toy.GEMMA["window"]
+        assert decode.fused_decode(router, experts, [ids], tokenizer.END, 40)[0].tokens == said
+        assert decode.block_decode(router, experts, ids, tokenizer.END, 40, 8).tokens == said
+    capsys.readouterr()
+    decode.main([PROMPT, "--family", "gemma", "--out", str(tmp_path), "--json"])
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["expert"] in EXPERTS
+    assert "llama, gemma" in mistake("train_sft", "--out", tmp_path, "--family", "mamba")
+    assert "--family" in mistake("quickstart", "--out", tmp_path, "--family", "gemma", "--publish")
 
 
 def alone(models, prompt, answer):

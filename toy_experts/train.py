@@ -30,6 +30,7 @@ class Settings:
     seed: int = 0              # selects the run: all data and weights follow from it
     out: str = "out"           # runs are kept in OUT/seedN/
     device: str = "auto"       # auto, cuda, mps or cpu
+    family: str = "llama"      # architecture of all models: llama or gemma (Gemma-2)
     gap: float = 0.25          # share of each benchmark's sub-skills that no expert is trained on, 0 to 0.75
     d_model: int = 96          # width of base and experts
     n_layer: int = 3           # depth of base and experts
@@ -113,10 +114,16 @@ def expert_document(s, rng, domain):
     return whole(rng, bench, covered(s, bench))
 
 
+# Gemma-2's own in the proportions of its checkpoints: heads wider than the width shares out, a window that most documents outgrow.
+GEMMA = dict(gelu=True, post_norm=True, one_plus=True, embed_scaled=True, head_dim=32, query_scalar=24.0, attn_cap=50.0, logit_cap=30.0,
+             window=32)
+
+
 def new_gpt(s):
     heads = s.d_model // 24
     return GPT(GPTConfig(vocab_size=tokenizer.VOCAB_SIZE, d_model=s.d_model, n_layer=s.n_layer, n_head=heads,
-                         n_kv_head=heads // 2 if heads % 2 == 0 else heads, d_ff=s.d_model * 8 // 3))
+                         n_kv_head=heads // 2 if heads % 2 == 0 else heads, d_ff=s.d_model * 8 // 3,
+                         **(GEMMA if s.family == "gemma" else {})))
 
 
 def train(name, model, documents, steps, batch, lr, seed):
