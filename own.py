@@ -24,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 import common
+import parallel
 import pretrained
 from common import UserError
 from fusionroute import Router, score
@@ -224,7 +225,7 @@ class World:
         return self.recipe(s)
 
     def first_router(self):
-        return self.load(self.first)
+        return pretrained.load(self.first, "cpu", "float32", self.size)  # parallel.spread brings it to where it trains
 
     def go_on(self, s):
         return self.left["recipe"], self.recipe(s)
@@ -260,18 +261,22 @@ class World:
         logp, choice, model = torch.zeros(ids[:, 1:].shape), torch.zeros(ids[:, 1:].shape, dtype=torch.int32), None
         folder = folder / "scores"
         folder.mkdir(exist_ok=True)
-        for rows in tqdm(lengths.argsort(stable=True).split(CHUNK), desc=f"scores of {name}", mininterval=1.0):
+        files = []
+        for rows in lengths.argsort(stable=True).split(CHUNK):
             T = int(lengths[rows].max())
             x, key = ids[rows, :T], json.dumps([made_from, self.size, lengths[rows].tolist()])               # (b, T)
-            path = folder / f"{name}-{hashlib.sha256(common.raw_bytes(x) + key.encode()).hexdigest()[:16]}.pt"
+            files.append((rows, x, folder / f"{name}-{hashlib.sha256(common.raw_bytes(x) + key.encode()).hexdigest()[:16]}.pt"))
+        for rows, x, path in tqdm(parallel.turns(files), desc=f"scores of {name}", mininterval=1.0):
             if not path.exists():
                 model = model or load()
                 common.save(path, dict(zip(("logp", "choice"), score([model], x, lengths[rows]))))
+        parallel.wait()
+        for rows, x, path in files:
             content = common.load(path, ("logp", "choice"), "start again")
             for whole, part in (logp, content["logp"]), (choice, content["choice"]):
-                if getattr(part, "shape", None) != (len(rows), T - 1, 1):
+                if getattr(part, "shape", None) != (len(rows), x.size(1) - 1, 1):
                     raise UserError(f"{path} holds other scores than these; remove it, then start again")
-                whole[rows, :T - 1] = part[..., 0]
+                whole[rows, :x.size(1) - 1] = part[..., 0]
         return logp, choice
 
     def read(self, path, hint):
