@@ -38,7 +38,7 @@ from model import GPT
 
 FOREVER = timedelta(days=30)
 GONE = "another process of this job has ended, or the job was told to; the same command again goes on from the last saved state"
-store = None  # torchrun's: a few words that all processes read and write
+store = voice = None  # torchrun's store, a few words that all processes read and write, through two connections: a wait blocks the first
 
 
 def alone():
@@ -202,9 +202,10 @@ def run(main):
 
 
 def together(main):
-    """main() in each process: first in process 0, in the others when it calls `release` or is done. Errors come out once."""
-    global store
+    """main() in turn in each process of a new group. An error comes out once."""
+    global store, voice
     store, rank, size = next(rendezvous("env://"))
+    voice = store.clone()
     threading.Thread(target=last_words, daemon=True, args=[wake_on_signals()]).start()
     gpus = torch.cuda.device_count()
     if gpus:
@@ -212,15 +213,7 @@ def together(main):
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", store=store, rank=rank, world_size=size,
                                 timeout=timedelta(hours=1))
-        with ExitStack() as quiet, suppress(SystemExit):  # --help exits
-            if rank:
-                nowhere = quiet.enter_context(open(os.devnull, "w"))
-                quiet.enter_context(redirect_stdout(nowhere))
-                quiet.enter_context(redirect_stderr(nowhere))
-                store.wait(["go"], FOREVER)
-            main()
-        release()
-        wait()
+        in_turn(main)
         dist.destroy_process_group()
     except (UserError, OSError, KeyboardInterrupt) as e:
         if speak():
@@ -234,10 +227,23 @@ def together(main):
         sys.exit(2)
 
 
+def in_turn(main):
+    """main() first in process 0; in the others, without a word of theirs, as soon as it calls `release` or is done."""
+    with ExitStack() as quiet, suppress(SystemExit):  # --help exits
+        if not first():
+            nowhere = quiet.enter_context(open(os.devnull, "w"))
+            quiet.enter_context(redirect_stdout(nowhere))
+            quiet.enter_context(redirect_stderr(nowhere))
+            store.wait(["go"], FOREVER)
+        main()
+    release()
+    wait()
+
+
 def speak():
     """True for the first process that asks: it is the one to tell what went wrong."""
     try:
-        return store.add("said", 1) == 1
+        return voice.add("said", 1) == 1
     except RuntimeError:  # the store has gone too
         return True
 
