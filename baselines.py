@@ -105,7 +105,7 @@ def sft_variant(loss, logits, w, targets, mask, logp, choice, lam, full, mean=me
             own = token_logp(logits, targets)[..., None]                                              # (B, T, 1)
             return eq2(logits, w, *given, 1.0, positions=everywhere, agg=lambda w, logp: mixture(w, torch.cat([logp, own], -1)))
         case "fused" | "fused_own":
-            total, info = eq2(fuse(logits, picked(full, w)), w, *given, lam)                     # the pick is held fixed
+            total, info = eq2(fuse(logits, picked(full, w)), w, *given, lam)                          # the pick is held fixed
             return total - (0.2 if loss == "fused_own" else 0.0) * mean(token_logp(logits, targets)[mask]), info
 
 

@@ -198,7 +198,7 @@ class World:
         self.fingerprints = {name: fingerprint(path) for name, path in self.directories.items()}
         if not flags.init:
             self.check_experts()
-        self.device = common.device(s.device)
+        self.device, self.fsdp = common.device(s.device), getattr(s, "fsdp", False)
 
     def check_experts(self):
         """UserError unless the experts are those that the router was trained with."""
@@ -225,7 +225,7 @@ class World:
         return self.recipe(s)
 
     def first_router(self):
-        return pretrained.load(self.first, "cpu", "float32", self.size)  # parallel.spread brings it to where it trains
+        return pretrained.load(self.first, "cpu" if self.fsdp else self.device, "float32", self.size)  # --fsdp: whole on no GPU
 
     def go_on(self, s):
         return self.left["recipe"], self.recipe(s)

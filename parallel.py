@@ -13,8 +13,8 @@ moments are divided among them, and put together while they are needed (fully_sh
 
 Several machines: the same command on each with torchrun's --nnodes, --node_rank, --rdzv_endpoint; OUT, models and data in a folder
 that they share. Memory a process: the whole router once, in float32 (in phase 2 on its GPU, to score with it as pi_ref; in phase 1 of
-own.py on the CPU, and block by block from there); from then on 16 bytes a parameter in all, divided by N with --fsdp. Process 0 also
-gathers 12 bytes a parameter on the CPU for each saved state: see --save_every. No torch.compile: every batch has its own length.
+own.py, with --fsdp, on the CPU, and block by block from there); from then on 16 bytes a parameter, divided by N with --fsdp. Process 0
+also gathers 12 bytes a parameter on the CPU for each saved state: see --save_every. No torch.compile: every batch has its own length.
 """
 
 import os
@@ -38,7 +38,7 @@ from model import GPT
 
 FOREVER = timedelta(days=30)
 GONE = "another process of this job has ended, or the job was told to; the same command again goes on from the last saved state"
-store = voice = None  # torchrun's store, a few words that all processes read and write, through two connections: a wait blocks the first
+store = voice = None  # torchrun's store, a few words that all processes read and write; two connections, because a wait blocks one
 
 
 def alone():
@@ -103,7 +103,8 @@ def mean(weight, x, count=None):
     The value is that of the whole batch. The gradient is this share's, times the number of processes: their average is the whole's.
     """
     mine = x.sum() * weight                                                    # ()
-    sums = torch.stack([mine.detach().double(), torch.as_tensor(x.numel() if count is None else count, device=x.device) * weight])  # (2,)
+    count = torch.as_tensor(x.numel() if count is None else count, device=x.device) * weight  # ()
+    sums = torch.stack([mine.detach().double(), count.double()])               # (2,)
     dist.all_reduce(sums)
     count = sums[1].clamp(min=1)
     value = (sums[0] / count).float()

@@ -116,7 +116,10 @@ def main(argv=None):
         full = baselines.read(experts, x[:, :-1]) if experts else None            # (B, T-1, n, V), which the paper's losses do without
         if kind == "sft":
             batch = logits, w, x[:, 1:], m, expert_logp, choice[rows, :T - 1].to(device), s.lam
-            loss, info = sft_loss(*batch, mean=mean) if sft_loss_name == "paper" else baselines.sft_variant(sft_loss_name, *batch, full, mean)
+            if sft_loss_name == "paper":
+                loss, info = sft_loss(*batch, mean=mean)
+            else:
+                loss, info = baselines.sft_variant(sft_loss_name, *batch, full, mean)
             info |= {f"route_{name}": share for name, share in zip(world.names, info.pop("routing"))}
         elif s.loss != "paper":
             loss, info = baselines.pair_variant(s.loss, logits, w, x[:, 1:], m, expert_logp, ref[rows], s.beta, full, mean)

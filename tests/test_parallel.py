@@ -111,7 +111,8 @@ def test_a_killed_process_ends_the_job_with_one_line_and_one_process_goes_on(kil
 
 def test_who_waits_for_a_killed_process_says_so(tmp_path):
     begun = time.time()
-    stderr, status = kill(0, tmp_path / "busy", [*TORCHRUN, "--nproc_per_node=2", str(ROOT / "tests/parallel_job.py"), str(tmp_path), "wait"])
+    command = [*TORCHRUN, "--nproc_per_node=2", str(ROOT / "tests/parallel_job.py"), str(tmp_path), "wait"]
+    stderr, status = kill(0, tmp_path / "busy", command)
     assert status == 1 and only_error(stderr) == "error: " + parallel.GONE and (tmp_path / "busy").exists()
     assert time.time() - begun < 50
 
@@ -134,12 +135,12 @@ def test_several_processes_train_what_one_does(n, family, toy, killed, tmp_path,
     extras = importlib.util.find_spec("safetensors") is not None
     if extras:
         flags = request.getfixturevalue("dirs")(family)
-        for name, phase in ("train_sft", flags.sft), ("train_cdpo", flags.cdpo):
+        for name, phase, made in ("train_sft", flags.sft, "router_sft"), ("train_cdpo", flags.cdpo, "router"):
             importlib.import_module(name).main([*phase, *OWN])
             for how in ([], ["--fsdp"]):
                 into = f"{name}{len(how)}"
                 jobs.append((name, [*phase, *OWN, *how, "--name", into]))
-                pairs.append((flags.at / "out/seed0" / {"train_sft": "router_sft", "train_cdpo": "router"}[name], flags.at / "out/seed0" / into))
+                pairs.append((flags.at / "out/seed0" / made, flags.at / "out/seed0" / into))
         shutil.rmtree(flags.at / "out/seed0/scores")
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
     stdout = torchrun(n, "tests/parallel_job.py", tmp_path).stdout
