@@ -75,7 +75,7 @@ def make_plan(sft_lengths, pair_lengths, s):
 
 
 def main(argv=None):
-    (s, world), begun = own.settings(Settings, __doc__, argv, "experts", "pairs", "data", "dtype", "max_len"), time.time()
+    (s, world), begun = own.settings(Settings, __doc__, argv, "experts", "pairs", "data", "dtype", "bf16", "max_len"), time.time()
     world = world or World()
     phase1, recipe = world.go_on(s)  # phase1: the recipe of what is trained further
     folder, device = common.prepare(s)

@@ -52,7 +52,7 @@ class Settings:
 
 
 def main(argv=None):
-    s, world = own.settings(Settings, __doc__, argv, "init", "experts", "data", "dtype", "max_len")
+    s, world = own.settings(Settings, __doc__, argv, "init", "experts", "data", "dtype", "bf16", "max_len")
     world = world or World()  # the toy, which own.py exchanges for models and data of your own
     folder, device = common.prepare(s)
     path, state_path = folder / f"{s.name}{world.suffix}", folder / f"{s.name}.state.pt"
