@@ -8,7 +8,8 @@ DIR: a Llama or Gemma-2 in the format of Hugging Face (pretrained.py). train.jso
 {"prompt", "chosen", "rejected"}. Both losses read the experts as two numbers a token, so each expert is loaded alone, scores all samples
 and goes; the scores lie in OUT/seedN/scores/, a file for every few hundred samples, and what is there is never computed again. Then the
 router trains with no expert in memory, in float32: in bfloat16 a weight of 0.02 has no neighbour closer than 1e-4, and steps of 1e-5
-would be rounded away (--bf16 computes in bfloat16, and keeps the weights in float32). OUT/seedN/NAME/ is then the router: its language model as a directory of the same format, and W in fusionroute.pt.
+would be rounded away. (--bf16 computes in bfloat16 and keeps such weights.) OUT/seedN/NAME/ is then the router: its language model as a
+directory of the same format, and W in fusionroute.pt. Under torchrun all of this is shared by several processes: parallel.py.
 
 All prompts are written in the chat template of --init, and all answers end with its end token. With --experts, defaults are the
 paper's where the toy has its own: DEFAULTS.

@@ -83,6 +83,7 @@ def kill(rank, path, command):
     deadline = time.time() + 120
     while not path.exists() and job.poll() is None and time.time() < deadline:
         time.sleep(0.002)
+    assert job.poll() is None and path.exists(), job.communicate(timeout=60)[1]
     for child in Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split():
         if f"\0RANK={rank}\0".encode() in Path(f"/proc/{child}/environ").read_bytes():
             os.kill(int(child), signal.SIGKILL)
