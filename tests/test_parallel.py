@@ -24,7 +24,7 @@ from tests.test_own import dirs  # noqa: F401 (a fixture)
 from tests.test_pretrained_tokenizer import folder  # noqa: F401 (a fixture of dirs)
 
 # Batches of 6, 6, 6 and 2: of the last, two of four processes have nothing.
-SFT = "--samples 20 --epochs 8 --batch 6 --save_every 3 --device cpu".split()
+SFT = "--samples 20 --epochs 6 --batch 6 --save_every 3 --device cpu".split()
 CDPO = "--prompts 36 --tries 1 --epochs 2 --batch 6 --save_every 3 --device cpu".split()
 OWN = "--epochs 3 --lr 3e-3 --lr_w 0.03 --batch 4 --save_every 3".split()  # 7 samples: 4 and 3
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
