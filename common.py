@@ -69,7 +69,7 @@ def add_flags(p, cls, names):
     for f in dataclasses.fields(cls):
         if f.name in names:
             kind = f.type if isinstance(f.type, type) else {"int": int, "float": float, "str": str, "tuple": tuple, "bool": bool}[f.type]
-            text = comments[f.name].replace("%", "%%") + " (default: %(default)s)" * (kind is not bool)
+            text = comments[f.name].replace("%", "%%") + " (default: %(default)s)"
             how = {"type": str, "nargs": "+", "metavar": "NAME=DIR"} if kind is tuple else {"type": kind, "metavar": kind.__name__.upper()}
             how = {"action": "store_true"} if kind is bool else how
             p.add_argument(f"--{f.name}", default=f.default, help=text, **how)
