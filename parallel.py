@@ -12,9 +12,11 @@ moments are divided among them, and put together while they are needed (fully_sh
 4. Whoever fails first says so in one line, and the others nothing; torchrun ends them, and adds a report of its own.
 
 Several machines: the same command on each, torchrun --nnodes=M --rdzv_backend=c10d --rdzv_id=ANY --rdzv_endpoint=HOST:PORT; OUT, models
-and data in a folder that they share. With --max-restarts=K torchrun itself starts a failed job again, up to K times. Memory a process: the whole router once, in float32 (in phase 2 on its GPU, to score with it as pi_ref; in phase 1 of
-own.py, with --fsdp, on the CPU, and block by block from there); from then on 16 bytes a parameter, divided by N with --fsdp. Process 0
-also gathers 12 bytes a parameter on the CPU for each saved state: see --save_every. No torch.compile: every batch has its own length.
+and data in a folder that they share. With --max-restarts=K torchrun itself starts a failed job again, up to K times.
+
+Memory a process: the whole router once, in float32 (in phase 2 on its GPU, to score with it as pi_ref; in phase 1 of own.py, with --fsdp,
+on the CPU, and block by block from there); from then on 16 bytes a parameter, divided by N with --fsdp. Process 0 also gathers 12 bytes a
+parameter on the CPU for each saved state: see --save_every. No torch.compile: every batch has its own length.
 """
 
 import os
