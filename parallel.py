@@ -175,7 +175,7 @@ def resume(path, recipe, router, optimizer):
     return state["step"], state["log"]
 
 
-# --- one process after the other, and the end -----------------------------------------------------------------------------------------------
+# --- one process after the other, and the end ---------------------------------------------------------------------------------------------
 
 
 def release():
