@@ -24,6 +24,7 @@ Departures from the papers of these baselines:
 import time
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ from tqdm import tqdm
 
 import common
 from decode import load, read_on
-from fusionroute import Router, cdpo_loss, fuse, log_pi_agg, sequence_logp, sft_loss, token_logp
+from fusionroute import Router, cdpo_loss, fuse, log_pi_agg, mean, sequence_logp, sft_loss, token_logp
 from model import generate
 from toy_experts import pairs, tokenizer
 from toy_experts import train as toy
@@ -82,33 +83,33 @@ def mixture(w, logp):
     return (w.log_softmax(-1) + logp).logsumexp(-1)
 
 
-def sft_variant(loss, logits, w, targets, mask, logp, choice, lam, full):
+def sft_variant(loss, logits, w, targets, mask, logp, choice, lam, full, mean=mean):
     """A neighbour of Eq. (2) by its name in SFT_LOSSES; arguments as in sft_loss, full (B, T, n, V) or None as from `read`."""
-    given = targets, mask, logp, choice
+    given, eq2 = (targets, mask, logp, choice), partial(sft_loss, mean=mean)
     match loss:
         case "plain":
-            return sft_loss(logits, w, *given, 0.0)
+            return eq2(logits, w, *given, 0.0)
         case "all":
-            return sft_loss(logits, w, *given, lam, positions=everywhere)
+            return eq2(logits, w, *given, lam, positions=everywhere)
         case "raw":
-            return sft_loss(logits, w, *given, lam, agg=lambda w, logp: (w * logp).sum(-1))
+            return eq2(logits, w, *given, lam, agg=lambda w, logp: (w * logp).sum(-1))
         case "renormalised":
-            return sft_loss(logits, w, *given, lam, agg=lambda w, _: token_logp((w.softmax(-1)[..., None] * full).sum(2), targets))
+            return eq2(logits, w, *given, lam, agg=lambda w, _: token_logp((w.softmax(-1)[..., None] * full).sum(2), targets))
         case "mixture":
-            return sft_loss(logits, w, *given, lam, agg=mixture)
+            return eq2(logits, w, *given, lam, agg=mixture)
         case "best":
-            return sft_loss(logits, w, *given, lam, agg=lambda w, logp: w.log_softmax(-1).gather(-1, logp.argmax(-1, True))[..., 0])
+            return eq2(logits, w, *given, lam, agg=lambda w, logp: w.log_softmax(-1).gather(-1, logp.argmax(-1, True))[..., 0])
         case "co_llm":
-            return sft_loss(logits, w, *given, 1.0, positions=everywhere, agg=mixture)
+            return eq2(logits, w, *given, 1.0, positions=everywhere, agg=mixture)
         case "co_llm_self":
             own = token_logp(logits, targets)[..., None]                                              # (B, T, 1)
-            return sft_loss(logits, w, *given, 1.0, positions=everywhere, agg=lambda w, logp: mixture(w, torch.cat([logp, own], -1)))
+            return eq2(logits, w, *given, 1.0, positions=everywhere, agg=lambda w, logp: mixture(w, torch.cat([logp, own], -1)))
         case "fused" | "fused_own":
-            total, info = sft_loss(fuse(logits, picked(full, w)), w, *given, lam)                     # the pick is held fixed
-            return total - (0.2 if loss == "fused_own" else 0.0) * token_logp(logits, targets)[mask].mean(), info
+            total, info = eq2(fuse(logits, picked(full, w)), w, *given, lam)                          # the pick is held fixed
+            return total - (0.2 if loss == "fused_own" else 0.0) * mean(token_logp(logits, targets)[mask]), info
 
 
-def pair_variant(loss, logits, w, targets, mask, logp, ref, beta, full):
+def pair_variant(loss, logits, w, targets, mask, logp, ref, beta, full, mean=mean):
     """A neighbour of Eq. (3) by its name in PAIR_LOSSES, for rows y_w, y_l in turn. logits (2B, T, V), w and logp (2B, T, n),
     targets and mask (2B, T), ref (2B,): the reference's sequence log-probability, of the fused policy for "fused"."""
     theta, zero = sequence_logp(logits, targets, mask), torch.zeros_like(ref[::2])                    # (2B,), (B,)
@@ -117,9 +118,9 @@ def pair_variant(loss, logits, w, targets, mask, logp, ref, beta, full):
     elif loss == "gradient":
         theta = theta + (log_pi_agg(w, logp) * mask).sum(-1)                                          # (2B,)
     elif loss == "sft":
-        lm = -token_logp(logits, targets)[::2][mask[::2]].mean()
+        lm = mean(-token_logp(logits, targets)[::2][mask[::2]])
         return lm, {"loss_lm": lm.detach()}
-    return cdpo_loss(theta[::2], theta[1::2], ref[::2], ref[1::2], zero, zero, beta)
+    return cdpo_loss(theta[::2], theta[1::2], ref[::2], ref[1::2], zero, zero, beta, mean)
 
 
 @torch.no_grad()

@@ -61,13 +61,17 @@ def parser(cls, doc):
 
 
 def add_flags(p, cls, names):
-    """Add one flag for each named field of the dataclass cls to an ArgumentParser, or to a group of one; a tuple takes several values."""
+    """Add one flag for each named field of the dataclass cls to an ArgumentParser, or to a group of one.
+
+    A tuple takes several values, a bool none.
+    """
     comments = dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.*)$", inspect.getsource(cls), re.M))
     for f in dataclasses.fields(cls):
         if f.name in names:
-            kind = f.type if isinstance(f.type, type) else {"int": int, "float": float, "str": str, "tuple": tuple}[f.type]
+            kind = f.type if isinstance(f.type, type) else {"int": int, "float": float, "str": str, "tuple": tuple, "bool": bool}[f.type]
             text = comments[f.name].replace("%", "%%") + " (default: %(default)s)"
             how = {"type": str, "nargs": "+", "metavar": "NAME=DIR"} if kind is tuple else {"type": kind, "metavar": kind.__name__.upper()}
+            how = {"action": "store_true"} if kind is bool else how
             p.add_argument(f"--{f.name}", default=f.default, help=text, **how)
 
 
@@ -143,7 +147,7 @@ def prepare(s):
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe{os.getpid()}"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another machine's process may have the same number
     except OSError as e:
         raise UserError(f"--out {s.out}: cannot write in {folder} ({e.strerror})") from e
     torch.manual_seed(s.seed)
@@ -237,7 +241,7 @@ def check_same(path, saved, asked):
 
 def recipe(s):
     """The settings that decide a result: all but where it runs, where it goes (the family is a part of that) and how often it is saved."""
-    nowhere = ("out", "device", "family", "save_every", "name", "phase1", "pairs_of")
+    nowhere = ("out", "device", "family", "save_every", "name", "phase1", "pairs_of", "fsdp")
     return {k: v for k, v in dataclasses.asdict(s).items() if k not in nowhere}
 
 
@@ -287,26 +291,6 @@ def load_model(path, vocabulary, hint, device="cpu", router=False):
     except (TypeError, RuntimeError, AttributeError, ValueError, ZeroDivisionError) as e:
         raise UserError(f"{path}: its weights do not fit its settings ({str(e)[:120]}); remove it, then {hint}") from e
     return model.to(device).eval().requires_grad_(False), content
-
-
-def save_state(path, recipe, step, model, optimizer, log):
-    """Everything that a killed training needs to go on as if nothing had happened."""
-    save(path, {"recipe": recipe, "step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "log": log})
-
-
-def resume(path, recipe, model, optimizer):
-    """Load a state into model and optimizer, if there is one; returns (the step to go on from, the log so far)."""
-    if not path.exists():
-        return 0, []
-    state = load(path, ("recipe", "step", "model", "optimizer", "log"), "start again")
-    check_same(path, state["recipe"], recipe)
-    try:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as e:
-        raise UserError(f"{path} does not fit this training; remove it to start again") from e
-    print(f"going on from step {state['step']} of {path}")
-    return state["step"], state["log"]
 
 
 def write_log(path, log):

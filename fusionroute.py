@@ -116,7 +116,12 @@ def log_pi_agg(w, logp):
     return (w.softmax(-1) * logp).sum(-1)
 
 
-def sft_loss(logits, w, targets, mask, logp, choice, lam, positions=informative, agg=log_pi_agg):
+def mean(x, count=None):
+    """The sum of x over count, or over how many x are (of none: 0). On several GPUs parallel.py has one over the batches of all."""
+    return x.sum() / (max(x.numel(), 1) if count is None else count)
+
+
+def sft_loss(logits, w, targets, mask, logp, choice, lam, positions=informative, agg=log_pi_agg, mean=mean):
     """Eq. (2): L_SFT = L_LM(theta_LM) + lambda * L_expert, L_expert = sum over S of -log pi_agg(y_t).
 
     logits (B, T, V), w (B, T, n), targets (B, T), mask (B, T) True on answer tokens, logp and choice (B, T, n): the experts'
@@ -125,12 +130,12 @@ def sft_loss(logits, w, targets, mask, logp, choice, lam, positions=informative,
     """
     count = mask.sum()
     S = mask & positions(choice)                                 # (B, T)
-    lm = -token_logp(logits, targets)[mask].sum() / count        # L_LM
-    expert = -agg(w, logp)[S].sum() / count                      # L_expert
+    lm = mean(-token_logp(logits, targets)[mask], count)         # L_LM
+    expert = mean(-agg(w, logp)[S], count)                       # L_expert
     pick = w.argmax(-1)                                          # (B, T), I*
     return lm + lam * expert, {
-        "loss_lm": lm.detach(), "loss_expert": expert.detach(), "informative": S.sum() / count,
-        "routing": [((pick == i) & S).sum() / S.sum().clamp(min=1) for i in range(w.size(-1))]}
+        "loss_lm": lm.detach(), "loss_expert": expert.detach(), "informative": mean(S, count),
+        "routing": [mean((pick == i)[S]) for i in range(w.size(-1))]}
 
 
 # --- phase 2: Eq. (3) -----------------------------------------------------------------------------------------------------------------------
@@ -147,7 +152,7 @@ def routed_logp(w, logp, mask):
     return (logp.gather(-1, pick)[..., 0] * mask).sum(-1)        # (B,)
 
 
-def cdpo_loss(theta_w, theta_l, ref_w, ref_l, expert_w, expert_l, beta):
+def cdpo_loss(theta_w, theta_l, ref_w, ref_l, expert_w, expert_l, beta, mean=mean):
     """Eq. (3): -log sigmoid( beta [log pi_theta/pi_ref (y_w) - log pi_theta/pi_ref (y_l)] + stopgrad(bias) ),
     bias = beta [log pi_expert(y_w) - log pi_expert(y_l)].
 
@@ -162,7 +167,7 @@ def cdpo_loss(theta_w, theta_l, ref_w, ref_l, expert_w, expert_l, beta):
     reward_w, reward_l = beta * (theta_w - ref_w), beta * (theta_l - ref_l)  # (B,)
     bias = (beta * (expert_w - expert_l)).detach()                           # (B,)
     margin = reward_w - reward_l                                             # (B,)
-    loss = -F.logsigmoid(margin + bias).mean()
+    loss = mean(-F.logsigmoid(margin + bias))
     return loss, {
-        "reward_w": reward_w.mean().detach(), "reward_l": reward_l.mean().detach(), "margin": margin.mean().detach(),
-        "accuracy": (margin > 0).float().mean(), "bias": bias.mean(), "fused_accuracy": (margin + bias > 0).float().mean()}
+        "reward_w": mean(reward_w).detach(), "reward_l": mean(reward_l).detach(), "margin": mean(margin).detach(),
+        "accuracy": mean(margin > 0), "bias": mean(bias), "fused_accuracy": mean(margin + bias > 0)}

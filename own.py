@@ -8,7 +8,8 @@ DIR: a Llama or Gemma-2 in the format of Hugging Face (pretrained.py). train.jso
 {"prompt", "chosen", "rejected"}. Both losses read the experts as two numbers a token, so each expert is loaded alone, scores all samples
 and goes; the scores lie in OUT/seedN/scores/, a file for every few hundred samples, and what is there is never computed again. Then the
 router trains with no expert in memory, in float32: in bfloat16 a weight of 0.02 has no neighbour closer than 1e-4, and steps of 1e-5
-would be rounded away. OUT/seedN/NAME/ is then the router: its language model as a directory of the same format, and W in fusionroute.pt.
+would be rounded away. (--bf16 computes in bfloat16 and keeps such weights.) OUT/seedN/NAME/ is then the router: its language model as a
+directory of the same format, and W in fusionroute.pt. Under torchrun all of this is shared by several processes: parallel.py.
 
 All prompts are written in the chat template of --init, and all answers end with its end token. With --experts, defaults are the
 paper's where the toy has its own: DEFAULTS.
@@ -24,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 import common
+import parallel
 import pretrained
 from common import UserError
 from fusionroute import Router, score
@@ -38,6 +40,7 @@ class Flags:
     pairs: str = ""          # FILE: preference pairs, a {"prompt", "chosen", "rejected"} a line
     router: str = ""         # DIR: a trained router, OUT/seedN/NAME
     dtype: str = "float32"   # of the frozen models in memory; bfloat16 halves what they take
+    bf16: bool = False       # the router computes in bfloat16, its weights stay float32: faster, and half the activations, on most GPUs
     max_len: int = 2048      # samples of more tokens, prompt and answer together, are left out
     max_new: int = 256       # longest answer, in tokens
 
@@ -197,7 +200,7 @@ class World:
         self.fingerprints = {name: fingerprint(path) for name, path in self.directories.items()}
         if not flags.init:
             self.check_experts()
-        self.device = common.device(s.device)
+        self.device, self.fsdp = common.device(s.device), getattr(s, "fsdp", False)
 
     def check_experts(self):
         """UserError unless the experts are those that the router was trained with."""
@@ -217,14 +220,22 @@ class World:
                  for name in ("data", "pairs") if getattr(self.flags, name)}
         ours = {k: v for k, v in common.recipe(s).items() if k not in TOY_ONLY}
         start = hashlib.sha256(fingerprint(self.first).encode() + (b"" if self.flags.init else common.raw_bytes(self.left["W"])))
-        return ours | files | {"dtype": self.flags.dtype, "max_len": min(self.flags.max_len, self.max_len), "experts": self.fingerprints,
+        dtype = self.flags.dtype + self.flags.bf16 * ", bf16"
+        return ours | files | {"dtype": dtype, "max_len": min(self.flags.max_len, self.max_len), "experts": self.fingerprints,
                                "start": start.hexdigest()[:16]}
 
     def start(self, s):
         return self.recipe(s)
 
     def first_router(self):
-        return self.load(self.first)
+        device = "cpu" if self.fsdp else self.device  # parallel.spread then brings a part to each GPU
+        return self.computing(pretrained.load(self.first, device, "float32", self.size))
+
+    def computing(self, lm):
+        """The router's language model with --bf16, or as it is. Phase 2's pi_ref computes as pi_theta does: both start equal."""
+        if self.flags.bf16:
+            lm.forward = torch.autocast(self.device.type, torch.bfloat16)(lm.forward)
+        return lm
 
     def go_on(self, s):
         return self.left["recipe"], self.recipe(s)
@@ -250,7 +261,8 @@ class World:
 
     def reference(self, folder, router, ids, lengths):
         """log pi_ref of every next token, (N, T-1): of the router's language model as phase 1 left it."""
-        return self.score_one(folder, "reference", fingerprint(self.first), lambda: router.lm, ids, lengths)[0]
+        made_from = fingerprint(self.first) + self.flags.bf16 * " bf16"
+        return self.score_one(folder, "reference", made_from, lambda: router.lm, ids, lengths)[0]
 
     def score_one(self, folder, name, made_from, load, ids, lengths):
         """One model's scores (fusionroute.score), in files of CHUNK samples: what is there is not computed again, and load() not called.
@@ -260,18 +272,22 @@ class World:
         logp, choice, model = torch.zeros(ids[:, 1:].shape), torch.zeros(ids[:, 1:].shape, dtype=torch.int32), None
         folder = folder / "scores"
         folder.mkdir(exist_ok=True)
-        for rows in tqdm(lengths.argsort(stable=True).split(CHUNK), desc=f"scores of {name}", mininterval=1.0):
+        files = []
+        for rows in lengths.argsort(stable=True).split(CHUNK):
             T = int(lengths[rows].max())
             x, key = ids[rows, :T], json.dumps([made_from, self.size, lengths[rows].tolist()])               # (b, T)
-            path = folder / f"{name}-{hashlib.sha256(common.raw_bytes(x) + key.encode()).hexdigest()[:16]}.pt"
+            files.append((rows, x, folder / f"{name}-{hashlib.sha256(common.raw_bytes(x) + key.encode()).hexdigest()[:16]}.pt"))
+        for rows, x, path in tqdm(parallel.turns(files), desc=f"scores of {name}", mininterval=1.0):
             if not path.exists():
                 model = model or load()
                 common.save(path, dict(zip(("logp", "choice"), score([model], x, lengths[rows]))))
+        parallel.wait()
+        for rows, x, path in files:
             content = common.load(path, ("logp", "choice"), "start again")
             for whole, part in (logp, content["logp"]), (choice, content["choice"]):
-                if getattr(part, "shape", None) != (len(rows), T - 1, 1):
+                if getattr(part, "shape", None) != (len(rows), x.size(1) - 1, 1):
                     raise UserError(f"{path} holds other scores than these; remove it, then start again")
-                whole[rows, :T - 1] = part[..., 0]
+                whole[rows, :x.size(1) - 1] = part[..., 0]
         return logp, choice
 
     def read(self, path, hint):
@@ -292,7 +308,7 @@ class World:
         lm = self.load(self.first, dtype)
         if self.left["W"].size(1) != lm.config.d_model:
             raise UserError(f"{self.first / FILE}: W reads {self.left['W'].size(1)} numbers, and the model's width is {lm.config.d_model}")
-        router = Router(lm, len(self.names))
+        router = Router(self.computing(lm), len(self.names))
         router.W.weight.data = self.left["W"].float()
         return router.to(self.device).eval().requires_grad_(False)
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 import baselines
 import common
 import own
+import parallel
 from fusionroute import cdpo_loss, routed_logp, sequence_logp, sft_loss
 from toy_experts import pairs
 from toy_experts.world import World
@@ -52,6 +53,7 @@ class Settings:
     pairs_of: str = ""         # the router whose pairs are used: OUT/seedN/PAIRS_OF.pt; nothing means PHASE1's own
     name: str = "router"       # what is written: OUT/seedN/NAME.pt
     save_every: int = 50       # steps between saved states
+    fsdp: bool = False         # under torchrun: divide the router among the processes, in place of a copy for each
 
     def __post_init__(self):
         common.positive(self, "prompts", "tries", "temperature", "epochs", "batch", "lr", "lr_w", "beta", "save_every")
@@ -59,6 +61,7 @@ class Settings:
         common.one_of(self, "loss", baselines.PAIR_LOSSES)
         common.one_of(self, "rejected", pairs.SOURCES)
         common.file_stem(self, "phase1", "name")
+        parallel.check(self)
 
 
 def make_plan(sft_lengths, pair_lengths, s):
@@ -72,7 +75,7 @@ def make_plan(sft_lengths, pair_lengths, s):
 
 
 def main(argv=None):
-    (s, world), begun = own.settings(Settings, __doc__, argv, "experts", "pairs", "data", "dtype", "max_len"), time.time()
+    (s, world), begun = own.settings(Settings, __doc__, argv, "experts", "pairs", "data", "dtype", "bf16", "max_len"), time.time()
     world = world or World()
     phase1, recipe = world.go_on(s)  # phase1: the recipe of what is trained further
     folder, device = common.prepare(s)
@@ -92,16 +95,17 @@ def main(argv=None):
         ref = baselines.fused_reference(router, world.experts, ids, mask, lengths).to(device)  # (2 * pairs,)
     plan = make_plan(tables["sft"][2], torch.maximum(lengths[::2], lengths[1::2]), s)
     router, sft_loss_name = router.requires_grad_(True), phase1["loss"]  # SFT batches go on as phase 1 left off
+    router = parallel.spread(router, device, s.fsdp)
     experts, world.experts = (world.experts if {s.loss, sft_loss_name} & baselines.READ_EXPERTS else None), None
 
     optimizer = torch.optim.AdamW([{"params": router.lm.parameters(), "peak": s.lr}, {"params": router.W.parameters(), "peak": s.lr_w}],
                                   lr=s.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    start, log = common.resume(state_path, recipe, router, optimizer)
+    start, log = parallel.resume(state_path, recipe, router, optimizer)
 
     seen, clock = 0, time.time()
     bar = tqdm(range(start, len(plan)), desc="phase 2", initial=start, total=len(plan), mininterval=1.0)
     for step in bar:
-        kind, rows = plan[step]
+        kind, (rows, mean) = plan[step][0], parallel.share(plan[step][1])
         ids, mask, lengths, logp, choice = tables[kind]
         if kind == "pair":
             rows = torch.stack([2 * rows, 2 * rows + 1], 1).flatten()             # (2B,): y_w, y_l in turn
@@ -112,28 +116,33 @@ def main(argv=None):
         full = baselines.read(experts, x[:, :-1]) if experts else None            # (B, T-1, n, V), which the paper's losses do without
         if kind == "sft":
             batch = logits, w, x[:, 1:], m, expert_logp, choice[rows, :T - 1].to(device), s.lam
-            loss, info = sft_loss(*batch) if sft_loss_name == "paper" else baselines.sft_variant(sft_loss_name, *batch, full)
+            if sft_loss_name == "paper":
+                loss, info = sft_loss(*batch, mean=mean)
+            else:
+                loss, info = baselines.sft_variant(sft_loss_name, *batch, full, mean)
             info |= {f"route_{name}": share for name, share in zip(world.names, info.pop("routing"))}
         elif s.loss != "paper":
-            loss, info = baselines.pair_variant(s.loss, logits, w, x[:, 1:], m, expert_logp, ref[rows], s.beta, full)
+            loss, info = baselines.pair_variant(s.loss, logits, w, x[:, 1:], m, expert_logp, ref[rows], s.beta, full, mean)
         else:
             theta = sequence_logp(logits, x[:, 1:], m)                            # (2B,)
             expert = routed_logp(w, expert_logp, m)                               # (2B,), no gradient: it is detached in the loss
-            loss, info = cdpo_loss(theta[::2], theta[1::2], ref[rows[::2]], ref[rows[1::2]], expert[::2], expert[1::2], s.beta)
+            loss, info = cdpo_loss(theta[::2], theta[1::2], ref[rows[::2]], ref[rows[1::2]], expert[::2], expert[1::2], s.beta, mean)
             size = m.sum(-1).float()                                              # (2B,), answer lengths
-            info |= {"length_w": size[::2].mean(), "length_l": size[1::2].mean()}
+            info |= {"length_w": mean(size[::2]), "length_l": mean(size[1::2])}
 
         common.update(loss, router, optimizer, common.schedule(step, len(plan), warmup=20))
         log.append({"step": step, "kind": kind, **{k: round(float(v), 5) for k, v in ({"loss": loss.detach()} | info).items()}})
         seen += int(lengths[rows].sum())
         bar.set_postfix_str(f"{kind} loss {log[-1]['loss']:.3f}, {seen / (time.time() - clock):,.0f} tokens/s", refresh=False)
         if (step + 1) % s.save_every == 0:
-            common.save_state(state_path, recipe, step + 1, router, optimizer, log)
+            parallel.save_state(state_path, recipe, step + 1, router, optimizer, log)
 
-    common.write_log(folder / f"{s.name}.log.jsonl", log)
-    world.save(path, router, recipe, time.time() - begun, recipe["experts"])
-    state_path.unlink(missing_ok=True)
+    router = parallel.whole(router)
+    if parallel.first():
+        common.write_log(folder / f"{s.name}.log.jsonl", log)
+        world.save(path, router, recipe, time.time() - begun, recipe["experts"])
+        state_path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
-    common.run(main)
+    parallel.run(main)

@@ -3,6 +3,7 @@
     python train_sft.py            trains the toy experts first where they are missing, then the router
     diff train_sft.py train_cdpo.py    shows what CDPO adds
     python train_sft.py --init DIR --experts math=DIR code=DIR --data train.jsonl    models and data of your own: see own.py
+    torchrun --nproc_per_node=4 train_sft.py ...    the same on several GPUs, with the same result: see parallel.py
 
 The router starts from the instruction expert (as in the paper) with routing weights W = 0. Writes OUT/seedN/router_sft.pt and
 router_sft.log.jsonl: loss, loss_lm and loss_expert (the two terms of Eq. (2)), informative (the share of answer tokens in S), and
@@ -19,6 +20,7 @@ from tqdm import tqdm
 import baselines
 import common
 import own
+import parallel
 from fusionroute import Router, sft_loss
 from toy_experts.world import World
 
@@ -39,16 +41,18 @@ class Settings:
     loss: str = "paper"        # paper is Eq. (2); its neighbours are in baselines.SFT_LOSSES
     name: str = "router_sft"   # what is written: OUT/seedN/NAME.pt
     save_every: int = 100      # steps between saved states
+    fsdp: bool = False         # under torchrun: divide the router among the processes, in place of a copy for each
 
     def __post_init__(self):
         common.positive(self, "samples", "epochs", "batch", "lr", "lr_w", "save_every")
         common.positive(self, "lam", or_zero=True)
         common.one_of(self, "loss", baselines.SFT_LOSSES)
         common.file_stem(self, "name")
+        parallel.check(self)
 
 
 def main(argv=None):
-    s, world = own.settings(Settings, __doc__, argv, "init", "experts", "data", "dtype", "max_len")
+    s, world = own.settings(Settings, __doc__, argv, "init", "experts", "data", "dtype", "bf16", "max_len")
     world = world or World()  # the toy, which own.py exchanges for models and data of your own
     folder, device = common.prepare(s)
     path, state_path = folder / f"{s.name}{world.suffix}", folder / f"{s.name}.state.pt"
@@ -61,26 +65,28 @@ def main(argv=None):
     # What training needs to know of the experts: two numbers per expert and token. After this they are not needed.
     ids, mask, lengths, logp, choice = world.scored(folder, world.sft(recipe))
     choices = recipe["experts"] | ({"router": ""} if s.loss == "co_llm_self" else {})  # what W chooses among
-    router = Router(world.first_router(), len(choices)).to(device).requires_grad_(True)
+    router = Router(world.first_router(), len(choices)).requires_grad_(True)
+    router = parallel.spread(router, device, s.fsdp)
     experts, world.experts = (world.experts if s.loss in baselines.READ_EXPERTS else None), None
 
     optimizer = torch.optim.AdamW([{"params": router.lm.parameters(), "peak": s.lr}, {"params": router.W.parameters(), "peak": s.lr_w}],
                                   lr=s.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     plan = [rows for epoch in range(s.epochs) for rows in common.batches(lengths, s.batch, s.seed * 1000 + epoch)]
-    start, log = common.resume(state_path, recipe, router, optimizer)
+    start, log = parallel.resume(state_path, recipe, router, optimizer)
 
     seen, clock = 0, time.time()
     bar = tqdm(range(start, len(plan)), desc="phase 1", initial=start, total=len(plan), mininterval=1.0)
     for step in bar:
-        rows = plan[step]
+        rows, mean = parallel.share(plan[step])                                   # all of it, without torchrun
         T = int(lengths[rows].max())
         x, m = ids[rows, :T].to(device), mask[rows, 1:T].to(device)               # (B, T), (B, T-1)
         logits, w = router(x[:, :-1])                                             # (B, T-1, V), (B, T-1, n)
         batch = logits, w, x[:, 1:], m, logp[rows, :T - 1].to(device), choice[rows, :T - 1].to(device), s.lam
         if s.loss == "paper":
-            loss, info = sft_loss(*batch)
+            loss, info = sft_loss(*batch, mean=mean)
         else:
-            loss, info = baselines.sft_variant(s.loss, *batch, baselines.read(experts, x[:, :-1]) if experts else None)
+            full = baselines.read(experts, x[:, :-1]) if experts else None        # (B, T-1, n, V)
+            loss, info = baselines.sft_variant(s.loss, *batch, full, mean)
 
         common.update(loss, router, optimizer, common.schedule(step, len(plan), warmup=20))
         routing = {f"route_{name}": share for name, share in zip(choices, info.pop("routing"))}
@@ -88,12 +94,14 @@ def main(argv=None):
         seen += int(lengths[rows].sum())
         bar.set_postfix_str(f"loss {log[-1]['loss']:.3f}, {seen / (time.time() - clock):,.0f} tokens/s", refresh=False)
         if (step + 1) % s.save_every == 0:
-            common.save_state(state_path, recipe, step + 1, router, optimizer, log)
+            parallel.save_state(state_path, recipe, step + 1, router, optimizer, log)
 
-    common.write_log(folder / f"{s.name}.log.jsonl", log)
-    world.save(path, router, recipe, time.time() - begun, choices)
-    state_path.unlink(missing_ok=True)
+    router = parallel.whole(router)
+    if parallel.first():
+        common.write_log(folder / f"{s.name}.log.jsonl", log)
+        world.save(path, router, recipe, time.time() - begun, choices)
+        state_path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
-    common.run(main)
+    parallel.run(main)

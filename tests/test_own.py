@@ -270,6 +270,26 @@ def test_from_directories_to_an_answer(dirs, capsys):
     assert "W does not fit" in mistake("decode", "x", *flags.decode)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+def test_bf16_computes_in_bfloat16_and_keeps_float32(dirs, family):
+    """About the same losses; pi_ref computes as pi_theta does; weights are float32, and other flags are refused."""
+    flags, logs = dirs(family), []
+    for at, extra in ("a", []), ("b", ["--bf16"]):
+        out = ["--out", str(flags.at / at)]
+        main("train_sft", *flags.sft, *out, "--batch", "64", "--lr", "1e-3", *extra)
+        main("train_cdpo", *flags.cdpo, *out, "--batch", "64", "--lr", "1e-30", *extra)
+        logs.append([json.loads(line) for name in ("router_sft", "router") for line in
+                     (flags.at / at / f"seed0/{name}.log.jsonl").read_text().splitlines()])
+        assert pretrained.load(flags.at / at / "seed0/router_sft", dtype="float32").embed.weight.dtype == torch.float32
+    for a, b in zip(*logs, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=2e-2)
+        assert a.get("kind") == "pair" or a["loss_lm"] != b["loss_lm"]
+    (pair,) = [r for r in logs[1] if r.get("kind") == "pair"]
+    assert abs(pair["reward_w"]) < 1e-4 and abs(pair["reward_l"]) < 1e-4  # beta times a difference that float32 would make 1e-3
+    assert "was made with dtype = float32, bf16, and float32 is asked" in mistake("train_sft", *flags.sft, "--out", str(flags.at / "b"),
+                                                                               "--batch", "64", "--lr", "1e-3")
+
+
 def test_no_score_is_computed_twice(dirs, monkeypatch):
     """Phase 2 killed at its very end: nothing is scored again, pi_ref included, and the result is the same."""
     flags = dirs()
