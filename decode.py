@@ -174,7 +174,7 @@ def draft(router, cache, text, k, end, lookup=None, temperature=0.0, u=None):
         logits, w = read_block(router, cache, text + tokens + guess)
         logp, w = F.log_softmax(wide(logits[-1 - len(guess):]), -1), w[-1 - len(guess):]        # (g+1, V), (g+1, n)
         own = sample(logp, temperature, u=None if u is None else u[len(tokens):][:len(logp)])  # (g+1,)
-        sure, own, n = logp.gather(1, own[:, None])[:, 0].tolist(), own.tolist(), 0
+        sure, own, n = logp.amax(-1).tolist(), own.tolist(), 0
         while n < len(guess) and guess[n] == own[n] != end and sure[n] >= SURE:
             n += 1
         tokens, passes = tokens + own[:n + 1], passes + 1
@@ -199,7 +199,7 @@ def block_decode(router, experts, prompt, end, max_new, block, lookup=None, temp
     text, trace, device = list(prompt), Trace(), router.W.weight.device
     room = min(len(prompt) + max_new, router.lm.config.max_len)
     router_cache, caches = router.lm.new_cache(1, room), [expert.new_cache(1, room) for expert in experts]
-    uniform = Uniform(1, seed)
+    uniform = Uniform(1, seed) if temperature else None
     noise = torch.cat([uniform([0], device) for _ in range(max_new)]) if temperature else None  # (max_new,)
 
     while len(trace.tokens) < max_new and trace.tokens[-1:] != [end]:
@@ -209,12 +209,14 @@ def block_decode(router, experts, prompt, end, max_new, block, lookup=None, temp
         pick, fused, choice = w.argmax(-1).tolist(), [None] * len(tokens), [None] * len(tokens)
         for t, i in enumerate(pick):
             if fused[t] is None:                                                          # expert i's first place in this block
-                mine = [s for s in range(t, len(tokens)) if pick[s] == i]                 # it reads up to its last
-                logits, _ = read_block(experts[i], caches[i], text + tokens[:mine[-1]])   # (t, V)
-                logits = logits[[s - mine[-1] - 1 for s in mine]]                         # (len(mine), V)
-                said = sample(logp[mine] + F.log_softmax(wide(logits), -1), temperature, u=u[mine] if temperature else None)  # Eq. (1)
-                for s, token, wanted in zip(mine, said.tolist(), logits.argmax(-1).tolist()):
-                    fused[s], choice[s] = token, wanted
+                mine = [s for s in range(t, len(tokens)) if pick[s] == i]
+                here = slice(t, mine[-1] + 1)                                             # it reads up to its last
+                logits, _ = read_block(experts[i], caches[i], text + tokens[:mine[-1]])   # (all that it missed, V)
+                logits = logits[t - mine[-1] - 1:]                                        # (places here, V)
+                said = sample(logp[here] + F.log_softmax(wide(logits), -1), temperature, u=u[here] if temperature else None)  # Eq. (1)
+                said, wanted = said.tolist(), logits.argmax(-1).tolist()
+                for s in mine:
+                    fused[s], choice[s] = said[s - t], wanted[s - t]
                 trace.expert_passes += 1
             if fused[t] != tokens[t]:
                 break
