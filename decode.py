@@ -132,7 +132,7 @@ def fused_decode(router, experts, prompts, end, max_new, use_router=True, use_ex
 
 # --- the same tokens in fewer passes ------------------------------------------------------------------------------------------------------
 
-SURE = math.log(0.7)  # a draft ends behind a token that the router finds less likely: what followed would often be drafted in vain
+SURE = math.log(0.8)  # a draft ends behind a token that the router finds less likely: what followed would often be drafted in vain
 
 
 class Lookup:
@@ -145,7 +145,7 @@ class Lookup:
     ([7, 8], [9], [])
     """
 
-    def __init__(self, texts, longest=8, ahead=6):
+    def __init__(self, texts, longest=12, ahead=6):
         self.text, self.longest, self.ahead = "".join(chr(token) for ids in texts for token in ids), longest, ahead  # str: fast keys
         self.after = {self.text[t - n:t]: t for n in range(1, longest + 1) for t in range(n, len(self.text))}
 
@@ -336,7 +336,7 @@ def encode(prompt, max_len, of=TOY):
 def known_texts(ahead=6):
     """What guesses are made from: texts of the train split."""
     items = tasks.mixed("train", 2400, Random("lookup"))
-    return Lookup([tokenizer.encode_prompt(item.prompt) + tokenizer.encode_answer(item.answer) for item in items], ahead=ahead)
+    return Lookup([tokenizer.encode_prompt(i.prompt)[-12:] + tokenizer.encode_answer(i.answer) for i in items], ahead=ahead)  # answers only
 
 
 def respond(prompt, router, experts, method, as_json, block=Settings.block, of=TOY):
