@@ -214,7 +214,7 @@ def block_decode(router, experts, prompt, end, max_new, block, lookup=None, temp
                 logits, _ = read_block(experts[i], caches[i], text + tokens[:mine[-1]])   # (all that it missed, V)
                 logits = logits[t - mine[-1] - 1:]                                        # (places here, V)
                 said = sample(logp[here] + F.log_softmax(wide(logits), -1), temperature, u=u[here] if temperature else None)  # Eq. (1)
-                said, wanted = said.tolist(), logits.argmax(-1).tolist()
+                said, wanted = said.tolist(), sample(logits).tolist()
                 for s in mine:
                     fused[s], choice[s] = said[s - t], wanted[s - t]
                 trace.expert_passes += 1

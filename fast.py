@@ -1,4 +1,4 @@
-"""GPT.forward over one row with a cache, which is what answering a prompt is made of: the same from a third of the operations.
+"""GPT.forward over one row with a cache, which is what answering a prompt is made of: the same from half of the operations.
 
 An operation of torch costs a microsecond or more, whatever it computes, and a small model's pass over one token consists of nothing
 else. So here are as few as can be read: q, k and v come from one matrix, as do gate and up; q and k are turned together, k and v stored
