@@ -78,7 +78,8 @@ def equal_lines(r):
                      f"{e['router_passes']:.2f} + {e['expert_passes']:.2f}",
                      *(", ".join(f"{x:.1e}" for x in e[name]) for name in ("least_gap", "largest_rounding"))])
     total, same = (sum(e["prompts"] - e["different"] * k for e in r["seeds"].values()) for k in (0, 1))
+    count = r["meta"]
     return (f"{same} of {total} answers equal the plain loop's (in batches) in every token, every pick and every expert's own choice. The "
-            f"prompts are all test prompts of evaluate.py: of each seed {r['meta']['prompts']} a benchmark and {r['meta']['general']} general "
-            "ones. The nearest tie is that of all places of all answers; rounding was measured on every tenth answer.\n\n"
+            f"prompts are all that evaluate.py tests on: of each seed {count['prompts']} a benchmark and {count['general']} general ones. "
+            "The nearest tie is that of all places of all answers; rounding was measured on every tenth answer.\n\n"
             + "\n".join(table(rows)))
