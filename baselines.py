@@ -210,7 +210,7 @@ def collab(experts, reward, prompts, end, max_new, lookahead):
     """At every token each expert proposes its own, goes on by itself up to `lookahead` tokens in all, and the reward model scores what
     it would have written; the best proposal stays. Arguments and result as in uniform_average."""
     text, have, rows, (*caches, reward_cache) = buffers(prompts, max_new + lookahead, [*experts, reward])
-    room = reward_cache.k[0].size(2)                                                                  # may end before text does
+    room = reward_cache.kv[0].size(3)                                                                 # may end before text does
     for _ in range(max_new):
         lookahead = min(lookahead, room - int(have.max()))
         proposal = torch.stack([read_on(e, c, rows, text, have)[0].argmax(-1) for e, c in zip(experts, caches)], 1)  # (b, n)

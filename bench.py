@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import common
 import decode
 from baselines import collab, sequence_selection
+from bench_equal import counted
 from bench_page import figures
 from bench_train import contest, memory_section, over, spread, training_section, utilisation
 from decode import block_decode, draft, fused_decode, known_texts, read_block
@@ -53,11 +54,10 @@ class Settings:
     times: int = 10      # the large models are so many times as wide as the toy models
     layers: int = 10     # layers of the large models
     lookahead: int = 4   # tokens that Collab looks ahead
-    equal: int = 10      # test prompts of each benchmark and run on which block and plain decoding are compared token for token
 
     def __post_init__(self):
         common.positive(self, "rounds", "prompts", "times", "layers", "lookahead")
-        common.positive(self, "large", "equal", or_zero=True)
+        common.positive(self, "large", or_zero=True)
 
 
 # --- measuring ----------------------------------------------------------------------------------------------------------------------------
@@ -282,14 +282,6 @@ def rates(runs, prompts, rounds):
     return out
 
 
-def counted(traces):
-    """What block decoding did, summed over its Traces."""
-    tokens, blocks = sum(len(t.tokens) for t in traces), sum(t.blocks for t in traces)
-    drafted, router, expert = (sum(getattr(t, name) for t in traces) for name in ("drafted", "router_passes", "expert_passes"))
-    return {"kept_of_drafted": round(tokens / drafted, 4), "tokens_a_block": round(tokens / blocks, 3),
-            "router_passes": round(router / tokens, 4), "expert_passes": round(expert / tokens, 4)}
-
-
 def decode_section(runs, prompts, models, c, rounds):
     """The figures of all decoders: tokens/s, ratio to one expert alone, passes a token, and the ratio that the cost model predicts.
 
@@ -310,46 +302,6 @@ def decode_section(runs, prompts, models, c, rounds):
     for name, key in (("expert", "over_hf"), ("expert_with_guesses", "with_guesses_over_hf"), ("block", "block_over_hf")):
         out[key] = over(speed[name], speed["hf"])["median"] if "hf" in runs else None
     out |= {"width_cost": c, "calls_a_pass": calls_a_pass(models["router"][0])}
-    return out
-
-
-def rounding(router, experts, prompt, trace):
-    """How near a tie an answer came, and how far rounding goes: the least distance between the two best tokens of Eq. (1) and between
-    the two best w, and the largest difference of either between reading the answer in one pass and token by token."""
-    text, n, models = prompt + trace.tokens[:-1], len(trace.tokens), [router, *experts]
-    whole = [read_block(m, lm.new_cache(1), text) for m, lm in zip(models, [router.lm, *experts])]
-    caches, steps = [lm.new_cache(1) for lm in [router.lm, *experts]], []
-    for t in range(n):
-        steps.append([tuple(x[-1:] for x in read_block(m, cache, text[:len(prompt) + t])) for m, cache in zip(models, caches)])
-    single = [tuple(map(torch.cat, zip(*(step[i] for step in steps)))) for i in range(len(models))]
-    pick, rows = torch.tensor(trace.pick), torch.arange(n)
-    final = [fuse(r[0][-n:], torch.stack([e[0][-n:] for e in es])[pick, rows]) for r, *es in (whole, single)]
-    w = [r[1][-n:] for r, *_ in (whole, single)]
-    gap = [float(-x[0].topk(2).values.diff().max()) for x in (final, w)]
-    return gap, [float((a - b).abs().max()) for a, b in (final, w)]
-
-
-@torch.no_grad()
-def equality(s, lookup):
-    """Block against plain decoding, token for token with picks and experts' choices, on the test prompts of every run under OUT."""
-    out = {}
-    for path in sorted(Path(s.out).glob("seed*/router.pt")):
-        seed = int(path.parent.name.removeprefix("seed"))
-        router, experts = decode.load(decode.Settings(seed=seed, out=s.out, device=s.device), "router")
-        traces, different, gaps, errors = [], 0, [], []
-        for b in tasks.BENCHMARKS + ["general"]:
-            for j, item in enumerate(tasks.dataset(b, "test", s.equal, Random(f"test {b} {seed}"))):
-                p = tokenizer.encode_prompt(item.prompt)
-                (plain,), block = fused_decode(router, experts, [p], END, MAX_NEW), block_decode(
-                    router, experts, p, END, MAX_NEW, DEFAULT["toy"][0], lookup)
-                different += (plain.tokens, plain.pick, plain.expert_choice) != (block.tokens, block.pick, block.expert_choice)
-                traces.append(block)
-                if j == 0 and s.device == "cpu":
-                    gap, error = rounding(router, experts, p, plain)
-                    gaps, errors = gaps + [gap], errors + [error]
-        out[seed] = {"prompts": len(traces), "tokens": sum(len(t.tokens) for t in traces), "different": different, **counted(traces)}
-        if gaps:
-            out[seed] |= {"least_gap": [min(x) for x in zip(*gaps)], "largest_rounding": [max(x) for x in zip(*errors)]}
     return out
 
 
@@ -446,11 +398,10 @@ def main(argv=None):
                        "machine": torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} CPU cores",
                        "transformers": importlib.metadata.version("transformers") if hf else None, "trained": trained, "seed": s.seed,
                        "lookahead": s.lookahead}}
-    result["training"] = training_section(toy.new_gpt(toy.Settings()), device, 4 * s.rounds) | {"memory": memory}
+    result["training"] = training_section(toy.new_gpt(toy.Settings()), device, 10 * s.rounds) | {"memory": memory}
     print("training measured")
     result["decode"] = {"toy": toy_section(s, router, experts, reward, hf)}
     print("toy models measured")
-    result["decode"]["equality"] = equality(s, known_texts(DEFAULT["toy"][1])) if s.equal else {}
     if s.large:
         result["decode"]["large"] = large_section(s, router, experts, reward, hf)
     if device.type == "cuda":

@@ -50,11 +50,6 @@ def figures(r):
     said.append("The worst case, unrelated random models and guesses that are never right: "
                 f"{u['router_passes']:.2f} + {u['expert_passes']:.2f} passes a token, "
                 f"{ratio(u['block_over_plain'])} of the plain loop's tokens/s.")
-    for seed, e in d["equality"].items():
-        said.append(f"Equal to the plain loop, seed {seed}: {e['prompts'] - e['different']} of {e['prompts']} test prompts "
-                    f"({e['tokens']} tokens)" + (
-                       f"; nearest tie of two tokens {e['least_gap'][0]:.1e}, of two w {e['least_gap'][1]:.1e}; rounding moves them by up "
-                       f"to {e['largest_rounding'][0]:.1e} and {e['largest_rounding'][1]:.1e}." if "least_gap" in e else "."))
     if large:
         x = large["floor"]
         said.append(f"The floor at large size: this machine reads {x['gigabytes_per_second']:.1f} GB/s, so one expert can give at most "
@@ -73,3 +68,18 @@ def figures(r):
                 f"drafts and guesses were as good as the toy world's ({passes:.2f} passes a token), "
                 f"{one / (1 + toy['expert_passes']):.0f} without any guess.")
     return "\n\n".join(said)
+
+
+def equal_lines(r):
+    """What equality.json says, as Markdown."""
+    rows = [["seed", "test prompts", "answers equal", "tokens", "passes a token", "nearest tie: tokens, w", "rounding moves them by"]]
+    for seed, e in r["seeds"].items():
+        rows.append([seed, f"{e['prompts']}", f"{e['prompts'] - e['different']}", f"{e['tokens']}",
+                     f"{e['router_passes']:.2f} + {e['expert_passes']:.2f}",
+                     *(", ".join(f"{x:.1e}" for x in e[name]) for name in ("least_gap", "largest_rounding"))])
+    total, same = (sum(e["prompts"] - e["different"] * k for e in r["seeds"].values()) for k in (0, 1))
+    count = r["meta"]
+    return (f"{same} of {total} answers equal the plain loop's (in batches) in every token, every pick and every expert's own choice. The "
+            f"prompts are all that evaluate.py tests on: of each seed {count['prompts']} a benchmark and {count['general']} general ones. "
+            "The nearest tie is that of all places of all answers; rounding was measured on every tenth answer.\n\n"
+            + "\n".join(table(rows)))

@@ -133,7 +133,7 @@ def fused_decode(router, experts, prompts, end, max_new, use_router=True, use_ex
 
 # --- the same tokens in fewer passes ------------------------------------------------------------------------------------------------------
 
-SURE = math.log(0.7)  # a draft ends behind a token that the router finds less likely: what followed would often be drafted in vain
+SURE = math.log(0.8)  # a draft ends behind a token that the router finds less likely: what followed would often be drafted in vain
 
 
 class Lookup:
@@ -146,7 +146,7 @@ class Lookup:
     ([7, 8], [9], [])
     """
 
-    def __init__(self, texts, longest=8, ahead=6):
+    def __init__(self, texts, longest=12, ahead=6):
         self.text, self.longest, self.ahead = "".join(chr(token) for ids in texts for token in ids), longest, ahead  # str: fast keys
         self.after = {self.text[t - n:t]: t for n in range(1, longest + 1) for t in range(n, len(self.text))}
 
@@ -175,7 +175,7 @@ def draft(router, cache, text, k, end, lookup=None, temperature=0.0, u=None):
         logits, w = read_block(router, cache, text + tokens + guess)
         logp, w = F.log_softmax(wide(logits[-1 - len(guess):]), -1), w[-1 - len(guess):]        # (g+1, V), (g+1, n)
         own = sample(logp, temperature, u=None if u is None else u[len(tokens):][:len(logp)])  # (g+1,)
-        sure, own, n = logp.gather(1, own[:, None])[:, 0].tolist(), own.tolist(), 0
+        sure, own, n = logp.amax(-1).tolist(), own.tolist(), 0
         while n < len(guess) and guess[n] == own[n] != end and sure[n] >= SURE:
             n += 1
         tokens, passes = tokens + own[:n + 1], passes + 1
@@ -200,7 +200,7 @@ def block_decode(router, experts, prompt, end, max_new, block, lookup=None, temp
     text, trace, device = list(prompt), Trace(), router.W.weight.device
     room = min(len(prompt) + max_new, router.lm.config.max_len)
     router_cache, caches = router.lm.new_cache(1, room), [expert.new_cache(1, room) for expert in experts]
-    uniform = Uniform(1, seed)
+    uniform = Uniform(1, seed) if temperature else None
     noise = torch.cat([uniform([0], device) for _ in range(max_new)]) if temperature else None  # (max_new,)
 
     while len(trace.tokens) < max_new and trace.tokens[-1:] != [end]:
@@ -210,12 +210,14 @@ def block_decode(router, experts, prompt, end, max_new, block, lookup=None, temp
         pick, fused, choice = w.argmax(-1).tolist(), [None] * len(tokens), [None] * len(tokens)
         for t, i in enumerate(pick):
             if fused[t] is None:                                                          # expert i's first place in this block
-                mine = [s for s in range(t, len(tokens)) if pick[s] == i]                 # it reads up to its last
-                logits, _ = read_block(experts[i], caches[i], text + tokens[:mine[-1]])   # (t, V)
-                logits = logits[[s - mine[-1] - 1 for s in mine]]                         # (len(mine), V)
-                said = sample(logp[mine] + F.log_softmax(wide(logits), -1), temperature, u=u[mine] if temperature else None)  # Eq. (1)
-                for s, token, wanted in zip(mine, said.tolist(), logits.argmax(-1).tolist()):
-                    fused[s], choice[s] = token, wanted
+                mine = [s for s in range(t, len(tokens)) if pick[s] == i]
+                here = slice(t, mine[-1] + 1)                                             # it reads up to its last
+                logits, _ = read_block(experts[i], caches[i], text + tokens[:mine[-1]])   # (all that it missed, V)
+                logits = logits[t - mine[-1] - 1:]                                        # (places here, V)
+                said = sample(logp[here] + F.log_softmax(wide(logits), -1), temperature, u=u[here] if temperature else None)  # Eq. (1)
+                said, wanted = said.tolist(), sample(logits).tolist()
+                for s in mine:
+                    fused[s], choice[s] = said[s - t], wanted[s - t]
                 trace.expert_passes += 1
             if fused[t] != tokens[t]:
                 break
@@ -335,7 +337,7 @@ def encode(prompt, max_len, of=TOY):
 def known_texts(ahead=6):
     """What guesses are made from: texts of the train split."""
     items = tasks.mixed("train", 2400, Random("lookup"))
-    return Lookup([tokenizer.encode_prompt(item.prompt) + tokenizer.encode_answer(item.answer) for item in items], ahead=ahead)
+    return Lookup([tokenizer.encode_prompt(i.prompt)[-12:] + tokenizer.encode_answer(i.answer) for i in items], ahead=ahead)  # answers only
 
 
 def respond(prompt, router, experts, method, as_json, block=Settings.block, of=TOY):

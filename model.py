@@ -14,6 +14,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+import fast
+
 
 @dataclass
 class GPTConfig:
@@ -50,40 +52,31 @@ class Cache:
 
     Rows may have different lengths, and only what lies below a row's length counts: a row takes tokens back by lowering it.
 
-    k, v: per layer (B, K, max_len, hd).  length: (B,) tokens read.  rows: which rows of the buffers this object speaks for.
+    kv: per layer (2, B, K, max_len, hd), keys, then values.  length: (B,) tokens read.  rows: whom of the B this object speaks for.
     """
 
     def __init__(self, config, n_rows, max_len, device=None, dtype=None):
-        shape = (n_rows, config.n_kv_head, max_len, config.head_dim)
-        self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        shape = (2, n_rows, config.n_kv_head, max_len, config.head_dim)
+        self.kv = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.length = torch.zeros(n_rows, dtype=torch.long, device=device)  # (B,)
-        self.rows = None
+        self.rows = self.weights = None                                     # weights: see fast.py
 
     def keep(self, rows):
         """Drop all rows but these, rows (b,) long, for good."""
-        self.k, self.v, self.length = [k[rows] for k in self.k], [v[rows] for v in self.v], self.length[rows]
+        self.kv, self.length = [kv[:, rows] for kv in self.kv], self.length[rows]
 
     def select(self, rows):
         """The same buffers seen by some rows only; rows (b,) long. The caller copies `length` back when it is done."""
         view = object.__new__(Cache)
-        view.k, view.v, view.length, view.rows = self.k, self.v, self.length[rows], rows
+        view.kv, view.length, view.rows = self.kv, self.length[rows], rows
         return view
 
     def append(self, layer, k, v, pos, end):
-        """Write k, v (B, T, K, hd) at positions pos (B, T); return all keys and values below `end`, (B, K, end, hd).
-
-        pos may be a slice, where there is one row: that is faster than lists of indices.
-        """
-        if isinstance(pos, slice):
-            self.k[layer][:, :, pos], self.v[layer][:, :, pos] = k.transpose(1, 2), v.transpose(1, 2)
-            return self.k[layer][:, :, :end], self.v[layer][:, :, :end]
+        """Write k, v (B, T, K, hd) at positions pos (B, T); return all keys and values below `end`, (B, K, end, hd) each."""
         rows = torch.arange(len(pos), device=pos.device) if self.rows is None else self.rows
-        self.k[layer][rows[:, None], :, pos] = k
-        self.v[layer][rows[:, None], :, pos] = v
-        if self.rows is None:
-            return self.k[layer][:, :, :end], self.v[layer][:, :, :end]
-        return self.k[layer][rows, :, :end], self.v[layer][rows, :, :end]
+        self.kv[layer][:, rows[:, None], :, pos] = torch.stack([k, v], 2)  # (B, T, 2, K, hd)
+        kv = self.kv[layer] if self.rows is None else self.kv[layer][:, rows]
+        return kv[..., :end, :].unbind()
 
 
 def rope_table(config):
@@ -203,7 +196,9 @@ class GPT(nn.Module):
         the row's last real token in that token's own place, which changes nothing, so [:, -1] is every row's last real output.
         Raises ValueError when a row would grow past config.max_len.
         """
-        step = torch.arange(ids.size(1), device=ids.device)[None]              # (1, T)
+        if fast.applies(self, ids, cache, new):
+            return fast.forward(self, ids, cache)                               # the same in fewer operations
+        step = torch.arange(ids.size(1), device=ids.device)[None]               # (1, T)
         if new is not None:
             step = torch.minimum(step, new[:, None] - 1)                        # (B, T)
             ids = ids.gather(1, step)                                           # (B, T)
@@ -214,21 +209,14 @@ class GPT(nn.Module):
         ago = pos[:, :, None] - torch.arange(end, device=ids.device)            # (1 or B, T, end): how many tokens back
         mask = ago >= 0                                                         # (1 or B, T, end): nobody sees the future
         near = mask & (ago < self.config.window) if self.config.window else mask  # and every second layer not the far past
-        length = pos[:, -1] + 1                                                 # (1 or B,)
-        if len(ids) == 1 and new is None and (cache is None or cache.rows is None):  # a row alone lies in one piece
-            pos = slice(end - ids.size(1), end)
-            if ids.size(1) == 1:                                                # and its last token sees everything
-                mask, near = None, near if self.config.window else None
-            cos, sin = self.cos[None, pos, None], self.sin[None, pos, None]     # (1, T, 1, hd/2)
-        else:
-            cos, sin = self.cos[pos][:, :, None], self.sin[pos][:, :, None]     # (1 or B, T, 1, hd/2)
+        cos, sin = self.cos[pos][:, :, None], self.sin[pos][:, :, None]         # (1 or B, T, 1, hd/2)
         x = self.embed(ids)                                                     # (B, T, d)
         if self.config.embed_scaled:
             x = x * x.new_tensor(self.config.d_model**0.5)                      # rounded to x's dtype, as Gemma was trained
         for layer, block in enumerate(self.blocks):
             x = block(x, cos, sin, mask if layer % 2 else near, cache, layer, pos, end)
         if cache is not None:
-            cache.length = length                                               # (B,)
+            cache.length = pos[:, -1] + 1                                       # (B,)
         hidden = self.norm(x)                                                   # (B, T, d)
         return soft_cap(self.head(hidden), self.config.logit_cap), hidden
 
@@ -254,7 +242,7 @@ def sample(logits, temperature=0.0, top_k=0, top_p=1.0, u=None):
     top_k keeps the k likeliest tokens; top_p the smallest set of likeliest tokens with at least that probability together.
     """
     if temperature == 0:
-        return logits.argmax(-1)
+        return logits.max(-1).indices                               # argmax, and faster
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # the largest is 0 at any temperature: no overflow
     logits, order = logits.sort(dim=-1, descending=True, stable=True)  # (B, V)
     if top_k:

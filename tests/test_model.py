@@ -1,12 +1,14 @@
 """model.py against a second, slow computation written from the formulas, and every fast path against the plain one."""
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
 
 import common
+import fast
 from model import GPT, GPTConfig, Uniform, generate, rope_table, sample, soft_cap
 
 CONFIG = GPTConfig(vocab_size=29, d_model=16, n_layer=2, n_head=4, n_kv_head=2, head_dim=6, d_ff=20, max_len=40)
@@ -105,6 +107,74 @@ def test_cache_equals_the_uncached_forward(cuts, config):
     for i in (0, 1):  # logits and hidden states
         torch.testing.assert_close(torch.cat([g[i] for g in got], 1), model(ids)[i], rtol=1e-12, atol=1e-12)
     assert cache.length.tolist() == [12, 12, 12]
+
+
+@pytest.mark.parametrize("config", [CONFIG, LLAMA3, replace(CONFIG, n_kv_head=4, query_scalar=10.0)], ids=["toy", "llama3", "one-to-one"])
+def test_the_fast_path_equals_the_plain_one(config, monkeypatch):
+    """A frozen row with a cache goes through fast.py, the same model before it was frozen through the rest of model.py."""
+    model, ids, read = double(config), torch.randint(0, 29, (1, 16)), []
+    run, caches = fast.forward, (model.new_cache(1), model.new_cache(1, max_len=16))
+    monkeypatch.setattr(fast, "forward", lambda model, ids, cache: read.append(ids.size(1)) or run(model, ids, cache))
+    for piece in ids.split([4, 1, 1, 8, 2], dim=1):
+        plain = model.requires_grad_(True)(piece, caches[0])
+        quick = model.requires_grad_(False)(piece, caches[1])
+        for a, b in zip(plain, quick):  # logits and hidden states
+            assert a.shape == b.shape
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+        assert caches[0].length.tolist() == caches[1].length.tolist()
+    assert read == [4, 1, 1, 8, 2]
+    for a, b in zip(caches[0].kv, caches[1].kv):
+        torch.testing.assert_close(a[..., :16, :], b, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="41 tokens"):
+        model(torch.zeros(1, 41, dtype=torch.long), model.new_cache(1))
+
+
+def test_what_the_fast_path_is_for():
+    model, gemma = double().requires_grad_(False), double(GEMMA).requires_grad_(False)
+    ids, cache = torch.zeros(1, 3, dtype=torch.long), model.new_cache(1)
+    assert fast.applies(model, ids, cache, None)
+    assert not fast.applies(model, ids, None, None)                                # training and scoring have no cache
+    assert not fast.applies(model, ids.repeat(2, 1), model.new_cache(2), None)     # several rows
+    assert not fast.applies(model, ids, model.new_cache(2).select(torch.tensor([1])), None)
+    assert not fast.applies(model, ids, cache, torch.tensor([2]))                  # padding
+    assert not fast.applies(model.requires_grad_(True), ids, cache, None)
+    for field in ("gelu", "post_norm", "one_plus", "embed_scaled", "attn_cap", "logit_cap", "window"):
+        one = GPT(replace(CONFIG, **{field: getattr(GEMMA, field)})).requires_grad_(False)
+        assert not fast.applies(one, ids, one.new_cache(1), None), field
+    assert not fast.applies(gemma, ids, gemma.new_cache(1), None)
+
+
+def test_joined_weights_are_the_layers_own():
+    """One matrix, the layers' memory: what changes a weight later changes it, a layer that gets new memory is taken up again, a copy
+    has its own; the uncached forward stays the same to the bit; and a model that has decoded can still be trained."""
+    model = GPT(CONFIG).requires_grad_(False)
+    ids, block = torch.randint(0, 29, (2, 9)), model.blocks[0]
+    before, names = model(ids)[0], list(model.state_dict())
+    answer = lambda m: m(ids[:1], m.new_cache(1))[0]
+    with torch.inference_mode():
+        first = answer(model)
+    assert torch.equal(model(ids)[0], before) and list(model.state_dict()) == names
+    parts = block.wq, block.wk, block.wv
+    whole = fast.joined(*parts)
+    assert torch.equal(whole, torch.cat([x.weight for x in parts])) and whole.data_ptr() == block.wq.weight.data_ptr()
+    copy = deepcopy(model)
+    for change in (lambda w: w.data.mul_(2), lambda w: setattr(w, "data", w.data * 2)):  # in place, and with new memory
+        change(block.wk.weight)
+        assert torch.equal(fast.joined(*parts), torch.cat([x.weight for x in parts]))
+        torch.testing.assert_close(answer(model), model(ids[:1])[0], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(answer(model), first, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(answer(copy), first, rtol=1e-4, atol=1e-5)
+    model.requires_grad_(True)(ids)[0].sum().backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    torch.testing.assert_close(answer(model.requires_grad_(False)), model(ids[:1])[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("T", [1, 6, 7, 40])
+def test_times_from_the_left_and_from_the_right(T):
+    x, w = torch.randn(T, 600, dtype=torch.float64), torch.randn(700, 600, dtype=torch.float64)
+    y = fast.times(x, w)
+    assert y.is_contiguous()
+    torch.testing.assert_close(y, x @ w.t(), rtol=1e-12, atol=1e-12)
 
 
 @FAMILIES
