@@ -39,7 +39,7 @@ from toy_experts import train as toy
 ROOT = Path(__file__).parent
 END, MAX_NEW = tokenizer.END, decode.MAX_NEW
 BLOCKS = [(4, 0), (16, 0), (32, 0), (8, 6), (16, 6), (32, 6), (32, 2), (32, 16), (48, 8)]  # (block, guess at most) to choose from
-DEFAULT = {"toy": (decode.Settings.block, 6), "large": (32, 2)}  # the choice; at large size a wide pass costs a CPU more than a narrow one
+DEFAULT = {"toy": (decode.Settings.block, 8), "large": (32, 2)}  # the choice; at large size a wide pass costs a CPU more than a narrow one
 WIDTHS = (1, 2, 3, 4, 8, 16, 32, 64)
 
 

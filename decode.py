@@ -137,7 +137,7 @@ SURE = math.log(0.8)  # a draft ends behind a token that the router finds less l
 
 
 class Lookup:
-    """Guesses how a text goes on: as known texts last did behind the same tokens (the longest match, `longest` at most).
+    """Guesses how a text goes on: as known texts last did behind the same tokens (the longest match whose length is one of `lengths`).
 
     ahead: guess so many tokens at most. Where a wide pass costs more than a narrow one, a short guess is worth more than a long one.
 
@@ -146,13 +146,13 @@ class Lookup:
     ([7, 8], [9], [])
     """
 
-    def __init__(self, texts, longest=12, ahead=6):
-        self.text, self.longest, self.ahead = "".join(chr(token) for ids in texts for token in ids), longest, ahead  # str: fast keys
-        self.after = {self.text[t - n:t]: t for n in range(1, longest + 1) for t in range(n, len(self.text))}
+    def __init__(self, texts, lengths=(12, 8, 6, 4, 3, 2, 1), ahead=8):
+        self.text, self.lengths, self.ahead = "".join(chr(token) for ids in texts for token in ids), lengths, ahead  # str: fast keys
+        self.after = {self.text[t - n:t]: t for n in lengths for t in range(n, len(self.text))}
 
     def __call__(self, ids, k):
-        end = "".join(map(chr, ids[-self.longest:]))
-        t = next((self.after[end[i:]] for i in range(len(end)) if end[i:] in self.after), len(self.text))
+        end = "".join(map(chr, ids[-self.lengths[0]:]))
+        t = next((self.after[end[-n:]] for n in self.lengths if end[-n:] in self.after), len(self.text))
         return [ord(c) for c in self.text[t:t + min(k, self.ahead)]]
 
 
@@ -173,13 +173,16 @@ def draft(router, cache, text, k, end, lookup=None, temperature=0.0, u=None):
     while True:
         guess = lookup(text + tokens, k - len(tokens) - 1) if lookup else []
         logits, w = read_block(router, cache, text + tokens + guess)
-        logp, w = F.log_softmax(wide(logits[-1 - len(guess):]), -1), w[-1 - len(guess):]        # (g+1, V), (g+1, n)
-        own = sample(logp, temperature, u=None if u is None else u[len(tokens):][:len(logp)])  # (g+1,)
-        sure, own, n = logp.amax(-1).tolist(), own.tolist(), 0
+        logp = F.log_softmax(wide(logits[-1 - len(guess):]), -1)                          # (g+1, V)
+        sure, own = logp.max(-1)                                                          # (g+1,) twice
+        if temperature:
+            own = sample(logp, temperature, u=u[len(tokens):][:len(logp)])                # (g+1,)
+        sure, own, n = sure.tolist(), own.tolist(), 0
         while n < len(guess) and guess[n] == own[n] != end and sure[n] >= SURE:
             n += 1
         tokens, passes = tokens + own[:n + 1], passes + 1
-        parts.append((logp[:n + 1], w[:n + 1]))
+        here = len(w) - len(guess) - 1                                                    # the first place with an output of use
+        parts.append((logp[:n + 1], w[here:here + n + 1]))
         cache.length.fill_(len(text) + len(tokens) - 1)                                   # what was guessed wrong is taken back
         if len(tokens) == k or own[n] == end or sure[n] < SURE:
             return tokens, *map(torch.cat, zip(*parts)), passes
@@ -334,9 +337,9 @@ def encode(prompt, max_len, of=TOY):
 
 
 @functools.cache
-def known_texts(ahead=6):
+def known_texts(ahead=8):
     """What guesses are made from: texts of the train split."""
-    items = tasks.mixed("train", 2400, Random("lookup"))
+    items = tasks.mixed("train", 4800, Random("lookup"))
     return Lookup([tokenizer.encode_prompt(i.prompt)[-12:] + tokenizer.encode_answer(i.answer) for i in items], ahead=ahead)  # answers only
 
 

@@ -26,8 +26,8 @@ def joined(*layers):
     that is changed later is changed here, too; if a layer gets new memory, the next call moves all of them again.
     """
     first, *_ = parts = [layer.weight for layer in layers]
-    if any(a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr() or a.storage_offset() + a.numel() != b.storage_offset()
-           for a, b in zip(parts, parts[1:])):
+    memory, ends = first.untyped_storage(), [p.data_ptr() + p.nbytes for p in parts]
+    if ends[:-1] != [p.data_ptr() for p in parts[1:]] or ends[-1] > memory.data_ptr() + memory.nbytes():
         with torch.inference_mode(first.is_inference()), torch.no_grad():  # as it was: what inference mode makes cannot be trained
             for part, view in zip(parts, torch.cat(parts).split([p.size(0) for p in parts])):
                 part.data = view
