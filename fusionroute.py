@@ -127,7 +127,7 @@ def sft_loss(logits, w, targets, mask, logp, choice, lam, positions=informative,
     S = mask & positions(choice)                                 # (B, T)
     lm = -token_logp(logits, targets)[mask].sum() / count        # L_LM
     expert = -agg(w, logp)[S].sum() / count                      # L_expert
-    pick = w.argmax(-1)                                          # (B, T), I*
+    pick = w.argmax(-1) if w.size(-1) else None                  # (B, T), I*; no experts, no routing: plain fine-tuning
     return lm + lam * expert, {
         "loss_lm": lm.detach(), "loss_expert": expert.detach(), "informative": S.sum() / count,
         "routing": [((pick == i) & S).sum() / S.sum().clamp(min=1) for i in range(w.size(-1))]}

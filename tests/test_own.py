@@ -309,7 +309,8 @@ def test_a_killed_training_goes_on(dirs, monkeypatch):
 @pytest.mark.parametrize("name, change, says", [
     ("train_sft", lambda f: f.sft[:-4] + ["--gap", "0.5"], "--gap is about the toy"),
     ("train_sft", lambda f: f.sft[2:], "--init is missing"),
-    ("train_sft", lambda f: f.sft[:2], "--experts is missing"),
+    ("train_sft", lambda f: f.sft[:2], "--data is missing"),
+    ("train_cdpo", lambda f: f.cdpo[3:], "--experts is missing"),
     ("train_sft", lambda f: ["--dtype", "bfloat16"], "--dtype is for models of your own"),
     ("train_sft", lambda f: f.sft + ["--dtype", "int8"], "--dtype is 'int8'"),
     ("train_sft", lambda f: f.sft + ["--max_len", "0"], "--max_len is 0"),
