@@ -103,8 +103,9 @@ def pairs(s):
     def sample():
         items = tasks.mixed("preference", s.prompts, Random(f"smollm2 pairs {s.seed}"), tasks.BENCHMARKS)
         _, texts = answers(world, router, experts, items, s.batch, temperature=1.0, seed=1000 * s.seed)
+        wrong = [(item, text) for item, text in zip(items, texts) if not tasks.check(item, text)]
         return {"seconds": time.time() - begun, "pairs": [
-            {"prompt": item.prompt, "chosen": item.answer, "rejected": text} for item, text in zip(items, texts) if not tasks.check(item, text)]}
+            {"prompt": item.prompt, "chosen": item.answer, "rejected": text} for item, text in wrong]}
 
     key = [asdict(s) | {"out": ""}, own.fingerprint(world.first), world.fingerprints, common.fingerprints(["W"], [router.W])]
     write_lines(Path(s.out) / "pairs.jsonl", common.cached(Path(s.out) / "pairs.json", key, sample)["pairs"])
@@ -180,17 +181,17 @@ def report(r):
     routing = [["answers to", *EXPERTS]] + [[short(b), *(percent(row[e]) for e in EXPERTS)] for b, row in r["routing"].items()]
     gib = lambda name: f"{memory[name] / 2**30:.1f}"
     return "\n".join([
-        f"{s['tests']} test prompts a benchmark, {meta['prompts']['average']} in all, one run; per cent right in content and form. `covered`: "
-        f"the {meta['prompts']['covered']} prompts of sub-skills that the experts were trained on; `uncovered`: the "
+        f"{s['tests']} test prompts a benchmark, {meta['prompts']['average']} in all, one run; per cent right in content and form. "
+        f"`covered`: the {meta['prompts']['covered']} prompts of sub-skills that the experts were trained on; `uncovered`: the "
         f"{meta['prompts']['uncovered']} others. `content`: right whatever the form, of all prompts.", "", *table(rows), "",
-        f"Of {s['prompts']} prompts, {meta['pairs']} gave a preference pair. FusionRoute ended {percent(r['ended']['fusionroute'])}% of its "
-        f"answers by itself within {MAX_NEW} tokens, and SmolLM2 as it comes {percent(r['ended']['smollm2'])}%. The router changed "
-        f"{100 * r['changed']:.1f}% of the tokens that the picked expert wanted. The share of each expert in FusionRoute's tokens:", "",
+        f"Of {s['prompts']} prompts, {meta['pairs']} gave a preference pair. FusionRoute ended {percent(r['ended']['fusionroute'])}% of "
+        f"its answers by itself within {MAX_NEW} tokens, and SmolLM2 as it comes {percent(r['ended']['smollm2'])}%. "
+        f"{100 * r['changed']:.1f}% of the tokens are not what the picked expert wanted. The share of each expert in them all:", "",
         *table(routing), "",
         f"Minutes, {meta['machine']}, other work beside it: " + ", ".join(
             f"{LABELS.get(name, name + ' expert')} {x / 60:.1f}" for name, x in seconds.items())
-        + f"; {sum(seconds.values()) / 60:.0f} in all. Peak memory: {gib('router_sft')} GiB in phase 1, {gib('router')} in phase 2, "
-        f"{gib('answering')} with router and experts loaded for answers."])
+        + f"; {sum(seconds.values()) / 60:.0f} in all. Peak memory of a process: {gib('router_sft')} GiB in phase 1, {gib('router')} in "
+        f"phase 2, {gib('answering')} in the evaluation, with five models loaded."])
 
 
 def publish(s):

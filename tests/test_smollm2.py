@@ -81,7 +81,7 @@ def test_an_expert_made_here_is_no_router(start, tmp_path):
 
 def test_killed_fine_tuning_goes_on(start, tmp_path, monkeypatch):
     lines(tmp_path / "math.jsonl", SFT)
-    args = ["--init", str(start), "--data", str(tmp_path / "math.jsonl"), "--name", "math", "--batch", "1", "--save_every", "2", "--lr", "1e-3"]
+    args = ["--init", str(start), "--data", str(tmp_path / "math.jsonl"), *"--name math --batch 1 --save_every 2 --lr 1e-3".split()]
     main("train_sft", *args, "--out", str(tmp_path / "whole"))
     real, steps = common.update, []
 
@@ -104,7 +104,8 @@ def test_killed_fine_tuning_goes_on(start, tmp_path, monkeypatch):
 
 def commands():
     """The lines that run_smollm2.sh runs, its loop and variables resolved by bash itself."""
-    p = subprocess.run(["bash", "-c", 'python() { printf "%q " "$@"; echo; }; source ./run_smollm2.sh'], cwd=ROOT, text=True, capture_output=True)
+    echo = 'python() { printf "%q " "$@"; echo; }; source ./run_smollm2.sh'
+    p = subprocess.run(["bash", "-c", echo], cwd=ROOT, text=True, capture_output=True)
     assert p.returncode == 0, p.stderr
     return [shlex.split(line) for line in p.stdout.splitlines()]
 
