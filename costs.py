@@ -132,9 +132,10 @@ def disk():
     """What lies on the disk and in memory besides, in a sentence."""
     longest, file, bf16 = 1024, SFT * TOKENS * N * 8, lambda expert, router: 2 * (N * parameters(expert) + parameters(router)) / GB
     return (f"Scores of {SFT:,.0f} samples of {TOKENS} tokens under {N} experts: {file / GB:.1f} GB on the disk (8 bytes a token and "
-            f"expert). In the computer's memory they are a table as wide as the longest sample, twice that for a moment, and the samples lie "
-            f"beside it: at --max_len {longest}, {SFT * (longest * (2 * N * 8 + 9) + TOKENS * 44) / GB:.0f} GB in each process. A saved state of an 8B router is "
-            f"{12 * parameters('Llama-3.1-8B') / GB:.0f} GB. To answer, router and {N} experts lie in memory together, in bfloat16: "
+            f"expert). In the computer's memory they are a table as wide as the longest sample, twice that for a moment, and the samples "
+            f"lie beside it: at --max_len {longest}, {SFT * (longest * (2 * N * 8 + 9) + TOKENS * 44) / GB:.0f} GB in each process. "
+            f"A saved state of an 8B router is {12 * parameters('Llama-3.1-8B') / GB:.0f} GB. To answer, router and {N} experts lie in "
+            "memory together, in bfloat16: "
             f"{bf16('Llama-3.1-8B', 'Llama-3.1-8B'):.0f} GB for four 8B models, {bf16('Llama-3.1-8B', 'Llama-3.2-1B'):.0f} GB with a 1B "
             f"router, {bf16('Llama-3.2-3B', 'Llama-3.2-1B'):.0f} GB for 3B experts with a 1B router, "
             f"{bf16('Gemma-2-2B', 'Gemma-2-2B'):.0f} GB for four Gemma-2 2B.")

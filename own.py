@@ -186,6 +186,8 @@ class World:
         self.directories = named(flags.experts, not_these=("router", "fusionroute", "routing_only", "sft_only", "reference"))
         self.names, self.max_new = list(self.directories), flags.max_new
         if not self.names:
+            if s.loss != "paper":
+                raise UserError(f"--loss {s.loss} is about experts: without --experts there is plain fine-tuning only")
             print("no --experts: plain fine-tuning, without a router")
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # W has a row for each expert: none
         self.first = Path(flags.init or flags.router or common.run_dir(s) / s.phase1)  # the router, or what it starts from

@@ -25,6 +25,7 @@ from tqdm import tqdm
 import common
 import decode
 import own
+from fusionroute import Router
 from report import fill, percent, table
 from toy_experts import tasks
 
@@ -33,10 +34,10 @@ RESULT, PAGE = ROOT / "results" / "smollm2.json", ROOT / "docs" / "real-models.m
 COMMAND = "python smollm2.py publish"
 EXPERTS = list(tasks.DOMAINS)  # math, code, instruct
 MAX_NEW = 64  # longest answer, in tokens
-METHODS = {  # the router that they need -> method -> how decode.fused_decode computes it
+METHODS = {  # whom they need -> method -> how decode.fused_decode computes it
+    "alone": {name: {"use_router": False, "only": i} for i, name in enumerate([*EXPERTS, "smollm2"])},
     "router_sft": {"sft_only": {}},
-    "router": {"fusionroute": {}, "routing_only": {"use_router": False}, "router": {"use_expert": False},
-               **{name: {"use_router": False, "only": i} for i, name in enumerate([*EXPERTS, "smollm2"])}},
+    "router": {"fusionroute": {}, "routing_only": {"use_router": False}, "router": {"use_expert": False}},
 }
 NAMES = {"sft_only": "phase 1 only", "fusionroute": "**FusionRoute**", "routing_only": "routing only", "router": "the router alone",
          "smollm2": "SmolLM2 as it comes"}
@@ -78,10 +79,15 @@ def data(s):
 
 
 def fused(s, name):
-    """own.World, Router and experts of SMOL/seed0/NAME, all in memory: four times 540 MB."""
-    experts = [f"{e}={Path(s.out) / 'seed0' / e}" for e in EXPERTS]
-    world = own.World(decode.Settings(), own.Flags(router=str(Path(s.out) / "seed0" / name), experts=experts, max_new=MAX_NEW))
-    return world, *world.models()
+    """own.World, Router and experts, all in memory. name: of a router in SMOL/seed0; "alone": none, and SmolLM2 as a fourth expert."""
+    experts, start = [f"{e}={Path(s.out) / 'seed0' / e}" for e in EXPERTS], {"init": s.model}
+    if name != "alone":
+        start = {"router": str(Path(s.out) / "seed0" / name)}
+    world = own.World(decode.Settings(), own.Flags(**start, experts=experts, max_new=MAX_NEW))
+    if name != "alone":
+        return world, *world.models()
+    experts = [world.load(path).requires_grad_(False) for path in [*world.directories.values(), world.first]]
+    return world, Router(experts[-1], len(experts)), experts
 
 
 def answers(world, router, experts, items, batch, **how):
@@ -114,27 +120,37 @@ def pairs(s):
 # --- what came out --------------------------------------------------------------------------------------------------------------------
 
 
+def said(s, name, items):
+    """What the methods that need `name` (see METHODS) answer; it is kept in SMOL, so that an interrupted evaluation goes on."""
+    world, router, experts = fused(s, name)
+    key = [asdict(s) | {"out": "", "model": own.fingerprint(s.model)}, own.fingerprint(world.first), world.fingerprints]
+    out = {}
+    for method, how in METHODS[name].items():
+        def run():
+            begun = time.time()
+            traces, texts = answers(world, router, experts, items, s.batch, **how)
+            return {"seconds": time.time() - begun, "texts": texts, "picks": [[EXPERTS[i] for i in t.pick if i < 3] for t in traces],
+                    "changed": [sum(a != b for a, b in zip(t.tokens, t.expert_choice)) for t in traces],
+                    "ended": [t.tokens[-1] == world.END for t in traces]}
+        out[method] = common.cached(Path(s.out) / f"answers-{method}.json", key, run)
+    return out, (world, router, experts)
+
+
+def tests(s):
+    return [item for bench in tasks.BENCHMARKS for item in tasks.dataset(bench, "test", s.tests, Random(f"smollm2 test {s.seed}"))]
+
+
 def evaluate(s):
-    """results/smollm2.json. What a method answered is kept in SMOL, so that an interrupted evaluation goes on."""
-    items = [item for bench in tasks.BENCHMARKS for item in tasks.dataset(bench, "test", s.tests, Random(f"smollm2 test {s.seed}"))]
-    start, said, seconds, memory = Path(s.model), {}, {}, {}
-    for name in ("router_sft", "router"):
-        world, router, experts = fused(s, name)
-        alone = world.load(start).requires_grad_(False)
-        key = [asdict(s) | {"out": "", "model": own.fingerprint(start)}, own.fingerprint(world.first), world.fingerprints]
-        for method, how in METHODS[name].items():
-            def run():
-                begun = time.time()
-                traces, texts = answers(world, router, experts + [alone], items, s.batch, **how)
-                return {"seconds": time.time() - begun, "texts": texts, "picks": [[EXPERTS[i] for i in t.pick if i < 3] for t in traces],
-                        "changed": [sum(a != b for a, b in zip(t.tokens, t.expert_choice)) for t in traces],
-                        "ended": [t.tokens[-1] == world.END for t in traces]}
-            said[method] = common.cached(Path(s.out) / f"answers-{method}.json", key, run)
+    """results/smollm2.json."""
+    items, answered, seconds, memory = tests(s), {}, {}, {}
+    for name in METHODS:
+        more, (world, router, experts) = said(s, name, items)
+        answered |= more
     for name in [*EXPERTS, "router_sft", "router"]:
         left = world.read(Path(s.out) / "seed0" / name / own.FILE, "bash run_smollm2.sh")
         seconds[name], memory[name] = round(left["seconds"]), left.get("memory")
     sampled = json.loads((Path(s.out) / "pairs.json").read_text())["result"]
-    seconds |= {"pairs": round(sampled["seconds"]), "evaluation": round(sum(r["seconds"] for r in said.values()))}
+    seconds |= {"pairs": round(sampled["seconds"]), "evaluation": round(sum(r["seconds"] for r in answered.values()))}
     gone = {bench: tasks.held_out(bench, s.gap, s.seed) for bench in tasks.BENCHMARKS}
     groups = {bench: lambda item, bench=bench: item.bench == bench for bench in tasks.BENCHMARKS} | {
         "average": lambda item: True, "covered": lambda item: item.skill not in gone[item.bench],
@@ -144,14 +160,14 @@ def evaluate(s):
                        "prompts": {g: sum(map(member, items)) for g, member in groups.items()}, "torch": torch.__version__,
                        "machine": machine()}}
     for kind, judge in (("accuracy", tasks.check), ("content", tasks.right)):
-        right = {method: [judge(item, text) for item, text in zip(items, r["texts"])] for method, r in said.items()}
+        right = {method: [judge(item, text) for item, text in zip(items, r["texts"])] for method, r in answered.items()}
         result[kind] = {method: {group: mean([ok for ok, item in zip(oks, items) if member(item)]) for group, member in groups.items()}
                         for method, oks in right.items()}
-    picks = said["fusionroute"]["picks"]
+    picks = answered["fusionroute"]["picks"]
     result["routing"] = {b: {e: mean([p == e for item, row in zip(items, picks) if item.bench == b for p in row]) for e in EXPERTS}
                          for b in tasks.BENCHMARKS}
-    result["changed"] = mean([n for n in said["fusionroute"]["changed"]]) / (sum(map(len, picks)) / len(picks))
-    result["ended"] = {method: mean(r["ended"]) for method, r in said.items()}
+    result["changed"] = mean(answered["fusionroute"]["changed"]) / (sum(map(len, picks)) / len(picks))
+    result["ended"] = {method: mean(r["ended"]) for method, r in answered.items()}
     result["examples"] = [example(next(item for item in items if item.bench == b).prompt, world, router, experts) for b in tasks.BENCHMARKS]
     result["meta"]["memory"]["answering"] = common.peak_memory()
     common.write(RESULT, json.dumps(result, indent=1) + "\n")
@@ -191,7 +207,7 @@ def report(r):
         f"Minutes, {meta['machine']}, other work beside it: " + ", ".join(
             f"{LABELS.get(name, name + ' expert')} {x / 60:.1f}" for name, x in seconds.items())
         + f"; {sum(seconds.values()) / 60:.0f} in all. Peak memory of a process: {gib('router_sft')} GiB in phase 1, {gib('router')} in "
-        f"phase 2, {gib('answering')} in the evaluation, with five models loaded."])
+        f"phase 2, {gib('answering')} in the evaluation, with four models loaded."])
 
 
 def publish(s):

@@ -316,6 +316,7 @@ def test_a_killed_training_goes_on(dirs, monkeypatch):
     ("train_sft", lambda f: f.sft + ["--max_len", "0"], "--max_len is 0"),
     ("train_sft", lambda f: f.sft + ["--max_len", "5"], "no sample that can be used: 7 of more than 5 tokens (lines 1, 2,"),
     ("train_sft", lambda f: f.sft + ["--loss", "fused"], "--loss fused needs more"),
+    ("train_sft", lambda f: [*f.sft[:2], *f.sft[5:], "--loss", "co_llm"], "--loss co_llm is about experts"),
     ("train_sft", lambda f: f.sft + ["--experts", "math"], "--experts math: must be NAME=DIR"),
     ("train_sft", lambda f: f.sft + ["--experts", "a/b=x"], "must be NAME=DIR"),
     ("train_sft", lambda f: f.sft + ["--experts", "router=x"], "the name router is taken"),
