@@ -1,6 +1,7 @@
 """Plain fine-tuning, and run_smollm2.sh: its own commands on tiny random models in the place of SmolLM2. docs/real-models.md."""
 
 import json
+import os
 import shlex
 import subprocess
 from dataclasses import replace
@@ -193,3 +194,20 @@ def test_the_page_says_what_the_file_says():
     assert report.fill(page, smollm2.blocks(result), smollm2.COMMAND) == page
     result["accuracy"]["fusionroute"]["average"] += 0.01
     assert report.fill(page, smollm2.blocks(result), smollm2.COMMAND) != page
+
+
+@pytest.mark.skipif("SMOLLM2" not in os.environ, reason="SMOLLM2=DIR, made by convert_smollm2.py, is not given")
+def test_the_real_chat_template_is_transformers():
+    """Prompt and answer, side by side as in training, are the template's own text and tokens, up to the newline behind the end token."""
+    transformers = pytest.importorskip("transformers")
+    ours, theirs = Tokenizer(os.environ["SMOLLM2"]), transformers.AutoTokenizer.from_pretrained(os.environ["SMOLLM2"])
+    assert ours.decode([ours.END]) == "<|im_end|>" and ours.ends == [ours.END]
+    for bench in tasks.BENCHMARKS:
+        item = tasks.draw(bench, "test", smollm2.Random(bench))
+        turns = [{"role": "user", "content": item.prompt}, {"role": "assistant", "content": item.answer}]
+        asked = theirs.apply_chat_template(turns[:1], add_generation_prompt=True, tokenize=False)
+        assert ours.encode_prompt(item.prompt) == theirs(asked, add_special_tokens=False)["input_ids"]
+        text, ids = theirs.apply_chat_template(turns, tokenize=False), ours.encode_prompt(item.prompt) + ours.encode_answer(item.answer)
+        assert ours.decode(ids) + "\n" == text
+        if not item.answer.startswith(" "):  # else one token would span the end of the prompt, which no answer can begin inside
+            assert theirs(text, add_special_tokens=False)["input_ids"][:len(ids)] == ids
