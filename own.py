@@ -18,6 +18,7 @@ paper's where the toy has its own: DEFAULTS.
 import hashlib
 import json
 import re
+import time
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -310,7 +311,7 @@ class World:
         """The language model and its tokenizer as a directory, then W and the experts' names as its last file."""
         pretrained.save(path.parent, router.lm, self.tokenizer)
         common.save(path, {"vocabulary": self.tokenizer.FINGERPRINT, "recipe": recipe, "seconds": seconds, "experts": experts,
-                           "W": router.W.weight.detach().cpu(), "memory": common.peak_memory()})
+                           "W": router.W.weight.detach().cpu(), "memory": common.peak_memory(), "cpu": time.process_time()})
         print(f"saved {path.parent}")
 
     # what decode.py needs besides

@@ -11,6 +11,6 @@ for name in math code instruct; do                                             #
 done
 python train_sft.py --init smol/seed0/instruct --experts $experts --data smol/router.jsonl --lr 2e-4 --lr_w 1e-3 $train
 python smollm2.py pairs                                                        # smol/pairs.jsonl, from the fused model of phase 1
-python train_cdpo.py --experts $experts --data smol/router.jsonl --pairs smol/pairs.jsonl --lr 5e-5 --lr_w 3e-4 $train
+python train_cdpo.py --experts $experts --data smol/router.jsonl --pairs smol/pairs.jsonl --lr 5e-5 --lr_w 3e-4 $train --batch 2
 python smollm2.py evaluate                                                     # results/smollm2.json
 python smollm2.py publish                                                      # the figures of docs/real-models.md

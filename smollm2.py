@@ -52,8 +52,8 @@ class Settings:
     gap: float = 0.25          # share of each benchmark's sub-skills that no expert is trained on
     expert: int = 320          # samples for each expert, of its own domain
     router: int = 240          # SFT samples for the router, of all domains and sub-skills
-    prompts: int = 96          # prompts to sample pairs from, of the preference split
-    tests: int = 20            # test prompts a benchmark
+    prompts: int = 60          # prompts to sample pairs from, of the preference split
+    tests: int = 10            # test prompts a benchmark
     batch: int = 20            # prompts decoded together
 
     def __post_init__(self):
@@ -104,16 +104,17 @@ def answers(world, router, experts, items, batch, **how):
 
 def pairs(s):
     """Preference pairs: on prompts where the fused model of phase 1, at temperature 1, says something wrong, that against the answer."""
-    begun, (world, router, experts) = time.time(), fused(s, "router_sft")
+    begun, (world, router, experts) = time.process_time(), fused(s, "router_sft")
 
     def sample():
         items = tasks.mixed("preference", s.prompts, Random(f"smollm2 pairs {s.seed}"), tasks.BENCHMARKS)
         _, texts = answers(world, router, experts, items, s.batch, temperature=1.0, seed=1000 * s.seed)
         wrong = [(item, text) for item, text in zip(items, texts) if not tasks.check(item, text)]
-        return {"seconds": time.time() - begun, "pairs": [
+        return {"cpu": time.process_time() - begun, "pairs": [
             {"prompt": item.prompt, "chosen": item.answer, "rejected": text} for item, text in wrong]}
 
-    key = [asdict(s) | {"out": ""}, own.fingerprint(world.first), world.fingerprints, common.fingerprints(["W"], [router.W])]
+    made_from = [own.fingerprint(world.first), world.fingerprints, common.fingerprints(["W"], [router.W])]
+    key = [s.seed, s.prompts, s.batch, MAX_NEW, made_from]
     write_lines(Path(s.out) / "pairs.jsonl", common.cached(Path(s.out) / "pairs.json", key, sample)["pairs"])
 
 
@@ -123,13 +124,14 @@ def pairs(s):
 def said(s, name, items):
     """What the methods that need `name` (see METHODS) answer; it is kept in SMOL, so that an interrupted evaluation goes on."""
     world, router, experts = fused(s, name)
-    key = [asdict(s) | {"out": "", "model": own.fingerprint(s.model)}, own.fingerprint(world.first), world.fingerprints]
+    made_from = [own.fingerprint(s.model), own.fingerprint(world.first), world.fingerprints, common.fingerprints(["W"], [router.W])]
+    key = [s.seed, s.tests, MAX_NEW, made_from]
     out = {}
     for method, how in METHODS[name].items():
         def run():
-            begun = time.time()
+            begun = time.process_time()
             traces, texts = answers(world, router, experts, items, s.batch, **how)
-            return {"seconds": time.time() - begun, "texts": texts, "picks": [[EXPERTS[i] for i in t.pick if i < 3] for t in traces],
+            return {"cpu": time.process_time() - begun, "texts": texts, "picks": [[EXPERTS[i] for i in t.pick if i < 3] for t in traces],
                     "changed": [sum(a != b for a, b in zip(t.tokens, t.expert_choice)) for t in traces],
                     "ended": [t.tokens[-1] == world.END for t in traces]}
         out[method] = common.cached(Path(s.out) / f"answers-{method}.json", key, run)
@@ -142,21 +144,21 @@ def tests(s):
 
 def evaluate(s):
     """results/smollm2.json."""
-    items, answered, seconds, memory = tests(s), {}, {}, {}
+    items, answered, cpu, memory = tests(s), {}, {}, {}
     for name in METHODS:
         more, (world, router, experts) = said(s, name, items)
         answered |= more
     for name in [*EXPERTS, "router_sft", "router"]:
         left = world.read(Path(s.out) / "seed0" / name / own.FILE, "bash run_smollm2.sh")
-        seconds[name], memory[name] = round(left["seconds"]), left.get("memory")
+        cpu[name], memory[name] = round(left["cpu"]), left["memory"]
     sampled = json.loads((Path(s.out) / "pairs.json").read_text())["result"]
-    seconds |= {"pairs": round(sampled["seconds"]), "evaluation": round(sum(r["seconds"] for r in answered.values()))}
+    cpu |= {"pairs": round(sampled["cpu"]), "evaluation": round(sum(r["cpu"] for r in answered.values()))}
     gone = {bench: tasks.held_out(bench, s.gap, s.seed) for bench in tasks.BENCHMARKS}
     groups = {bench: lambda item, bench=bench: item.bench == bench for bench in tasks.BENCHMARKS} | {
         "average": lambda item: True, "covered": lambda item: item.skill not in gone[item.bench],
         "uncovered": lambda item: item.skill in gone[item.bench]}
     mean = lambda values: round(sum(values) / max(1, len(values)), 4)
-    result = {"meta": {"settings": asdict(s), "held_out": gone, "seconds": seconds, "memory": memory, "pairs": len(sampled["pairs"]),
+    result = {"meta": {"settings": asdict(s), "held_out": gone, "cpu_seconds": cpu, "memory": memory, "pairs": len(sampled["pairs"]),
                        "prompts": {g: sum(map(member, items)) for g, member in groups.items()}, "torch": torch.__version__,
                        "machine": machine()}}
     for kind, judge in (("accuracy", tasks.check), ("content", tasks.right)):
@@ -189,7 +191,7 @@ def machine():
 def report(r):
     """What results/smollm2.json says, as Markdown."""
     meta, short = r["meta"], lambda b: b.removeprefix("toy-")
-    s, seconds, memory = meta["settings"], meta["seconds"], meta["memory"]
+    s, cpu, memory = meta["settings"], meta["cpu_seconds"], meta["memory"]
     columns = [*tasks.BENCHMARKS, "average", "covered", "uncovered"]
     rows = [["method", *map(short, columns), "content"]]
     for method, row in sorted(r["accuracy"].items(), key=lambda item: -item[1]["average"]):
@@ -204,9 +206,9 @@ def report(r):
         f"its answers by itself within {MAX_NEW} tokens, and SmolLM2 as it comes {percent(r['ended']['smollm2'])}%. "
         f"{100 * r['changed']:.1f}% of the tokens are not what the picked expert wanted. The share of each expert in them all:", "",
         *table(routing), "",
-        f"Minutes, {meta['machine']}, other work beside it: " + ", ".join(
-            f"{LABELS.get(name, name + ' expert')} {x / 60:.1f}" for name, x in seconds.items())
-        + f"; {sum(seconds.values()) / 60:.0f} in all. Peak memory of a process: {gib('router_sft')} GiB in phase 1, {gib('router')} in "
+        f"Minutes of CPU time, with {meta['machine']}: " + ", ".join(
+            f"{LABELS.get(name, name + ' expert')} {x / 60:.1f}" for name, x in cpu.items())
+        + f"; {sum(cpu.values()) / 60:.0f} in all. Peak memory of a process: {gib('router_sft')} GiB in phase 1, {gib('router')} in "
         f"phase 2, {gib('answering')} in the evaluation, with four models loaded."])
 
 
