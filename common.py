@@ -156,6 +156,15 @@ def prepare(s):
     return folder, dev
 
 
+def peak_memory():
+    """The most memory that this process has had, in bytes; None where the system does not say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 # --- files: written whole or not at all, read without executing anything --------------------------------------------------------------
 
 

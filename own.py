@@ -1,5 +1,6 @@
 """Models and data of your own: what train_sft.py, train_cdpo.py and decode.py do with --experts in the place of the toy.
 
+    python train_sft.py  --init DIR --data math.jsonl --name math      plain fine-tuning: makes an expert, own/seed0/math
     python train_sft.py  --init DIR --experts math=DIR code=DIR instruct=DIR --data train.jsonl
     python train_cdpo.py --experts math=DIR code=DIR instruct=DIR --pairs pairs.jsonl --data train.jsonl
     python decode.py "PROMPT" --router own/seed0/router --experts math=DIR code=DIR instruct=DIR
@@ -18,6 +19,8 @@ paper's where the toy has its own: DEFAULTS.
 import hashlib
 import json
 import re
+import time
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -77,7 +80,7 @@ def parse(p, cls, argv, names, *others):
     if not given:
         return *others, s, None
     for name in asked:
-        if name not in given:
+        if name not in given and not (name == "experts" and "init" in asked):  # phase 1 without experts is plain fine-tuning
             raise UserError(f"--{name} is missing: models of your own need --{', --'.join(asked)}")
     for name in TOY_ONLY:
         if name in args and args[name] != getattr(cls, name):
@@ -186,6 +189,11 @@ class World:
         # names that decode.py's methods and pi_ref's scores have
         self.directories = named(flags.experts, not_these=("router", "fusionroute", "routing_only", "sft_only", "reference"))
         self.names, self.max_new = list(self.directories), flags.max_new
+        if not self.names:
+            if s.loss != "paper":
+                raise UserError(f"--loss {s.loss} is about experts: without --experts there is plain fine-tuning only")
+            print("no --experts: plain fine-tuning, without a router")
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # W has a row for each expert: none
         self.first = Path(flags.init or flags.router or common.run_dir(s) / s.phase1)  # the router, or what it starts from
         if not flags.init:
             self.left = self.read(self.first / FILE, f"run python train_sft.py{' --init DIR ...' * (not flags.router)}")
@@ -252,6 +260,9 @@ class World:
     def scored(self, folder, samples):
         """Samples packed, with the experts' scores on them, one expert in memory at a time. Returns what common.scored does."""
         ids, mask, lengths = common.pack(samples)
+        if not self.directories:
+            nothing = torch.zeros(*ids[:, 1:].shape, 0)                                                      # (N, T-1, 0)
+            return ids, mask, lengths, nothing, nothing
         dtype, columns = self.flags.dtype, []
         for name, path in self.directories.items():
             made_from = [self.fingerprints[name], dtype]
@@ -316,7 +327,7 @@ class World:
         """The language model and its tokenizer as a directory, then W and the experts' names as its last file."""
         pretrained.save(path.parent, router.lm, self.tokenizer)
         common.save(path, {"vocabulary": self.tokenizer.FINGERPRINT, "recipe": recipe, "seconds": seconds, "experts": experts,
-                           "W": router.W.weight.detach().cpu()})
+                           "W": router.W.weight.detach().cpu(), "memory": common.peak_memory(), "cpu": time.process_time()})
         print(f"saved {path.parent}")
 
     # what decode.py needs besides

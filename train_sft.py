@@ -4,6 +4,7 @@
     diff train_sft.py train_cdpo.py    shows what CDPO adds
     python train_sft.py --init DIR --experts math=DIR code=DIR --data train.jsonl    models and data of your own: see own.py
     torchrun --nproc_per_node=4 train_sft.py ...    the same on several GPUs, with the same result: see parallel.py
+    python train_sft.py --init DIR --data math.jsonl --name math    no experts: Eq. (2) is plain fine-tuning, which makes an expert
 
 The router starts from the instruction expert (as in the paper) with routing weights W = 0. Writes OUT/seedN/router_sft.pt and
 router_sft.log.jsonl: loss, loss_lm and loss_expert (the two terms of Eq. (2)), informative (the share of answer tokens in S), and
