@@ -73,8 +73,9 @@ def spread(router, device, fsdp=False):
         from torch.distributed.device_mesh import init_device_mesh  # slow to import
         from torch.distributed.fsdp import fully_shard
         mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+        nothing = {p.requires_grad_(False) for p in router.parameters() if not p.numel()}  # W without experts, which cannot be divided
         for part in [*router.lm.blocks, router]:  # the router last: embedding, head, norm and W are what is left
-            fully_shard(part, mesh=mesh)
+            fully_shard(part, mesh=mesh, ignored_params=nothing)
         return router.to(device)
     router.to(device)
     # W stays outside: on pairs it has no gradient, for which DDP would wait

@@ -86,7 +86,7 @@ def job():
         """Counts the numbers that are trained, and those of them that this process holds."""
         whole = sum(p.numel() for p in router.parameters())
         router = real_spread(router, device, fsdp)
-        told["held"].append([fsdp, whole, sum((p.to_local() if fsdp else p).numel() for p in router.parameters())])
+        told["held"].append([fsdp, whole, sum(getattr(p, "to_local", lambda p=p: p)().numel() for p in router.parameters())])
         return router
 
     own.score, parallel.spread = score, spread
