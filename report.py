@@ -16,7 +16,8 @@ import common
 
 ROOT = Path(__file__).parent
 BENCHES = ["toy-gsm8k", "toy-math500", "toy-mbpp", "toy-humaneval", "toy-ifeval"]
-COMMAND = {"llama": "python evaluate.py --seeds 0 1 2 3 4", "gemma": "python evaluate.py --family gemma --seeds 0 1 2 3 4"}
+COMMAND = {"llama": "python evaluate.py --seeds 0 1 2 3 4",
+           "gemma": "python evaluate.py --family gemma --prompts 150 --general 250 --seeds 0 1 2 3 4"}
 SOURCE = {"llama": "Table 1, Llama-3 8B", "gemma": "Table 2, Gemma-2 2B"}
 PAPER = {"llama": {  # the paper's tables, per cent: GSM8K, MATH500, MBPP, HumanEval, IFEval, average
     "math_expert": (86, 36, 23, 37, 31, 42.6), "code_expert": (52, 15, 34, 66, 48, 43.0), "instruct_expert": (74, 27, 36, 52, 67, 51.2),
