@@ -1,6 +1,6 @@
 """FusionRoute with a real language model on a laptop: SmolLM2-135M, three experts fine-tuned from it, and a router over them.
 
-    bash run_smollm2.sh            all of it, in about an hour; docs/real-models.md shows what comes out
+    bash run_smollm2.sh            all of it, in about half an hour; docs/real-models.md shows what comes out
     python smollm2.py data         SMOL/{math,code,instruct,router}.jsonl, from the generators in toy_experts/tasks.py
     python smollm2.py pairs        SMOL/pairs.jsonl: right answers against wrong ones that the fused model of phase 1 sampled
     python smollm2.py evaluate     results/smollm2.json: every method on held-out test prompts
