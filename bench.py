@@ -384,7 +384,7 @@ def large_section(s, router, experts, reward, hf):
 
 def main(argv=None):
     s = common.settings(Settings, __doc__, argv)
-    common.run_dir(s)
+    common.run_dir(decode.Settings(seed=s.seed, out=s.out))  # checks the seed
     device, begun, threads = common.device(s.device), time.time(), torch.get_num_threads()
     s.device = device.type
     torch.set_num_threads(1)
