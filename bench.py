@@ -48,9 +48,9 @@ class Settings:
     seed: int = 0        # the run whose trained models are measured
     out: str = "out"     # runs are in OUT/seedN/
     device: str = "cpu"  # auto, cuda, mps or cpu
-    rounds: int = 3      # rounds at toy size
+    rounds: int = 5      # rounds at toy size
     large: int = 3       # rounds at large size; 0 leaves it out
-    prompts: int = 4     # test prompts of each benchmark at toy size; at large size one of two benchmarks
+    prompts: int = 4     # test prompts of each benchmark at toy size; at large size one of each
     times: int = 10      # the large models are so many times as wide as the toy models
     layers: int = 10     # layers of the large models
     lookahead: int = 4   # tokens that Collab looks ahead
@@ -364,7 +364,7 @@ def large_section(s, router, experts, reward, hf):
     experts = [grow(e, s.times, s.layers, router.lm) for e in experts]
     reward = grow_router(reward, s.times, s.layers, router.lm)
     block, ahead = DEFAULT["large"]
-    prompts = prompts_of(["toy-gsm8k", "toy-mbpp"], 1)
+    prompts = prompts_of(tasks.BENCHMARKS, 1)
     runs = decoders(router, experts, reward, owners(), known_texts(ahead), block, s, prompts[:1] if hf else None, max_new=4)
     runs |= {f"block {name}": run for name, run in block_runs(router, experts, [(32, 1), (32, 4), (32, 16)]).items()}
     models = {"router": [router.lm], "experts": experts, "reward": [reward.lm]}
@@ -398,7 +398,7 @@ def main(argv=None):
                        "machine": torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} CPU cores",
                        "transformers": importlib.metadata.version("transformers") if hf else None, "trained": trained, "seed": s.seed,
                        "lookahead": s.lookahead}}
-    result["training"] = training_section(toy.new_gpt(toy.Settings()), device, 10 * s.rounds) | {"memory": memory}
+    result["training"] = training_section(toy.new_gpt(toy.Settings()), device, 6 * s.rounds) | {"memory": memory}
     print("training measured")
     result["decode"] = {"toy": toy_section(s, router, experts, reward, hf)}
     print("toy models measured")

@@ -146,7 +146,7 @@ class Lookup:
     ([7, 8], [9], [])
     """
 
-    def __init__(self, texts, lengths=(12, 8, 6, 4, 3, 2, 1), ahead=8):
+    def __init__(self, texts, lengths=(12, 5, 2), ahead=8):
         self.text, self.lengths, self.ahead = "".join(chr(token) for ids in texts for token in ids), lengths, ahead  # str: fast keys
         self.after = {self.text[t - n:t]: t for n in lengths for t in range(n, len(self.text))}
 
@@ -339,7 +339,7 @@ def encode(prompt, max_len, of=TOY):
 @functools.cache
 def known_texts(ahead=8):
     """What guesses are made from: texts of the train split."""
-    items = tasks.mixed("train", 4800, Random("lookup"))
+    items = tasks.mixed("train", 9600, Random("lookup"))
     return Lookup([tokenizer.encode_prompt(i.prompt)[-12:] + tokenizer.encode_answer(i.answer) for i in items], ahead=ahead)  # answers only
 
 
