@@ -17,6 +17,7 @@ from decode import Lookup, block_decode, fused_decode
 from fusionroute import Router
 from model import GPT, GPTConfig, generate
 from report import fill
+from tests.conftest import mistake
 from toy_experts import tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -229,3 +230,9 @@ def test_random_models_where_there_is_no_run(tmp_path, capsys):
     router, experts, reward, trained = bench.toy_models(bench.Settings(out=str(tmp_path)), torch.device("cpu"))
     assert not trained and len(experts) == 3 and "no trained run" in capsys.readouterr().out
     assert router.W.out_features == 3 and reward.W.out_features == 1 and set(FORMULA) >= {"plain", "block"}
+
+
+def test_mistakes(tmp_path):
+    assert "--seed is -1" in mistake("bench", "--seed", "-1")
+    assert "--rounds" in mistake("bench", "--rounds", "0")
+    assert "no run under" in mistake("bench_equal", "--out", tmp_path)
