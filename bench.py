@@ -21,10 +21,12 @@ from pathlib import Path
 from random import Random
 
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import common
 import decode
+import fast
 from baselines import collab, sequence_selection
 from bench_equal import counted
 from bench_page import figures
@@ -48,7 +50,7 @@ class Settings:
     seed: int = 0        # the run whose trained models are measured
     out: str = "out"     # runs are in OUT/seedN/
     device: str = "cpu"  # auto, cuda, mps or cpu
-    rounds: int = 5      # rounds at toy size
+    rounds: int = 4      # rounds at toy size
     large: int = 3       # rounds at large size; 0 leaves it out
     prompts: int = 4     # test prompts of each benchmark at toy size; at large size one of each
     times: int = 10      # the large models are so many times as wide as the toy models
@@ -101,6 +103,42 @@ def calls_a_pass(lm):
     with Calls() as calls:
         lm(token, cache)
     return calls.count
+
+
+@torch.no_grad()
+def one_pass(lm, rounds=100):
+    """A pass over one token behind 32 others, as model.py computes it and as fast.py does: operations of torch, and microseconds."""
+    cache, token, applies = lm.new_cache(1, 40), torch.ones(1, 1, dtype=torch.long, device=lm.embed.weight.device), fast.applies
+
+    def read(quick):
+        fast.applies = applies if quick else lambda *_: False
+        cache.length.fill_(32)
+        float(lm(token, cache)[0][0, -1, 0])
+        fast.applies = applies
+
+    out, seconds = {}, contest({"model.py": lambda: read(False), "fast.py": lambda: read(True)}, rounds)
+    for name in seconds:
+        with Calls() as calls:
+            read(name == "fast.py")
+        out[name] = {"operations": calls.count, "microseconds": round(1e6 * spread(seconds[name])["median"], 1)}
+    return out
+
+
+MATRICES = {"x w', `F.linear`": F.linear, "w x', the weights on the left": lambda x, w: (w @ x.t()).t().contiguous(),
+            "one token after the other": lambda x, w: torch.stack([F.linear(row, w) for row in x])}
+
+
+@torch.no_grad()
+def matrices(lm, rounds=3):
+    """Milliseconds of all matrices of the blocks over T tokens, by the way of multiplying: name -> T -> ms. What `fast.times` chooses from."""
+    weights = [p for p in lm.blocks.parameters() if p.dim() == 2]
+    x = {d: torch.randn(32, d, device=weights[0].device) for d in {w.size(1) for w in weights}}
+    runs = {(name, T): lambda way=way, T=T: [way(x[w.size(1)][:T], w) for w in weights]
+            for name, way in MATRICES.items() for T in (1, 2, 3, 4, 6, 8, 16, 32)}
+    out = {}
+    for (name, T), seconds in contest(runs, rounds).items():
+        out.setdefault(name, {})[T] = round(1e3 * spread(seconds)["median"], 1)
+    return out
 
 
 def cost(widths, c):
@@ -328,7 +366,7 @@ def toy_section(s, router, experts, reward, hf):
     lookup, prompts = known_texts(ahead), prompts_of(tasks.BENCHMARKS + ["general"], s.prompts)
     models = {"router": [router.lm], "experts": experts, "reward": [reward.lm]}
     runs = decoders(router, experts, reward, owners(), lookup, block, s, prompts if hf else None)
-    out = decode_section(runs, prompts, models, width_cost(router.lm, 40), s.rounds)
+    out = decode_section(runs, prompts, models, width_cost(router.lm, 40), s.rounds) | {"one_pass": one_pass(router.lm)}
     out |= {"parameters": sum(p.numel() for p in router.lm.parameters()), "block": [block, ahead]}
     out |= counted([block_decode(router, experts, p, END, MAX_NEW, block, lookup) for p, _ in prompts])
     some = prompts[::2]
@@ -369,7 +407,7 @@ def large_section(s, router, experts, reward, hf):
     runs |= {f"block {name}": run for name, run in block_runs(router, experts, [(32, 1), (32, 4), (32, 16)]).items()}
     models = {"router": [router.lm], "experts": experts, "reward": [reward.lm]}
     c = width_cost(router.lm, 3)
-    out = decode_section(runs, prompts, models, c, s.large)
+    out = decode_section(runs, prompts, models, c, s.large) | {"matrices": matrices(router.lm)}
     out |= {"parameters": sum(p.numel() for p in router.lm.parameters()), "block": [block, ahead]}
     out |= counted([block_decode(router, experts, p, END, MAX_NEW, block, known_texts(ahead)) for p, _ in prompts])
     read, size = bandwidth(router.W.weight.device), 4 * out["parameters"]  # the floor: every weight once a pass
@@ -398,7 +436,7 @@ def main(argv=None):
                        "machine": torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} CPU cores",
                        "transformers": importlib.metadata.version("transformers") if hf else None, "trained": trained, "seed": s.seed,
                        "lookahead": s.lookahead}}
-    result["training"] = training_section(toy.new_gpt(toy.Settings()), device, 6 * s.rounds) | {"memory": memory}
+    result["training"] = training_section(toy.new_gpt(toy.Settings()), device, 8 * s.rounds) | {"memory": memory}
     print("training measured")
     result["decode"] = {"toy": toy_section(s, router, experts, reward, hf)}
     print("toy models measured")

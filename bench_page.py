@@ -36,6 +36,12 @@ def figures(r):
         said.append("Tokens/s over Hugging Face's greedy `generate` with the weights of one expert, "
                     f"{k}: our loop {ratio(x['over_hf'])}, with guesses {ratio(x['with_guesses_over_hf'])}; FusionRoute in blocks "
                     f"{ratio(x['block_over_hf'])}.")
+    one = toy["one_pass"]
+    said.append("A pass of the toy model over one token: " + "; ".join(
+        f"{name} {x['operations']} operations, {x['microseconds']:.0f} microseconds" for name, x in one.items()) + ".")
+    if large:
+        rows = [["T", *next(iter(large["matrices"].values()))]] + [[name, *(f"{ms:.0f}" for ms in x.values())] for name, x in large["matrices"].items()]
+        said += ["Milliseconds of all matrices in the blocks of a large model, over T tokens:", "\n".join(table(rows))]
     said.append("Block size and longest guess at toy size, over one expert: "
                 + ", ".join(f"{name}: {x['median']:.2f}" for name, x in toy["blocks_over_expert"].items()) + ".")
     if large:
