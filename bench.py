@@ -120,7 +120,7 @@ def one_pass(lm, rounds=100):
     for name in seconds:
         with Calls() as calls:
             read(name == "fast.py")
-        out[name] = {"operations": calls.count, "microseconds": round(1e6 * spread(seconds[name])["median"], 1)}
+        out[name] = {"operations": calls.count, "microseconds": spread([1e6 * x for x in seconds[name]])["median"]}
     return out
 
 
@@ -137,7 +137,7 @@ def matrices(lm, rounds=3):
             for name, way in MATRICES.items() for T in (1, 2, 3, 4, 6, 8, 16, 32)}
     out = {}
     for (name, T), seconds in contest(runs, rounds).items():
-        out.setdefault(name, {})[T] = round(1e3 * spread(seconds)["median"], 1)
+        out.setdefault(name, {})[T] = spread([1e3 * x for x in seconds])["median"]
     return out
 
 
