@@ -108,20 +108,22 @@ def calls_a_pass(lm):
 @torch.no_grad()
 def one_pass(lm, rounds=100):
     """A pass over one token behind 32 others, as model.py computes it and as fast.py does: operations of torch, and microseconds."""
-    cache, token, applies = lm.new_cache(1, 40), torch.ones(1, 1, dtype=torch.long, device=lm.embed.weight.device), fast.applies
+    cache, token = lm.new_cache(1, 40), torch.ones(1, 1, dtype=torch.long, device=lm.embed.weight.device)
+    ways = {"model.py": lambda *_: False, "fast.py": fast.applies}
 
-    def read(quick):
-        fast.applies = applies if quick else lambda *_: False
+    def by(name, what):
+        fast.applies = ways[name]
+        result = what()
+        fast.applies = ways["fast.py"]
+        return result
+
+    def read():
         cache.length.fill_(32)
-        float(lm(token, cache)[0][0, -1, 0])
-        fast.applies = applies
+        return float(lm(token, cache)[0][0, -1, 0])
 
-    out, seconds = {}, contest({"model.py": lambda: read(False), "fast.py": lambda: read(True)}, rounds)
-    for name in seconds:
-        with Calls() as calls:
-            read(name == "fast.py")
-        out[name] = {"operations": calls.count, "microseconds": spread([1e6 * x for x in seconds[name]])["median"]}
-    return out
+    seconds = contest({name: lambda name=name: by(name, read) for name in ways}, rounds)
+    return {name: {"operations": by(name, lambda: calls_a_pass(lm)), "microseconds": spread([1e6 * x for x in seconds[name]])["median"]}
+            for name in ways}
 
 
 MATRICES = {"x w', `F.linear`": F.linear, "w x', the weights on the left": lambda x, w: (w @ x.t()).t().contiguous(),
@@ -402,14 +404,14 @@ def large_section(s, router, experts, reward, hf):
     experts = [grow(e, s.times, s.layers, router.lm) for e in experts]
     reward = grow_router(reward, s.times, s.layers, router.lm)
     block, ahead = DEFAULT["large"]
-    prompts = prompts_of(tasks.BENCHMARKS, 1)
-    runs = decoders(router, experts, reward, owners(), known_texts(ahead), block, s, prompts[:1] if hf else None, max_new=4)
+    lookup, prompts = known_texts(ahead), prompts_of(tasks.BENCHMARKS, 1)
+    runs = decoders(router, experts, reward, owners(), lookup, block, s, prompts[:1] if hf else None, max_new=4)
     runs |= {f"block {name}": run for name, run in block_runs(router, experts, [(32, 1), (32, 4), (32, 16)]).items()}
     models = {"router": [router.lm], "experts": experts, "reward": [reward.lm]}
     c = width_cost(router.lm, 3)
     out = decode_section(runs, prompts, models, c, s.large) | {"matrices": matrices(router.lm)}
     out |= {"parameters": sum(p.numel() for p in router.lm.parameters()), "block": [block, ahead]}
-    out |= counted([block_decode(router, experts, p, END, MAX_NEW, block, known_texts(ahead)) for p, _ in prompts])
+    out |= counted([block_decode(router, experts, p, END, MAX_NEW, block, lookup) for p, _ in prompts])
     read, size = bandwidth(router.W.weight.device), 4 * out["parameters"]  # the floor: every weight once a pass
     passes = out["methods"]["block"]["passes"]
     out["floor"] = {"gigabytes_per_second": round(read / 1e9, 2), "expert_tokens_per_second": round(read / size, 3),
