@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import sys
+import traceback
 import warnings
 from pathlib import Path
 
@@ -22,8 +23,8 @@ class UserError(Exception):
     """Something that the user can put right. `run` shows it as one line and exits with status 2."""
 
 
-def run(main):
-    """Call a script's main(). A UserError or a failing system call becomes one line on stderr and exit status 2."""
+def run(main, before=""):
+    """Call a script's main(). A UserError or a failing system call becomes one line on stderr and exit status 2; `before` stands before it."""
     for name in ("stdin", "stdout", "stderr"):  # a stream that the caller has closed
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
@@ -36,13 +37,22 @@ def run(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except (UserError, OSError) as e:
+        end_bars(e)
         where = f": {e.filename}" if isinstance(e, OSError) and e.filename else ""
-        print(f"error: {' '.join(str(e.strerror if isinstance(e, OSError) else e).split())}{where}"[:1000], file=sys.stderr)
+        print(f"{before}error: {' '.join(str(e.strerror if isinstance(e, OSError) else e).split())}{where}"[:1000], file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing more can be printed where printing has just failed
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as e:
+        end_bars(e)
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def end_bars(e):
+    """End the line of each progress bar whose loop the exception e has left: what is said of e starts a line of its own."""
+    while e:
+        traceback.clear_frames(e.__traceback__)  # a bar closes when nothing holds it any more
+        e = e.__cause__ or e.__context__
 
 
 # --- settings: one dataclass a script, every field a flag, the comment beside the field its help -----------------------------------

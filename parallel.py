@@ -202,7 +202,10 @@ def wait():
 
 def run(main):
     """common.run, and under torchrun the same in every process."""
-    common.run(partial(together, main) if dist.is_torchelastic_launched() else main)
+    if dist.is_torchelastic_launched():
+        common.run(partial(together, main), before="\n")  # the last line may be another process's, a progress bar without its end
+    else:
+        common.run(main)
 
 
 def together(main):
@@ -267,5 +270,5 @@ def last_words(sockets):
         pass
     time.sleep(1)  # whoever is about to say it better, and to end by itself, does
     if speak():
-        print(f"error: {GONE}", file=sys.__stderr__, flush=True)
+        print(f"\nerror: {GONE}\n", end="", file=sys.__stderr__, flush=True)  # in one piece
     os._exit(143)
