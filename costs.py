@@ -11,8 +11,10 @@ sheet promises: in bfloat16 for the experts' scores, in float32 for training.
 import json
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 
 import common
 from fusionroute import LOGITS, token_logp
@@ -64,12 +66,22 @@ def outside(name):
         return parameters(name) - sum(p.numel() for p in GPT(MODELS[name]).blocks.parameters())
 
 
+class Attention(torch.autograd.Function):
+    """Keeps what torch's attention kernels keep, and meta tensors have none of these: inputs, output, and a number per row of scores."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, mask):  # q (B, H, T, hd)
+        out = torch.empty_like(q)                                                           # (B, H, T, hd)
+        ctx.save_for_backward(q, k, v, mask, out, out.new_empty(out.shape[:-1]))
+        return out
+
+
 def held(config, T, B=1):
     """Bytes that a training step holds besides weights, gradients and moments: B samples of T tokens.
 
     What autograd keeps from the forward pass, each tensor once and weights left out, and the logits twice: they and their gradient.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), patch.object(F, "scaled_dot_product_attention", lambda *args, **_: Attention.apply(*args)):
         model, ids = GPT(config), torch.zeros(B, T, dtype=torch.long)                       # (B, T)
         weights, kept = {p.untyped_storage()._cdata for p in model.parameters()}, {}
 

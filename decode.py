@@ -176,7 +176,7 @@ def draft(router, cache, text, k, end, lookup=None, temperature=0.0, u=None):
         logp = F.log_softmax(wide(logits[-1 - len(guess):]), -1)                          # (g+1, V)
         sure, own = logp.max(-1)                                                          # (g+1,) twice
         if temperature:
-            own = sample(logp, temperature, u=u[len(tokens):][:len(logp)])                # (g+1,)
+            own = sample(logp, temperature, u=u[len(tokens):, 0][:len(logp)])             # (g+1,)
         sure, own, n = sure.tolist(), own.tolist(), 0
         while n < len(guess) and guess[n] == own[n] != end and sure[n] >= SURE:
             n += 1
@@ -188,6 +188,22 @@ def draft(router, cache, text, k, end, lookup=None, temperature=0.0, u=None):
             return tokens, *map(torch.cat, zip(*parts)), passes
 
 
+def accepted(drafted, draft_logp, logp, temperature, u):
+    """The rule of speculative sampling: tokens drawn from q become tokens distributed as p, and most of them stay.
+
+    q and p are the softmax of draft_logp and of logp (t, V) over the temperature. drafted: t tokens, u (t, 3) uniform numbers, of
+    which the draft has used the first. A token d is kept with probability min(1, p(d) / q(d)); the others give way to tokens
+    drawn from max(0, p - q). All in all p is the outcome, and 1 - sum over d of max(0, p - q) the share that is kept, the most
+    that any rule can reach. Returns (t,). Source: Leviathan et al. 2023, arXiv 2211.17192, theorem 3.5.
+    """
+    d = torch.tensor(drafted, device=u.device)[:, None]                                   # (t, 1)
+    q, p = ((x / temperature).softmax(-1) for x in (draft_logp, logp))                    # (t, V)
+    keep = u[:, 1:2] * q.gather(1, d) < p.gather(1, d)                                    # (t, 1)
+    rest = (p - q).clamp(min=0)                                                           # (t, V)
+    rest = torch.where(rest.any(-1, keepdim=True), rest, p)                               # where q = p, and no token is given up
+    return torch.where(keep[:, 0], d[:, 0], sample(rest.log(), 1.0, u=u[:, 2]))
+
+
 @torch.inference_mode()
 def block_decode(router, experts, prompt, end, max_new, block, lookup=None, temperature=0.0, seed=0):
     """fused_decode for one prompt: the same Trace in fewer passes. block 1 without lookup is its loop, at two passes a token.
@@ -196,18 +212,17 @@ def block_decode(router, experts, prompt, end, max_new, block, lookup=None, temp
     2. Each needed expert reads the draft in one pass, and Eq. (1) gives a token at every place, from what stands before it.
     3. These tokens count while they equal the draft, and the first that differs, because all before it is as it should be.
 
-    A bad draft costs time, never a token. This holds for sampled tokens too: place t uses the random number that fused_decode
-    uses there. For a given draft that is the accept/resample rule of speculative sampling (accept d with probability p(d), else
-    draw from p without d), as drawing from p and comparing with d does just that.
+    A bad draft costs time, never a token. Sampled answers follow the same distribution (`accepted`), with other random numbers than
+    fused_decode's; place t has its own, so that the answer does not depend on `block` or `lookup` either.
     """
     text, trace, device = list(prompt), Trace(), router.W.weight.device
     room = min(len(prompt) + max_new, router.lm.config.max_len)
     router_cache, caches = router.lm.new_cache(1, room), [expert.new_cache(1, room) for expert in experts]
     uniform = Uniform(1, seed) if temperature else None
-    noise = torch.cat([uniform([0], device) for _ in range(max_new)]) if temperature else None  # (max_new,)
+    noise = torch.cat([uniform([0], device) for _ in range(3 * max_new)]).view(-1, 3) if temperature else None  # (max_new, 3)
 
     while len(trace.tokens) < max_new and trace.tokens[-1:] != [end]:
-        u = noise[len(trace.tokens):] if temperature else None
+        u = noise[len(trace.tokens):] if temperature else None                            # (places left, 3)
         k = min(block, max_new - len(trace.tokens), max(1, room - len(text) + 1))         # no draft past what the models can read
         tokens, logp, w, passes = draft(router, router_cache, text, k, end, lookup, temperature, u)
         pick, fused, choice = w.argmax(-1).tolist(), [None] * len(tokens), [None] * len(tokens)
@@ -217,7 +232,8 @@ def block_decode(router, experts, prompt, end, max_new, block, lookup=None, temp
                 here = slice(t, mine[-1] + 1)                                             # it reads up to its last
                 logits, _ = read_block(experts[i], caches[i], text + tokens[:mine[-1]])   # (all that it missed, V)
                 logits = logits[t - mine[-1] - 1:]                                        # (places here, V)
-                said = sample(logp[here] + F.log_softmax(wide(logits), -1), temperature, u=u[here] if temperature else None)  # Eq. (1)
+                both = logp[here] + F.log_softmax(wide(logits), -1)                       # Eq. (1)
+                said = accepted(tokens[here], logp[here], both, temperature, u[here]) if temperature else sample(both)
                 said, wanted = said.tolist(), sample(logits).tolist()
                 for s in mine:
                     fused[s], choice[s] = said[s - t], wanted[s - t]

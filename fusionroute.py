@@ -132,10 +132,10 @@ def sft_loss(logits, w, targets, mask, logp, choice, lam, positions=informative,
     S = mask & positions(choice)                                 # (B, T)
     lm = mean(-token_logp(logits, targets)[mask], count)         # L_LM
     expert = mean(-agg(w, logp)[S], count)                       # L_expert
-    pick = w.argmax(-1) if w.size(-1) else None                  # (B, T), I*; no experts, no routing: plain fine-tuning
+    pick = w[S].argmax(-1) if w.size(-1) else None               # (|S|,), I*; no experts, no routing: plain fine-tuning
     return lm + lam * expert, {
         "loss_lm": lm.detach(), "loss_expert": expert.detach(), "informative": mean(S, count),
-        "routing": [mean((pick == i)[S]) for i in range(w.size(-1))]}
+        "routing": [mean(pick == i) for i in range(w.size(-1))]}
 
 
 # --- phase 2: Eq. (3) -----------------------------------------------------------------------------------------------------------------------

@@ -75,8 +75,8 @@ class Cache:
         """Write k, v (B, T, K, hd) at positions pos (B, T); return all keys and values below `end`, (B, K, end, hd) each."""
         rows = torch.arange(len(pos), device=pos.device) if self.rows is None else self.rows
         self.kv[layer][:, rows[:, None], :, pos] = torch.stack([k, v], 2)  # (B, T, 2, K, hd)
-        kv = self.kv[layer] if self.rows is None else self.kv[layer][:, rows]
-        return kv[..., :end, :].unbind()
+        kv = self.kv[layer][..., :end, :]
+        return (kv if self.rows is None else kv[:, rows]).unbind()
 
 
 def rope_table(config):
@@ -102,14 +102,24 @@ def soft_cap(x, cap):
     return cap * torch.tanh(x / cap) if cap else x
 
 
+LONG = 256  # longer inputs, which the toy has none of, go to torch's own kernel: the same without keeping every score, (B, H, T, S)
+
+
 def attention(q, k, v, mask, scale, cap=0.0):
-    """softmax(scale q k') v with grouped queries. q (B, H, T, hd); k, v (B, K, S, hd); mask (B or 1, T, S), True = may see, or None."""
+    """softmax(scale q k') v with grouped queries. q (B, H, T, hd); k, v (B, K, S, hd); mask (B or 1, T, S), True = may see.
+
+    No mask: S = T, and every token sees itself and all before it.
+    """
     B, H, T, hd = q.shape
     K, G = k.size(1), H // k.size(1)
+    if T > LONG and not cap:
+        k, v = k.repeat_interleave(G, 1), v.repeat_interleave(G, 1)  # (B, H, S, hd): not all of torch's kernels know groups
+        return F.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None], is_causal=mask is None, scale=scale)
+    if mask is None:
+        mask = torch.ones(1, T, T, dtype=torch.bool, device=q.device).tril()
     q = q.reshape(B, K, G * T, hd)                             # query heads of one group side by side: one matmul serves them
     scores = soft_cap((q @ k.transpose(-1, -2)) * scale, cap)  # (B, K, G*T, S)
-    if mask is not None:
-        scores = scores.view(B, K, G, T, -1).masked_fill(~mask[:, None, None], float("-inf")).view(B, K, G * T, -1)
+    scores = scores.view(B, K, G, T, -1).masked_fill(~mask[:, None, None], float("-inf")).view(B, K, G * T, -1)
     return (scores.softmax(-1) @ v).view(B, H, T, hd)
 
 
@@ -206,9 +216,11 @@ class GPT(nn.Module):
         end = ids.size(1) if cache is None else int(pos.max()) + 1
         if end > self.config.max_len:
             raise ValueError(f"{end} tokens, but the model reads at most {self.config.max_len}")
-        ago = pos[:, :, None] - torch.arange(end, device=ids.device)            # (1 or B, T, end): how many tokens back
-        mask = ago >= 0                                                         # (1 or B, T, end): nobody sees the future
-        near = mask & (ago < self.config.window) if self.config.window else mask  # and every second layer not the far past
+        mask = near = None                                                      # all of the past
+        if cache is not None or self.config.window:
+            ago = pos[:, :, None] - torch.arange(end, device=ids.device)        # (1 or B, T, end): how many tokens back
+            mask = ago >= 0                                                     # (1 or B, T, end): nobody sees the future
+            near = mask & (ago < self.config.window) if self.config.window else mask  # and every second layer not the far past
         cos, sin = self.cos[pos][:, :, None], self.sin[pos][:, :, None]         # (1 or B, T, 1, hd/2)
         x = self.embed(ids)                                                     # (B, T, d)
         if self.config.embed_scaled:

@@ -21,8 +21,10 @@ def test_parameters_are_the_published_ones():
 
 
 @pytest.mark.parametrize("config", [LLAMA, replace(LLAMA, tied=False), GEMMA], ids=["tied", "untied", "gemma"])
-def test_what_a_real_step_holds(config):
+@pytest.mark.parametrize("long", [256, 19])  # attention by hand, and by torch's kernel
+def test_what_a_real_step_holds(config, long, monkeypatch):
     """16 bytes a parameter, by the tensors themselves; and the meta device counts what autograd keeps of a real forward pass."""
+    monkeypatch.setattr("model.LONG", long)
     model, ids = GPT(config), torch.randint(0, config.vocab_size, (3, 20))
     kept = {}
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.untyped_storage().data_ptr(), t) is None or t, lambda t: t):
@@ -49,7 +51,9 @@ def test_time_and_memory_by_hand():
     block = 2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 4096 * 14336 + 2 * 4096
     assert costs.memory("Llama-3.1-8B", 8, 64)[0] == pytest.approx(2 * P + 8 * (2 * 128256 * 4096 + 4096 + 2 * block))
     a, b = (costs.memory("Llama-3.2-1B", 1, T)[1] for T in (64, 128))
-    assert 2 * a < b < 4 * a  # attention's scores grow with the square
+    assert 2 * a < b < 4 * a  # the scores of short inputs are kept, and grow with the square
+    a, b = (costs.memory("Llama-3.2-1B", 1, T)[1] for T in (512, 1024))
+    assert b == pytest.approx(2 * a)  # those of long ones are not
 
 
 def test_the_page_says_what_is_computed():

@@ -9,6 +9,7 @@ import torch
 
 import common
 import fast
+import model as model_file
 from model import GPT, GPTConfig, Uniform, generate, rope_table, sample, soft_cap
 
 CONFIG = GPTConfig(vocab_size=29, d_model=16, n_layer=2, n_head=4, n_kv_head=2, head_dim=6, d_ff=20, max_len=40)
@@ -169,12 +170,38 @@ def test_joined_weights_are_the_layers_own():
     torch.testing.assert_close(answer(model.requires_grad_(False)), model(ids[:1])[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("T", [1, 6, 7, 40])
-def test_times_from_the_left_and_from_the_right(T):
-    x, w = torch.randn(T, 600, dtype=torch.float64), torch.randn(700, 600, dtype=torch.float64)
+@pytest.mark.parametrize("N", [704, 700])
+@pytest.mark.parametrize("T", [1, 3, 4, 13, 14, 40])
+def test_times_as_a_whole_and_in_pieces(T, N, monkeypatch):
+    x, w, whole = torch.randn(T, 600, dtype=torch.float64), torch.randn(N, 600, dtype=torch.float64), []
+    linear = torch.nn.functional.linear
+    monkeypatch.setattr(fast.F, "linear", lambda *args: whole.append(1) or linear(*args))
     y = fast.times(x, w)
-    assert y.is_contiguous()
+    assert y.is_contiguous() and len(whole) == (T < 4 or N == 700)  # 700 rows are no number of 32s
     torch.testing.assert_close(y, x @ w.t(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("config", [CONFIG, LLAMA3, replace(CONFIG, window=3)], ids=["toy", "llama3", "window"])
+def test_long_inputs_go_to_torchs_own_kernel(config, monkeypatch):
+    """With the same outputs and gradients, with a cache (of two rows, so not fast.py's) and without, and never where scores are capped."""
+    model, ids, calls = double(config), torch.randint(0, 29, (2, 12)), []
+    kernel = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(model_file.F, "scaled_dot_product_attention", lambda *args, **kw: calls.append(1) or kernel(*args, **kw))
+
+    def run():
+        model.zero_grad()
+        cache, whole = model.new_cache(2), model(ids)[0]
+        whole.square().sum().backward()
+        parts = torch.cat([model(piece, cache)[0] for piece in ids.split([9, 3], 1)], 1)
+        return [whole.detach(), parts.detach(), *(p.grad.clone() for p in model.parameters())]
+
+    expected, explicit = run(), len(calls)
+    monkeypatch.setattr(model_file, "LONG", 5)
+    for a, b in zip(run(), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+    assert explicit == 0 and len(calls) == 4  # two layers without a cache, two with the first 9 tokens
+    double(GEMMA)(ids)
+    assert len(calls) == 4
 
 
 @FAMILIES
