@@ -133,7 +133,7 @@ def fused_decode(router, experts, prompts, end, max_new, use_router=True, use_ex
 
 # --- the same tokens in fewer passes ------------------------------------------------------------------------------------------------------
 
-SURE = math.log(0.8)  # a draft ends behind a token that the router finds less likely: what followed would often be drafted in vain
+SURE = math.log(0.65)  # a draft ends behind a token that the router finds less likely: what followed would often be drafted in vain
 
 
 class Lookup:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 def applies(model, ids, cache, new):
     """Is this pass one for `forward`: one row with a cache, frozen weights, and nothing of Gemma-2's?"""
     c = model.config
-    return cache is not None and cache.rows is None and new is None and len(ids) == 1 and not model.embed.weight.requires_grad and not (
+    return cache is not None and cache.rows is None and new is None and ids.size(0) == 1 and not model.embed.weight.requires_grad and not (
         c.gelu or c.post_norm or c.one_plus or c.embed_scaled or c.attn_cap or c.logit_cap or c.window)
 
 
@@ -40,22 +40,28 @@ def times(x, w):
     From four tokens on, the CPU's kernel copies a matrix to another place before it multiplies, which takes as long as reading it
     again from memory. A piece is still in the processor's cache then. Many tokens are faster with the matrix on the left.
     """
-    T, (N, d) = len(x), w.shape
-    if T < 4 or w.numel() <= 2**18 or N % 32 or not w.is_cpu:
+    (T, d), N = x.shape, w.size(0)
+    if w.numel() <= 2**18 or T < 4 or N % 32 or not w.is_cpu:
         return F.linear(x, w)
-    pieces = w.view(-1, 32, d)                                                        # (N/32, 32, d)
-    n = len(pieces)
+    n, pieces = N // 32, w.view(-1, 32, d)                                            # (N/32, 32, d)
     if T < 14:
         return torch.bmm(x.expand(n, T, d), pieces.mT).transpose(0, 1).reshape(T, N)  # from (N/32, T, 32)
     return torch.bmm(pieces, x.t().contiguous().expand(n, d, T)).view(N, T).t().contiguous()  # from (N/32, 32, T)
 
 
-def prepare(model, cache):
-    """What every pass needs, gathered at the first: to look it up in modules within modules takes as long as to compute with it."""
-    cache.weights = [(b.attn_norm.weight, joined(b.wq, b.wk, b.wv), b.wo.weight,
-                      b.ff_norm.weight, joined(b.w_gate, b.w_up), b.w_down.weight) for b in model.blocks]
-    cos, sin = (x[:cache.kv[0].size(3)] for x in (model.cos, model.sin))                            # (max_len, hd/2)
-    cache.cos, cache.sin = torch.cat([cos, cos], -1)[:, None], torch.cat([-sin, sin], -1)[:, None]  # (max_len, 1, hd)
+def prepare(model):
+    """What every pass needs, gathered once: to look it up in modules within modules takes as long as to compute with it.
+
+    It stays with the model (`ready`) until one of the weights has got new memory.
+    """
+    parts, memory, *_ = model.ready or ((), None)
+    if memory != [part.weight.data_ptr() for part in parts]:
+        weights = [(b.attn_norm.weight, joined(b.wq, b.wk, b.wv), b.wo.weight,
+                    b.ff_norm.weight, joined(b.w_gate, b.w_up), b.w_down.weight) for b in model.blocks]
+        cos, sin = torch.cat([model.cos, model.cos], -1)[:, None], torch.cat([-model.sin, model.sin], -1)[:, None]  # (max_len, 1, hd)
+        parts = [part for part in model.modules() if getattr(part, "weight", None) is not None]
+        model.ready = parts, [part.weight.data_ptr() for part in parts], weights, cos, sin
+    return model.ready[2:]
 
 
 def forward(model, ids, cache):
@@ -65,13 +71,14 @@ def forward(model, ids, cache):
     norm = lambda x, w: F.rms_norm(x, (c.d_model,), w, c.norm_eps)
     if end > c.max_len:
         raise ValueError(f"{end} tokens, but the model reads at most {c.max_len}")
-    if cache.weights is None:
-        prepare(model, cache)
+    if cache.ready is None:
+        cache.ready = prepare(model)
+    weights, cos, sin = cache.ready
     x = F.embedding(ids[0], model.embed.weight)                                       # (T, d)
-    cos, sin = cache.cos[start:end], cache.sin[start:end]                             # (T, 1, hd)
+    cos, sin = cos[start:end], sin[start:end]                                         # (T, 1, hd)
     mask = x.new_full((T, end), float("-inf")).triu(start + 1) if T > 1 else None     # (T, end), added to the scores: no future
 
-    for (attn_norm, wqkv, wo, ff_norm, w_in, w_down), kv in zip(cache.weights, cache.kv):  # kv (2, 1, K, max_len, hd)
+    for (attn_norm, wqkv, wo, ff_norm, w_in, w_down), kv in zip(weights, cache.kv):  # kv (2, 1, K, max_len, hd)
         qkv = times(norm(x, attn_norm), wqkv).view(T, -1, hd)                         # (T, H+2K, hd)
         qk = qkv[:, :H + K]                                                           # (T, H+K, hd)
         torch.addcmul(qk * cos, qk.roll(hd // 2, -1), sin, out=qk)                    # (a, b) -> (a cos - b sin, b cos + a sin)

@@ -59,7 +59,7 @@ class Cache:
         shape = (2, n_rows, config.n_kv_head, max_len, config.head_dim)
         self.kv = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.length = torch.zeros(n_rows, dtype=torch.long, device=device)  # (B,)
-        self.rows = self.weights = None                                     # weights: see fast.py
+        self.rows = self.ready = None                                       # ready: see fast.py
 
     def keep(self, rows):
         """Drop all rows but these, rows (b,) long, for good."""
@@ -181,7 +181,7 @@ class GPT(nn.Module):
         if config.n_head % config.n_kv_head or config.head_dim % 2:
             raise ValueError(f"{config.n_head} query heads over {config.n_kv_head} key/value heads of size {config.head_dim}: the "
                              "first must be a multiple of the second, the size even")
-        self.config = config
+        self.config, self.ready = config, None  # ready: see fast.py
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = RMSNorm(config)
@@ -231,6 +231,9 @@ class GPT(nn.Module):
             cache.length = pos[:, -1] + 1                                       # (B,)
         hidden = self.norm(x)                                                   # (B, T, d)
         return soft_cap(self.head(hidden), self.config.logit_cap), hidden
+
+    def __getstate__(self):
+        return {**self.__dict__, "ready": None}  # a copy of the model gathers its own
 
     def new_cache(self, n_rows, max_len=None):
         p = self.embed.weight
