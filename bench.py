@@ -1,17 +1,20 @@
 """How fast is it? Every decoder beside one expert alone, every training step beside a plain one, in one run. Read docs/speed.md first.
 
     python bench.py                  under five minutes on two idle cores; writes results/bench.json and the figures of docs/speed.md
+    python bench.py --family gemma   the same for the toy in Gemma-2's architecture, without large models; writes results/bench-gemma.json
     python bench.py --device cuda    the same on a GPU, and router training at about 1B parameters; writes results/bench-cuda.json
 
 All that is compared is measured in turn, round after round; a figure is the median over the rounds of a ratio within one round, with
 the lowest and the highest. Toy models are those of a trained run (--out, --seed) if there is one. The large models are the toy models
 grown to about 100M parameters each, by weights that change nothing in what they compute (`grow`): same text, same picks, same
-acceptance, the memory traffic of 100M parameters. The optional package transformers adds Hugging Face's generate.
+acceptance, the memory traffic of 100M parameters. The optional package transformers adds Hugging Face's generate. With fewer rounds or
+prompts than by default, the result is for you, and goes to OUT/bench.json.
 """
 
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import platform
 import time
@@ -19,19 +22,19 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 
 import torch
-import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import common
 import decode
-import fast
 from baselines import collab, sequence_selection
 from bench_equal import counted
-from bench_page import figures
-from bench_train import contest, memory_section, over, spread, training_section, utilisation
+from bench_page import COMMAND, PAGES, figures
+from bench_passes import bandwidth, calls_a_pass, cost, matrices, one_pass, watch, width_cost
+from bench_train import memory_section, over, spread, training_section, utilisation
 from decode import block_decode, draft, fused_decode, known_texts, read_block
+from evaluate import LOOKAHEAD
 from fusionroute import Router, fuse
 from model import GPT, GPTConfig, generate
 from report import fill
@@ -40,126 +43,29 @@ from toy_experts import train as toy
 
 ROOT = Path(__file__).parent
 END, MAX_NEW = tokenizer.END, decode.MAX_NEW
-BLOCKS = [(4, 0), (16, 0), (32, 0), (8, 6), (16, 6), (32, 6), (32, 2), (32, 16), (48, 8)]  # (block, guess at most) to choose from
-DEFAULT = {"toy": (decode.Settings.block, 8), "large": (32, 2)}  # the choice; at large size a wide pass costs a CPU more than a narrow one
-WIDTHS = (1, 2, 3, 4, 8, 16, 32, 64)
+BLOCK, AHEAD, SURE = decode.Settings.block, decode.AHEAD, decode.SURE  # tokens of a block and of a guess at most, and where drafts end
+CHOICES = [(4, 0, SURE), (16, 0, SURE), (BLOCK, 0, SURE), (8, AHEAD, SURE), (16, AHEAD, SURE), (BLOCK, AHEAD, SURE), (64, AHEAD, SURE),
+           (BLOCK, 2, SURE), (BLOCK, 4, SURE), (BLOCK, 16, SURE), *((BLOCK, AHEAD, math.log(p)) for p in (0.01, 0.5, 0.8, 0.95))]
+LARGE_CHOICES = [(BLOCK, 0, SURE), (BLOCK, 2, SURE), (BLOCK, 4, SURE), (BLOCK, 16, SURE), (BLOCK, AHEAD, math.log(0.8))]
+FAST = ("expert", "plain", "block")  # at large size these answer all prompts, the others one of each benchmark
+HF = ("expert", "expert_with_guesses", "block")  # decoders that are compared with Hugging Face's generate
 
 
 @dataclass
 class Settings:
-    seed: int = 0        # the run whose trained models are measured
-    out: str = "out"     # runs are in OUT/seedN/
-    device: str = "cpu"  # auto, cuda, mps or cpu
-    rounds: int = 4      # rounds at toy size
-    large: int = 3       # rounds at large size; 0 leaves it out
-    prompts: int = 4     # test prompts of each benchmark at toy size; at large size one of each
-    times: int = 10      # the large models are so many times as wide as the toy models
-    layers: int = 10     # layers of the large models
-    lookahead: int = 4   # tokens that Collab looks ahead
+    seed: int = 0          # the run whose trained models are measured
+    out: str = "out"       # runs are in OUT/seedN/
+    device: str = "cpu"    # auto, cuda, mps or cpu
+    family: str = "llama"  # architecture of the toy's models: llama or gemma (Gemma-2), which has no large models here
+    rounds: int = 4        # rounds at toy size
+    large: int = 2         # rounds at large size; 0 leaves it out
+    prompts: int = 4       # test prompts of each benchmark
+    times: int = 10        # the large models are so many times as wide as the toy models
+    layers: int = 10       # layers of the large models
 
     def __post_init__(self):
-        common.positive(self, "rounds", "prompts", "times", "layers", "lookahead")
+        common.positive(self, "rounds", "prompts", "times", "layers")
         common.positive(self, "large", or_zero=True)
-
-
-# --- measuring ----------------------------------------------------------------------------------------------------------------------------
-
-
-def bandwidth(device, mib=400):
-    """Bytes a second at which this machine reads memory, at best of several: one matrix of `mib` MiB times a vector."""
-    W, x = torch.ones(mib * 256, 1024, device=device), torch.ones(1024, device=device)
-    runs = contest({"read": lambda: float((W @ x)[0])}, 7)
-    return W.numel() * 4 / min(runs["read"])
-
-
-def width_cost(lm, rounds):
-    """What a pass over T new tokens costs behind 32 others, in passes over one token. T -> ratio."""
-    device, room = lm.embed.weight.device, max(WIDTHS) + 32
-    ids, cache = torch.ones(1, max(WIDTHS), dtype=torch.long, device=device), lm.new_cache(1, room)
-
-    @torch.no_grad()
-    def read(T):
-        cache.length.fill_(32)
-        float(lm(ids[:, :T], cache)[0][0, -1, 0])
-
-    seconds = contest({T: lambda T=T: read(T) for T in WIDTHS}, rounds)
-    return {T: over(s, seconds[1])["median"] for T, s in seconds.items()}
-
-
-class Calls(TorchDispatchMode):
-    """Counts torch's operations while it is active, those that only look at a tensor in another way (view, transpose) included."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += 1
-        return func(*args, **(kwargs or {}))
-
-
-def calls_a_pass(lm):
-    """Operations of one pass over one token."""
-    cache, token = lm.new_cache(1, 2), torch.ones(1, 1, dtype=torch.long, device=lm.embed.weight.device)
-    lm(token, cache)
-    with Calls() as calls:
-        lm(token, cache)
-    return calls.count
-
-
-@torch.no_grad()
-def one_pass(lm, rounds=100):
-    """A pass over one token behind 32 others, as model.py computes it and as fast.py does: operations of torch, and microseconds."""
-    cache, token = lm.new_cache(1, 40), torch.ones(1, 1, dtype=torch.long, device=lm.embed.weight.device)
-    ways = {"model.py": lambda *_: False, "fast.py": fast.applies}
-
-    def by(name, what):
-        fast.applies = ways[name]
-        result = what()
-        fast.applies = ways["fast.py"]
-        return result
-
-    def read():
-        cache.length.fill_(32)
-        return float(lm(token, cache)[0][0, -1, 0])
-
-    seconds = contest({name: lambda name=name: by(name, read) for name in ways}, rounds)
-    return {name: {"operations": by(name, lambda: calls_a_pass(lm)), "microseconds": spread([1e6 * x for x in seconds[name]])["median"]}
-            for name in ways}
-
-
-MATRICES = {"x w', `F.linear`": F.linear, "w x', the weights on the left": lambda x, w: (w @ x.t()).t().contiguous(),
-            "one token after the other": lambda x, w: torch.stack([F.linear(row, w) for row in x])}
-
-
-@torch.no_grad()
-def matrices(lm, rounds=3):
-    """Milliseconds of all matrices of the blocks over T tokens, by the way of multiplying: name -> T -> ms. What `fast.times` chooses from."""
-    weights = [p for p in lm.blocks.parameters() if p.dim() == 2]
-    x = {d: torch.randn(32, d, device=weights[0].device) for d in {w.size(1) for w in weights}}
-    runs = {(name, T): lambda way=way, T=T: [way(x[w.size(1)][:T], w) for w in weights]
-            for name, way in MATRICES.items() for T in (1, 2, 3, 4, 6, 8, 16, 32)}
-    out = {}
-    for (name, T), seconds in contest(runs, rounds).items():
-        out.setdefault(name, {})[T] = spread([1e3 * x for x in seconds])["median"]
-    return out
-
-
-def cost(widths, c):
-    """The cost model: passes of these widths, in passes over one token, c interpolated between its widths."""
-    total = 0.0
-    for w in widths:
-        hi = next((T for T in WIDTHS if T >= w), WIDTHS[-1])
-        lo = max((T for T in WIDTHS if T <= w), default=1)
-        total += c[lo] + (c[hi] - c[lo]) * (w - lo) / (hi - lo) if hi > lo else c[hi] * max(1, w / hi)
-    return total
-
-
-def watch(models):
-    """Record the width of every pass: {name: list}, and a function that ends it. models: name -> list of GPTs."""
-    widths, handles = {name: [] for name in models}, []
-    for name, lms in models.items():
-        for lm in {id(m): m for m in lms}.values():
-            handles.append(lm.register_forward_hook(lambda m, args, out, name=name: widths[name].append(args[0].shape[1])))
-    return widths, lambda: [h.remove() for h in handles]
 
 
 # --- models -------------------------------------------------------------------------------------------------------------------------------
@@ -168,12 +74,12 @@ def watch(models):
 def toy_models(s, device):
     """(router, experts, reward, trained?) of the run, or random ones that share a base. The reward's quality does not matter here."""
     try:
-        router, experts = decode.load(decode.Settings(seed=s.seed, out=s.out, device=s.device), "router")
+        router, experts = decode.load(decode.Settings(seed=s.seed, out=s.out, device=s.device, family=s.family), "router")
         trained = True
     except common.UserError as e:
         print(f"no trained run, so random weights that share a base ({e})")
         torch.manual_seed(s.seed)
-        base, trained = toy.new_gpt(toy.Settings()), False
+        base, trained = toy.new_gpt(toy.Settings(family=s.family)), False
 
         def child():
             lm = deepcopy(base)
@@ -227,27 +133,23 @@ def more_experts(router, experts, n, noise):
     return out.to(W.device).requires_grad_(False), [experts[j] if j < 2 else deepcopy(experts[j % 2]) for j in range(n)]
 
 
+def take_turns(router):
+    """Routers over the same n experts, n / 2 of them: the first picks among experts 0 and 1 as `router` does, the next among 2 and 3, ..."""
+    routers = [Router(router.lm, router.W.out_features) for _ in range(router.W.out_features // 2)]
+    for k, r in enumerate(routers):
+        r.W.weight.data = router.W.weight.roll(2 * k, 0)
+    return [r.requires_grad_(False) for r in routers]
+
+
 def to_hf(lm):
-    """The same weights as Hugging Face's LlamaForCausalLM, or None where transformers is missing. Their rotary pairs are ours."""
+    """The same weights as Hugging Face's model, or None where transformers is missing."""
     if not importlib.util.find_spec("transformers"):
         return None
     import transformers
-    c = lm.config
-    config = transformers.LlamaConfig(
-        vocab_size=c.vocab_size, hidden_size=c.d_model, intermediate_size=c.d_ff, num_hidden_layers=c.n_layer, num_attention_heads=c.n_head,
-        num_key_value_heads=c.n_kv_head, head_dim=c.head_dim, max_position_embeddings=c.max_len, rms_norm_eps=c.norm_eps,
-        tie_word_embeddings=c.tied, bos_token_id=None, eos_token_id=END, pad_token_id=END,
-        **({"rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta}} if int(transformers.__version__.split(".")[0]) > 4 else
-           {"rope_theta": c.rope_theta}))
-    names = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head", "attn_norm": "input_layernorm",
-             "wq": "self_attn.q_proj", "wk": "self_attn.k_proj", "wv": "self_attn.v_proj", "wo": "self_attn.o_proj",
-             "ff_norm": "post_attention_layernorm", "w_gate": "mlp.gate_proj", "w_up": "mlp.up_proj", "w_down": "mlp.down_proj"}
-    weights = {}
-    for name, p in lm.state_dict().items():
-        *block, part, _ = name.split(".")
-        weights[f"model.layers.{block[1]}.{names[part]}.weight" if block else f"{names[part]}.weight"] = p
-    hf = transformers.LlamaForCausalLM(config)
-    hf.load_state_dict(weights)
+    with TemporaryDirectory() as folder:
+        lm.save_pretrained(folder)
+        hf = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    hf.generation_config.update(bos_token_id=None, eos_token_id=END, pad_token_id=END)
     return hf.to(lm.embed.weight.device).eval()
 
 
@@ -274,23 +176,24 @@ def all_experts(router, experts, prompt):
     return text[len(prompt):]
 
 
-def decoders(router, experts, reward, owner, lookup, block, s, hf=None, max_new=MAX_NEW):
+def decoders(router, experts, reward, owner, lookup, hf=()):
     """name -> function (prompt, its benchmark) -> how many tokens it wrote. owner: benchmark -> the expert of its domain.
 
-    hf: the prompts on which Hugging Face's models are compared with ours before they are timed; None leaves them out.
+    hf: the prompts on which Hugging Face's models are compared with ours before they are timed; none leaves them out.
     """
     one = [Router(expert, 1).to(router.W.weight.device) for expert in experts]
     count = lambda answer: len(answer) + (len(answer) < MAX_NEW)  # the end token is work too
     runs = {
         "router": lambda p, b: count(generate(router.lm, [p], MAX_NEW, END)[0]),
         "expert": lambda p, b: count(generate(experts[owner[b]], [p], MAX_NEW, END)[0]),
-        "plain": lambda p, b: len(fused_decode(router, experts, [p], END, MAX_NEW)[0].tokens),
-        "block": lambda p, b: len(block_decode(router, experts, p, END, MAX_NEW, block, lookup).tokens),
-        "block_without_guesses": lambda p, b: len(block_decode(router, experts, p, END, MAX_NEW, block).tokens),
-        "expert_with_guesses": lambda p, b: len(guessed(one[owner[b]], p, lookup, block)),
-        "all_experts": lambda p, b: len(all_experts(router, experts, p))}
-    runs["sequence_selection"] = lambda p, b: count(sequence_selection(experts, reward, [p], END, MAX_NEW)[0])
-    runs["collab"] = lambda p, b: min(max_new, count(collab(experts, reward, [p], END, max_new, s.lookahead)[0]))
+        "plain": lambda p, b: len(block_decode(router, experts, p, END, MAX_NEW, 1).tokens),
+        "plain_in_a_batch": lambda p, b: len(fused_decode(router, experts, [p], END, MAX_NEW)[0].tokens),
+        "block": lambda p, b: len(block_decode(router, experts, p, END, MAX_NEW, BLOCK, lookup).tokens),
+        "block_without_guesses": lambda p, b: len(block_decode(router, experts, p, END, MAX_NEW, BLOCK).tokens),
+        "expert_with_guesses": lambda p, b: len(guessed(one[owner[b]], p, lookup, BLOCK)),
+        "all_experts": lambda p, b: len(all_experts(router, experts, p)),
+        "sequence_selection": lambda p, b: count(sequence_selection(experts, reward, [p], END, MAX_NEW)[0]),
+        "collab": lambda p, b: count(collab(experts, reward, [p], END, MAX_NEW, **LOOKAHEAD)[0])}
     if hf:
         hfs = [to_hf(e) for e in experts]
         runs["hf"] = lambda p, b: len(hf_greedy(hfs[owner[b]], p))
@@ -322,26 +225,31 @@ def rates(runs, prompts, rounds):
     return out
 
 
-def decode_section(runs, prompts, models, c, rounds):
-    """The figures of all decoders: tokens/s, ratio to one expert alone, passes a token, and the ratio that the cost model predicts.
-
-    models: name -> GPTs, whose passes are watched apart; c: `width_cost` of one of them."""
-    seen, predicted, out = {}, {}, {"methods": {}}
+def passes(runs, prompts, models):
+    """name of a decoder -> (tokens that it wrote, {name of a model: widths of its passes}). models: name -> GPTs."""
+    out = {}
     for name, run in runs.items():
         widths, done = watch(models)
         tokens = sum(run(*prompt) for prompt in prompts)
         done()
-        seen[name] = {k: round(len(w) / tokens, 4) for k, w in widths.items()}
-        predicted[name] = tokens / max(1e-9, sum(cost(w, c) for w in widths.values()))
-    speed = rates(runs, prompts, rounds)
+        out[name] = tokens, widths
+    return out
+
+
+def decode_section(runs, prompts, rounds, counted, c):
+    """Of all decoders: tokens/s, the ratio to one expert alone, passes a token, and the ratio that the cost model predicts.
+
+    counted: of `passes`; c: of `width_cost`."""
+    speed, out = rates(runs, prompts, rounds), {}
     for name in runs:
-        out["methods"][name] = {"tokens_per_second": spread(speed[name]), "over_expert": over(speed[name], speed["expert"])}
+        out[name] = {"tokens_per_second": spread(speed[name]), "over_expert": over(speed[name], speed["expert"])}
         if name != "hf":
-            out["methods"][name] |= {"passes": seen[name], "predicted_over_expert": round(predicted[name] / predicted["expert"], 4)}
-    out["block_over_expert"] = out["methods"]["block"]["over_expert"]["median"]
-    for name, key in (("expert", "over_hf"), ("expert_with_guesses", "with_guesses_over_hf"), ("block", "block_over_hf")):
-        out[key] = over(speed[name], speed["hf"])["median"] if "hf" in runs else None
-    out |= {"width_cost": c, "calls_a_pass": calls_a_pass(models["router"][0])}
+            tokens, widths = counted[name]
+            passes_of = lambda x: sum(cost(w, c) for w in x[1].values()) / x[0]
+            out[name] |= {"passes": {k: round(len(w) / tokens, 4) for k, w in widths.items()},
+                          "predicted_over_expert": round(passes_of(counted["expert"]) / passes_of(counted[name]), 4)}
+        if name in HF and "hf" in runs:
+            out[name]["over_hf"] = over(speed[name], speed["hf"])["median"]
     return out
 
 
@@ -358,104 +266,151 @@ def owners():
 
 
 def block_runs(router, experts, choices):
-    looks = {ahead: known_texts(ahead) if ahead else None for _, ahead in choices}
-    return {f"{k}, {ahead}": lambda p, b, k=k, ahead=ahead: len(block_decode(router, experts, p, END, MAX_NEW, k, looks[ahead]).tokens)
-            for k, ahead in choices}
+    """name -> function like those of `decoders`: block decoding with each (block, longest guess, where drafts end) of `choices`."""
+    looks = {ahead: known_texts(ahead) if ahead else None for _, ahead, _ in choices}
+
+    def run(p, k, ahead, sure):
+        before, decode.SURE = decode.SURE, sure
+        try:
+            return len(block_decode(router, experts, p, END, MAX_NEW, k, looks[ahead]).tokens)
+        finally:
+            decode.SURE = before
+
+    return {f"{k}, {ahead}, {math.exp(sure):.2g}": lambda p, b, choice=(k, ahead, sure): run(p, *choice) for k, ahead, sure in choices}
 
 
-def toy_section(s, router, experts, reward, hf):
-    block, ahead = DEFAULT["toy"]
-    lookup, prompts = known_texts(ahead), prompts_of(tasks.BENCHMARKS + ["general"], s.prompts)
-    models = {"router": [router.lm], "experts": experts, "reward": [reward.lm]}
-    runs = decoders(router, experts, reward, owners(), lookup, block, s, prompts if hf else None)
-    out = decode_section(runs, prompts, models, width_cost(router.lm, 40), s.rounds) | {"one_pass": one_pass(router.lm)}
-    out |= {"parameters": sum(p.numel() for p in router.lm.parameters()), "block": [block, ahead]}
-    out |= counted([block_decode(router, experts, p, END, MAX_NEW, block, lookup) for p, _ in prompts])
-    some = prompts[::2]
-    choice = rates({"expert": runs["expert"], **block_runs(router, experts, BLOCKS)}, some, s.rounds)
-    out["blocks_over_expert"] = {name: over(speed, choice["expert"]) for name, speed in choice.items() if name != "expert"}
+def ratios(speed):
+    """Of `rates`, everything but the expert over the expert."""
+    return {name: over(x, speed["expert"]) for name, x in speed.items() if name != "expert"}
 
-    out["experts"], several = {}, {}
-    for noise, kind in ((0.0, "picks as trained"), (1.0, "picks spread")):
-        crowd = {n: more_experts(router, experts, n, noise) for n in (2, 4, 8, 16)}
-        for n, (r, e) in crowd.items():
-            several[kind, "plain", n] = lambda p, b, r=r, e=e: len(fused_decode(r, e, [p], END, MAX_NEW)[0].tokens)
-            several[kind, "block", n] = lambda p, b, r=r, e=e: len(block_decode(r, e, p, END, MAX_NEW, block, lookup).tokens)
-            out["experts"].setdefault(kind, {})[n] = counted([block_decode(r, e, p, END, MAX_NEW, block, lookup) for p, _ in some])
-    speed = rates(several, some, s.rounds)
+
+def crowd_section(router, experts, lookup, prompts, rounds, numbers, kinds):
+    """Plain and block decoding with so many experts: kind of crowd -> n -> ratios to those with 2 experts, and what blocks needed."""
+    out, runs = {}, {}
+    for kind in kinds:
+        for n in numbers:
+            r, e = more_experts(router, experts, n, float(kind == "picks spread"))
+            several = take_turns(r) if kind == "other picks for each prompt" else [r]
+            of = lambda p, several=several: several[sum(p) % len(several)]
+            run = lambda p, e=e, of=of: block_decode(of(p), e, p, END, MAX_NEW, BLOCK, lookup)
+            runs[kind, "plain", n] = lambda p, b, e=e, of=of: len(block_decode(of(p), e, p, END, MAX_NEW, 1).tokens)
+            runs[kind, "block", n] = lambda p, b, run=run: len(run(p).tokens)
+            traces = [run(p) for p, _ in prompts]
+            out.setdefault(kind, {})[n] = {"picked": len({i for t in traces for i in t.pick}), **counted(traces)}
+    speed = rates(runs, prompts, rounds)
     for (kind, how, n), x in speed.items():
-        out["experts"][kind][n][f"{how}_over_2_experts"] = over(x, speed[kind, how, 2])
-    for kind, suffix in (("picks as trained", ""), ("picks spread", "_spread")):
-        out[f"block_16_over_2_experts{suffix}"] = out["experts"][kind][16]["block_over_2_experts"]["median"]
-
-    torch.manual_seed(1)  # the worst case: models of no common mind, and guesses that are never right
-    strangers = [toy.new_gpt(toy.Settings()).to(router.W.weight.device).eval().requires_grad_(False) for _ in range(4)]
-    lost = Router(strangers[0], 3).to(router.W.weight.device).requires_grad_(False)
-    torch.nn.init.normal_(lost.W.weight)
-    speed = rates({"plain": lambda p, b: len(fused_decode(lost, strangers[1:], [p], END, 48)[0].tokens),
-                   "block": lambda p, b: len(block_decode(lost, strangers[1:], p, END, 48, block, lookup).tokens)}, prompts[::4], s.rounds)
-    out["unrelated"] = {"block_over_plain": over(speed["block"], speed["plain"]),
-                        **counted([block_decode(lost, strangers[1:], p, END, 48, block, lookup) for p, _ in prompts[::4]])}
+        out[kind][n][f"{how}_over_2_experts"] = over(x, speed[kind, how, 2])
     return out
 
 
-def large_section(s, router, experts, reward, hf):
-    router = grow_router(router, s.times, s.layers, None)
-    experts = [grow(e, s.times, s.layers, router.lm) for e in experts]
-    reward = grow_router(reward, s.times, s.layers, router.lm)
-    block, ahead = DEFAULT["large"]
-    lookup, prompts = known_texts(ahead), prompts_of(tasks.BENCHMARKS, 1)
-    runs = decoders(router, experts, reward, owners(), lookup, block, s, prompts[:1] if hf else None, max_new=4)
-    runs |= {f"block {name}": run for name, run in block_runs(router, experts, [(32, 1), (32, 4), (32, 16)]).items()}
+def sixteen(experts):
+    """The figure that is asked for: 16 experts that are all in use, over 2."""
+    return experts["other picks for each prompt"][16]["block_over_2_experts"]["median"]
+
+
+def toy_section(s, router, experts, reward, hf):
+    lookup, prompts = known_texts(), prompts_of(tasks.BENCHMARKS + ["general"], s.prompts)
     models = {"router": [router.lm], "experts": experts, "reward": [reward.lm]}
-    c = width_cost(router.lm, 3)
-    out = decode_section(runs, prompts, models, c, s.large) | {"matrices": matrices(router.lm)}
-    out |= {"parameters": sum(p.numel() for p in router.lm.parameters()), "block": [block, ahead]}
-    out |= counted([block_decode(router, experts, p, END, MAX_NEW, block, lookup) for p, _ in prompts])
+    runs, c = decoders(router, experts, reward, owners(), lookup, prompts if hf else ()), width_cost(router.lm, 40)
+    methods = decode_section(runs, prompts, s.rounds, passes(runs, prompts, models), c)
+    out = {"methods": methods, "width_cost": c, "one_pass": one_pass(router.lm), **summary(methods)}
+    out |= {"parameters": sum(p.numel() for p in router.lm.parameters()), "block": [BLOCK, AHEAD]}
+    out |= counted([block_decode(router, experts, p, END, MAX_NEW, BLOCK, lookup) for p, _ in prompts])
+    some = prompts[::2]
+    out["choices"] = ratios(rates({"expert": runs["expert"], **block_runs(router, experts, CHOICES)}, some, s.rounds))
+    out["experts"] = crowd_section(router, experts, lookup, some, s.rounds, (2, 4, 8, 16),
+                                   ("picks as trained", "other picks for each prompt", "picks spread"))
+    out["block_16_over_2_experts"] = sixteen(out["experts"])
+
+    torch.manual_seed(1)  # the worst case: models of no common mind, and guesses that are never right
+    fresh = toy.Settings(family=s.family)
+    strangers = [toy.new_gpt(fresh).to(router.W.weight.device).eval().requires_grad_(False) for _ in range(4)]
+    lost = Router(strangers[0], 3).to(router.W.weight.device).requires_grad_(False)
+    torch.nn.init.normal_(lost.W.weight)
+    run = lambda p, *how: block_decode(lost, strangers[1:], p, END, 48, *how)
+    speed = rates({"plain": lambda p, b: len(run(p, 1).tokens), "block": lambda p, b: len(run(p, BLOCK, lookup).tokens)}, prompts[::4], s.rounds)
+    out["unrelated"] = {"block_over_plain": over(speed["block"], speed["plain"]),
+                        **counted([run(p, BLOCK, lookup) for p, _ in prompts[::4]])}
+    return out
+
+
+def summary(methods):
+    """The figures that are asked for by name."""
+    return {"block_over_expert": methods["block"]["over_expert"]["median"], "over_hf": methods["expert"].get("over_hf")}
+
+
+def large_section(s, small, hf):
+    """As toy_section, with large models. Prompts, and so passes, are those of the `small` (router, experts, reward), which compute the same.
+
+    The slower decoders answer one prompt of each benchmark, once."""
+    prompts, lookup, owner = prompts_of(tasks.BENCHMARKS, s.prompts), known_texts(), owners()
+    few, models = prompts[::s.prompts], {"router": [small[0].lm], "experts": small[1], "reward": [small[2].lm]}
+    runs = decoders(*small, owner, lookup) | block_runs(*small[:2], LARGE_CHOICES)
+    seen, seen_few = passes({name: runs[name] for name in FAST}, prompts, models), passes(runs, few, models)
+    traces = [block_decode(*small[:2], p, END, MAX_NEW, BLOCK, lookup) for p, _ in prompts]
+
+    router = grow_router(small[0], s.times, s.layers, None)
+    experts = [grow(e, s.times, s.layers, router.lm) for e in small[1]]
+    reward = grow_router(small[2], s.times, s.layers, router.lm)
+    runs, c = decoders(router, experts, reward, owner, lookup, few[:2] if hf else ()), width_cost(router.lm, 5)
+    methods = decode_section({name: run for name, run in runs.items() if name in FAST + ("hf",)}, prompts, s.large, seen, c)
+    others = decode_section({name: run for name, run in runs.items() if name == "expert" or name not in methods}
+                            | block_runs(router, experts, LARGE_CHOICES), few, 1, seen_few, c)
+    out = {"methods": {name: x for name, x in others.items() if name in runs} | methods, "width_cost": c, "matrices": matrices(router.lm),
+           "choices": {name: x["over_expert"] for name, x in others.items() if name not in runs},
+           "parameters": sum(p.numel() for p in router.lm.parameters()), "calls_a_pass": calls_a_pass(router.lm), "block": [BLOCK, AHEAD],
+           **summary(methods), **counted(traces)}
+    out["experts"] = crowd_section(router, experts, lookup, few, 1, (2, 16), ("other picks for each prompt",))
+    out["block_16_over_2_experts"] = sixteen(out["experts"])
     read, size = bandwidth(router.W.weight.device), 4 * out["parameters"]  # the floor: every weight once a pass
-    passes = out["methods"]["block"]["passes"]
-    out["floor"] = {"gigabytes_per_second": round(read / 1e9, 2), "expert_tokens_per_second": round(read / size, 3),
-                    "block_tokens_per_second": round(read / size / (passes["router"] + passes["experts"]), 3)}
-    for name in ("expert", "block"):
-        speed = out["methods"][name]["tokens_per_second"]["median"]
-        out["floor"][f"{name}_of_floor"] = round(speed / out["floor"][f"{name}_tokens_per_second"], 4)
+    tokens = {"expert": read / size, "block": read / size / sum(methods["block"]["passes"].values())}
+    out["floor"] = {"gigabytes_per_second": round(read / 1e9, 2)}
+    for name, most in tokens.items():
+        out["floor"] |= {f"{name}_tokens_per_second": round(most, 3),
+                         f"{name}_of_floor": round(methods[name]["tokens_per_second"]["median"] / most, 4)}
     return out
 
 
 def main(argv=None):
     s = common.settings(Settings, __doc__, argv)
-    common.run_dir(decode.Settings(seed=s.seed, out=s.out))  # checks the seed
+    common.run_dir(s)  # checks seed and family
     device, begun, threads = common.device(s.device), time.time(), torch.get_num_threads()
     s.device = device.type
+    fresh = toy.Settings(family=s.family)
     torch.set_num_threads(1)
-    memory = memory_section(toy.new_gpt(toy.Settings())) if device.type == "cpu" else None
+    memory = memory_section(toy.new_gpt(fresh), device)
     torch.set_num_threads(threads)
     hf = bool(importlib.util.find_spec("transformers"))
     if not hf:
         print("transformers is not installed: over_hf stays empty (pip install transformers)")
-    router, experts, reward, trained = toy_models(s, device)
+    *models, trained = toy_models(s, device)
     result = {"meta": {"torch": torch.__version__.split("+")[0], "python": platform.python_version(), "threads": threads,
                        "machine": torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} CPU cores",
                        "transformers": importlib.metadata.version("transformers") if hf else None, "trained": trained, "seed": s.seed,
-                       "lookahead": s.lookahead}}
-    result["training"] = training_section(toy.new_gpt(toy.Settings()), device, 8 * s.rounds) | {"memory": memory}
+                       "family": s.family, "sure": round(math.exp(SURE), 4), **LOOKAHEAD}}
+    result["training"] = training_section(toy.new_gpt(fresh), device, 16 * s.rounds) | {"memory": memory}
     print("training measured")
-    result["decode"] = {"toy": toy_section(s, router, experts, reward, hf)}
+    result["decode"] = {"toy": toy_section(s, *models, hf)}
     print("toy models measured")
-    if s.large:
-        result["decode"]["large"] = large_section(s, router, experts, reward, hf)
+    if s.large and s.family == "llama":
+        result["decode"]["large"] = large_section(s, models, hf)
     if device.type == "cuda":
         config = GPTConfig(vocab_size=32000, d_model=2048, n_layer=20, n_head=16, n_kv_head=8, head_dim=128, d_ff=5632, max_len=1025)
         result["training"]["utilisation"] = utilisation(device, config, batch=4, T=1024)
     result["meta"]["seconds"] = round(time.time() - begun)
     result = json.loads(json.dumps(result))  # keys as they will be read
     print(figures(result))
-    name = "bench.json" if device.type == "cpu" else f"bench-{device.type}.json"
-    common.write(ROOT / "results" / name, json.dumps(result, indent=1) + "\n")
-    if device.type == "cpu":
-        page = ROOT / "docs" / "speed.md"
-        common.write(page, fill(page.read_text(), {"figures": figures(result)}, "python bench.py"))
-    print(f"\nsaved results/{name}" + (" and docs/speed.md" if device.type == "cpu" else ""))
+    default = Settings()
+    if any(getattr(s, name) != getattr(default, name) for name in ("rounds", "large", "prompts", "times", "layers")):
+        common.write(Path(s.out) / "bench.json", json.dumps(result, indent=1) + "\n")
+        return print(f"\nsaved {s.out}/bench.json: what is published takes the default settings")
+    suffix = f"-{s.family}" * (s.family != "llama") + f"-{device.type}" * (device.type != "cpu")
+    common.write(ROOT / "results" / f"bench{suffix}.json", json.dumps(result, indent=1) + "\n")
+    block = {"": "figures", "-gemma": "gemma"}.get(suffix)
+    if block:
+        page, command = ROOT / "docs" / "speed.md", COMMAND[block]
+        common.write(page, fill(page.read_text(), {block: PAGES[block](result)}, command))
+    print(f"\nsaved results/bench{suffix}.json" + " and docs/speed.md" * bool(block))
 
 
 if __name__ == "__main__":

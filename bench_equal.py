@@ -1,14 +1,17 @@
 """Does block decoding write what the plain loop writes? Both, token for token, on every test prompt of evaluate.py, of every run.
 
-    python bench_equal.py        some ten minutes; writes results/equality.json and its lines in docs/speed.md
+    python bench_equal.py                                              about five minutes; writes results/equality.json and docs/speed.md
+    python bench_equal.py --family gemma --prompts 150 --general 250    the other family's runs
 
 Compared are tokens, picks and the experts' own choices. The plain loop works in batches, as in evaluate.py, and so by the other half
-of model.py and fast.py: were these of two minds, it would show. Beside them stands how near it came: a token can only change where the two
-best of Eq. (1) lie closer together than rounding moves them, and a pick where two w do.
+of model.py and fast.py: a disagreement between them would show up here. Beside them stands how near it came: a token can only change where
+the two best of Eq. (1) lie closer together than rounding moves them, and a pick where two w do. In bfloat16 they often do: the same
+models, rounded to it, show how often. Fewer runs or prompts than those of results/table1.json go to OUT/equality.json.
 """
 
 import json
 import time
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -18,19 +21,21 @@ import torch
 import common
 import decode
 import evaluate
-from bench_page import equal_lines
+from bench_page import COMMAND, equal_lines
 from decode import block_decode, known_texts, read_block
 from fusionroute import fuse
 from report import fill
 from toy_experts import tasks, tokenizer
 
 ROOT = Path(__file__).parent
+RESULTS = ROOT / "results"
 
 
 @dataclass
 class Settings:
     out: str = "out"                           # runs are in OUT/seedN/, and all of them are read
     device: str = "cpu"                        # auto, cuda, mps or cpu
+    family: str = "llama"                      # architecture of the toy's models: llama or gemma (Gemma-2)
     prompts: int = evaluate.Settings.prompts   # test prompts a benchmark
     general: int = evaluate.Settings.general   # general test prompts
 
@@ -38,9 +43,14 @@ class Settings:
         common.positive(self, "prompts", "general")
 
 
-def seeds(out):
-    """Of all runs under OUT that have a router."""
-    return sorted(int(path.parent.name.removeprefix("seed")) for path in Path(out).glob("seed*/router.pt"))
+def run_of(s, seed):
+    """decode.py's settings for one run."""
+    return decode.Settings(seed=seed, out=s.out, device=s.device, family=s.family)
+
+
+def seeds(s):
+    """Of all runs that have a router."""
+    return sorted(int(path.parent.name.removeprefix("seed")) for path in common.run_dir(run_of(s, 0)).parent.glob("seed*/router.pt"))
 
 
 def values(router, experts, prompt, trace, at_once):
@@ -55,14 +65,17 @@ def values(router, experts, prompt, trace, at_once):
     return fuse(logits, picked), w
 
 
+def items_of(b, n, seed):
+    return tasks.dataset(b, "test", n, Random(f"test {b} {seed}"))  # as evaluate.py has them
+
+
 @torch.no_grad()
-def equality(seed, s, prompts, general):
-    """A run's answers to so many test prompts of each benchmark, and general ones, decoded both ways. s: out and device."""
-    router, experts = decode.load(decode.Settings(seed=seed, out=s.out, device=s.device), "router")
+def equality(router, experts, seed, prompts, general):
+    """A run's answers to so many test prompts of each benchmark, and general ones, decoded both ways."""
     end, max_new, lookup = tokenizer.END, decode.MAX_NEW, known_texts()
     blocks, pairs, gaps, errors = [], [], [], []
     for b in evaluate.BENCHES:
-        items = tasks.dataset(b, "test", general if b == "general" else prompts, Random(f"test {b} {seed}"))  # as evaluate.py has them
+        items = items_of(b, general if b == "general" else prompts, seed)
         for j, (item, plain) in enumerate(zip(items, evaluate.in_batches(evaluate.traces(router, experts), items))):
             p = tokenizer.encode_prompt(item.prompt)
             blocks.append(block_decode(router, experts, p, end, max_new, decode.Settings.block, lookup))
@@ -79,6 +92,15 @@ def equality(seed, s, prompts, general):
             **counted(blocks)}
 
 
+def in_bfloat16(router, experts, seed, n=20):
+    """The same of models rounded to bfloat16, n prompts of each kind, one by one: (answers, those with other tokens)."""
+    router, experts = deepcopy(router).bfloat16(), [deepcopy(e).bfloat16() for e in experts]
+    prompts = [tokenizer.encode_prompt(item.prompt) for b in evaluate.BENCHES for item in items_of(b, n, seed)]
+    tokens = [[block_decode(router, experts, p, tokenizer.END, decode.MAX_NEW, k, lookup).tokens for p in prompts]
+              for k, lookup in ((1, None), (decode.Settings.block, known_texts()))]
+    return len(prompts), sum(x != y for x, y in zip(*tokens))
+
+
 def counted(traces):
     """What block decoding did, summed over its Traces."""
     tokens, blocks = sum(len(t.tokens) for t in traces), sum(t.blocks for t in traces)
@@ -89,16 +111,23 @@ def counted(traces):
 
 def main(argv=None):
     s, begun, result = common.settings(Settings, __doc__, argv), time.time(), {"seeds": {}}
-    if not seeds(s.out):
-        raise common.UserError(f"no run under {s.out}/: run bash run.sh first")
-    for seed in seeds(s.out):
-        e = result["seeds"][str(seed)] = equality(seed, s, s.prompts, s.general)
+    if not seeds(s):
+        raise common.UserError(f"no run in {common.run_dir(run_of(s, 0)).parent}/: run bash run.sh first")
+    for seed in seeds(s):
+        models = decode.load(run_of(s, seed), "router")
+        e = result["seeds"][str(seed)] = equality(*models, seed, s.prompts, s.general)
+        e["bfloat16"] = in_bfloat16(*models, seed)
         print(f"seed {seed}: {e['prompts'] - e['different']} of {e['prompts']} equal, {time.time() - begun:.0f} s", flush=True)
     result["meta"] = {"prompts": s.prompts, "general": s.general, "torch": torch.__version__.split("+")[0], "device": s.device,
                       "threads": torch.get_num_threads(), "seconds": round(time.time() - begun)}
-    common.write(ROOT / "results" / "equality.json", json.dumps(result, indent=1) + "\n")
+    table = json.loads((RESULTS / "table1.json").read_text())["meta"][s.family]
+    if [s.prompts, s.general, *result["seeds"]] != [table["prompts per benchmark"], table["general prompts"], *map(str, table["seeds"])]:
+        common.write(Path(s.out) / "equality.json", json.dumps(result, indent=1) + "\n")
+        return print(f"saved {s.out}/equality.json: published are the runs and prompts of results/table1.json")
+    everything = json.loads((RESULTS / "equality.json").read_text()) | {s.family: result}
+    common.write(RESULTS / "equality.json", json.dumps(everything, indent=1) + "\n")
     page = ROOT / "docs" / "speed.md"
-    common.write(page, fill(page.read_text(), {"equality": equal_lines(result)}, "python bench_equal.py"))
+    common.write(page, fill(page.read_text(), {"equality": equal_lines(everything)}, COMMAND["equality"]))
     print("saved results/equality.json and docs/speed.md")
 
 

@@ -1,57 +1,113 @@
-"""results/bench.json as Markdown, for docs/speed.md."""
+"""results/bench.json, bench-gemma.json and equality.json as Markdown, for docs/speed.md."""
 
 from report import table
 
-FORMULA = {"expert": "1", "router": "1", "plain": "1 + 1", "block": "(1/G + m/K) / f", "block_without_guesses": "(1 + m/K) / f",
-           "expert_with_guesses": "1/G", "all_experts": "1 + n", "sequence_selection": "n + n/T", "collab": "n (1 + d L)", "hf": "1"}
+FORMULA = {"expert": "1", "router": "1", "plain": "1 + 1", "plain_in_a_batch": "1 + 1", "block": "(1/G + m/K) / f",
+           "block_without_guesses": "(1 + m/K) / f", "expert_with_guesses": "1/G", "all_experts": "1 + n",
+           "sequence_selection": "n + n/T", "collab": "n (1 + d L)", "hf": "1"}
+TARGETS = [  # what this project has set itself: name, where it stands in the file, at least (1) or at most (-1), how much
+    ("toy: block over one expert alone", "decode toy block_over_expert", 1, 0.9),
+    ("large: block over one expert alone", "decode large block_over_expert", 1, 0.9),
+    ("toy: block with 16 experts, all in use, over 2", "decode toy block_16_over_2_experts", 1, 0.9),
+    ("large: block with 16 experts, all in use, over 2", "decode large block_16_over_2_experts", 1, 0.9),
+    ("toy: one expert, ours over Hugging Face", "decode toy over_hf", 1, 3.0),
+    ("large: one expert, ours over Hugging Face", "decode large over_hf", 1, 1.0),
+    *((f"{name.replace('_', ' ')}, {n} experts", f"training {name} {n}", -1, 1.05)
+      for name in ("phase1_over_sft", "phase2_over_dpo") for n in (1, 3, 8, 16))]
 
 
 def ratio(x):
     return "-" if not x else f"{x['median']:.2f} ({x['low']:.2f} to {x['high']:.2f})" if isinstance(x, dict) else f"{x:.2f}"
 
 
+def targets(r):
+    """Which targets are reached, rounded as printed in no one's favour: the numbers themselves are compared."""
+    rows = [["", "target", "measured", ""]]
+    for name, path, sign, asked in TARGETS:
+        x = r
+        for key in path.split():
+            x = x.get(key) if x else None
+        if x is not None:
+            rows.append([name, f"{'at least' if sign > 0 else 'at most'} {asked:g}", f"{x:.3f}", "reached" if sign * (x - asked) >= 0 else "**missed**"])
+    return "\n".join(table(rows))
+
+
+def methods(d):
+    """A row for each decoder; d: size -> its section."""
+    rows = [["method", "passes a token", *(f"{size}: {x}" for size in d for x in ("passes", "tokens/s", "over one expert", "model says"))]]
+    for name, formula in FORMULA.items():
+        cells = []
+        for m in (x["methods"].get(name) for x in d.values()):
+            p = (m or {}).get("passes")
+            cells += ["-"] * 4 if not m else [
+                " + ".join(f"{p[k]:.2f}" for k in ("router", "experts", "reward") if p[k] or k != "reward") if p else "-",
+                f"{m['tokens_per_second']['median']:.3g}", ratio(m["over_expert"]), ratio(m.get("predicted_over_expert"))]
+        if set(cells) != {"-"}:
+            rows.append([name.replace("_", " "), formula, *cells])
+    return "\n".join(table(rows))
+
+
+def choices(x):
+    """Block size, longest guess and where drafts end, best first."""
+    rows = [["tokens of a block", "of a guess", "a draft ends below", "over one expert"]]
+    for name, r in sorted(x["choices"].items(), key=lambda item: -item[1]["median"]):
+        rows.append([*name.split(", "), ratio(r) if r["low"] < r["high"] else ratio(r["median"])])
+    return "\n".join(table(rows))
+
+
+def crowd(experts):
+    """A table of the ratios to 2 experts."""
+    rows = [["experts", *next(iter(experts.values()))]]
+    for kind, x in experts.items():
+        rows += [[f"{how}, {kind}", *(ratio(y[f"{how}_over_2_experts"]["median"]) for y in x.values())] for how in ("plain", "block")]
+        rows.append([f"experts that are picked at all, {kind}", *(f"{y['picked']}" for y in x.values())])
+        rows.append([f"expert passes a token in blocks, {kind}", *(f"{y['expert_passes']:.2f}" for y in x.values())])
+    return "\n".join(table(rows))
+
+
+def block_line(size, x):
+    """What block decoding did, in the letters of the cost model."""
+    return (f"Block decoding, {size} ({x['parameters'] / 1e6:.1f} million parameters a model; blocks of {x['block'][0]}, guesses of "
+            f"up to {x['block'][1]}): f = {x['kept_of_drafted']:.2f} of the drafted tokens kept, {x['tokens_a_block']:.1f} tokens a "
+            f"block, {x['router_passes']:.2f} router and {x['expert_passes']:.2f} expert passes a token; so G = "
+            f"{1 / (x['router_passes'] * x['kept_of_drafted']):.2f}, K = {x['tokens_a_block'] / x['kept_of_drafted']:.1f} and m = "
+            f"{x['expert_passes'] * x['tokens_a_block']:.2f}. One pass over T tokens costs, in passes over one: "
+            + ", ".join(f"{c:.2f} (T = {T})" for T, c in x["width_cost"].items()) + ".")
+
+
+def head(meta):
+    return (f"{meta['machine']}, {meta['threads']} threads, torch {meta['torch']}, "
+            + (f"the trained run of seed {meta['seed']}" if meta["trained"] else "random weights that share a base")
+            + f"; {meta['seconds']} seconds. Ratios: median (lowest to highest) of the rounds.")
+
+
+def hf_line(size, x):
+    m = x["methods"]
+    return (f"Tokens/s over Hugging Face's greedy `generate` with the weights of one expert, {size}: our loop {ratio(m['expert']['over_hf'])}, "
+            f"with guesses {ratio(m['expert_with_guesses'].get('over_hf'))}; FusionRoute in blocks {ratio(m['block']['over_hf'])}."
+            if "hf" in m else "Hugging Face's `generate` was not there to be compared with.")
+
+
 def figures(r):
     """What bench.json says, as Markdown."""
-    meta, d, t, sizes = r["meta"], r["decode"], r["training"], [k for k in ("toy", "large") if k in r["decode"]]
+    d, t = r["decode"], r["training"]
     toy, large = d["toy"], d.get("large")
-    columns = [f"{k}: {x}" for k in sizes for x in ("tokens/s", "over one expert", "model says")]
-    rows = [["method", "passes a token", "measured: router + experts + reward", *columns]]
-    for name in FORMULA:
-        if name in toy["methods"]:
-            passes = toy["methods"][name].get("passes")
-            rows.append([name.replace("_", " "), FORMULA[name], " + ".join(f"{x:.2f}" for x in passes.values()) if passes else "-"])
-            for m in (d[k]["methods"][name] for k in sizes):
-                rows[-1] += [f"{m['tokens_per_second']['median']:.3g}", ratio(m["over_expert"]), ratio(m.get("predicted_over_expert"))]
-    said = [f"{meta['machine']}, {meta['threads']} threads, torch {meta['torch']}, "
-            + (f"the trained run of seed {meta['seed']}" if meta["trained"] else "random weights that share a base")
-            + f"; {meta['seconds']} seconds. Ratios: median (lowest to highest) of the rounds.", "\n".join(table(rows))]
-    for k in sizes:
-        x = d[k]
-        said.append(f"Block decoding, {k} ({x['parameters'] / 1e6:.1f} million parameters a model; blocks of {x['block'][0]}, guesses of "
-                    f"up to {x['block'][1]}): f = {x['kept_of_drafted']:.2f} of the drafted tokens kept, {x['tokens_a_block']:.1f} tokens a "
-                    f"block, {x['router_passes']:.2f} router and {x['expert_passes']:.2f} expert passes a token; so G = "
-                    f"{1 / (x['router_passes'] * x['kept_of_drafted']):.2f}, K = {x['tokens_a_block'] / x['kept_of_drafted']:.1f} and m = "
-                    f"{x['expert_passes'] * x['tokens_a_block']:.2f}. A pass over one token is {x['calls_a_pass']} operations of torch. One "
-                    "over T tokens costs, in passes over one: " + ", ".join(f"{c:.2f} (T = {T})" for T, c in x["width_cost"].items()) + ".")
-        said.append("Tokens/s over Hugging Face's greedy `generate` with the weights of one expert, "
-                    f"{k}: our loop {ratio(x['over_hf'])}, with guesses {ratio(x['with_guesses_over_hf'])}; FusionRoute in blocks "
-                    f"{ratio(x['block_over_hf'])}.")
+    said = [head(r["meta"]), targets(r), methods(d)]
+    said.append(f"Collab looks {r['meta']['lookahead']} tokens ahead, as in the README's tables."
+                + " At large size expert, plain, block and Hugging Face answered all prompts, the others one of each benchmark, once." * bool(large))
+    for size, x in d.items():
+        said += [block_line(size, x), hf_line(size, x)]
     one = toy["one_pass"]
     said.append("A pass of the toy model over one token: " + "; ".join(
-        f"{name} {x['operations']} operations, {x['microseconds']:.0f} microseconds" for name, x in one.items()) + ".")
+        f"{name} {x['operations']} operations, {x['microseconds']:.0f} microseconds" for name, x in one.items())
+        + (f"; of a large model {large['calls_a_pass']} operations." if large else "."))
     if large:
         rows = [["T", *next(iter(large["matrices"].values()))]] + [[name, *(f"{ms:.0f}" for ms in x.values())] for name, x in large["matrices"].items()]
         said += ["Milliseconds of all matrices in the blocks of a large model, over T tokens:", "\n".join(table(rows))]
-    said.append("Block size and longest guess at toy size, over one expert: "
-                + ", ".join(f"{name}: {x['median']:.2f}" for name, x in toy["blocks_over_expert"].items()) + ".")
-    if large:
-        said.append("The same at large size: " + ", ".join(f"{name.removeprefix('block ')}: {ratio(m['over_expert']['median'])}"
-                                                           for name, m in large["methods"].items() if name.startswith("block ")) + ".")
-    rows = [["experts", *(f"{n}" for n in toy["experts"]["picks as trained"])]]
-    for kind, x in toy["experts"].items():
-        rows += [[f"{how}, {kind}", *(ratio(y[f"{how}_over_2_experts"]["median"]) for y in x.values())] for how in ("plain", "block")]
-        rows.append([f"expert passes a token in blocks, {kind}", *(f"{y['expert_passes']:.2f}" for y in x.values())])
-    said += ["Tokens/s over those with 2 experts:", "\n".join(table(rows))]
+    for size, x in d.items():
+        said += [f"What blocks could be, {size} (used: {', '.join(map(str, x['block']))}, {r['meta']['sure']:g}):", choices(x)]
+    for size, x in d.items():
+        said += [f"Tokens/s over those with 2 experts, {size}:", crowd(x["experts"])]
     u = toy["unrelated"]
     said.append("The worst case, unrelated random models and guesses that are never right: "
                 f"{u['router_passes']:.2f} + {u['expert_passes']:.2f} passes a token, "
@@ -59,8 +115,8 @@ def figures(r):
     if large:
         x = large["floor"]
         said.append(f"The floor at large size: this machine reads {x['gigabytes_per_second']:.1f} GB/s, so one expert can give at most "
-                    f"{x['expert_tokens_per_second']:.1f} tokens/s (measured: {x['expert_of_floor']:.2f} of it) and block decoding "
-                    f"{x['block_tokens_per_second']:.1f} ({x['block_of_floor']:.2f}).")
+                    f"{x['expert_tokens_per_second']:.1f} tokens/s without guesses (measured: {x['expert_of_floor']:.2f} of it), and block "
+                    f"decoding, with its passes a token, {x['block_tokens_per_second']:.1f} ({x['block_of_floor']:.2f}).")
     rows = [["training, n experts", *t["phase1_over_sft"]]]
     for name in ("phase1_over_sft", "phase2_over_dpo"):
         rows.append([name.replace("_", " ") + ", time of a step", *(ratio(x) for x in t[f"{name}_spread"].values())])
@@ -68,6 +124,10 @@ def figures(r):
             rows.append([name.replace("_", " ") + ", peak memory", *(ratio(x) for x in t["memory"][name].values())])
     said += ["\n".join(table(rows)), "Tokens/s of phase 1 over a plain loop of the same model with torch's own attention and AdamW: "
              f"{ratio(t['phase1_over_plain_loop'])}."]
+    if u := t.get("utilisation"):
+        said.append(f"Router training in bfloat16 with {u['parameters'] / 1e9:.2f} billion parameters on {u['device']}: "
+                    f"{u['tokens_per_second']['median']:.0f} tokens/s, {ratio(u['mfu'])} of the data sheet's operations, "
+                    f"{ratio(u['of_measured_matmul'])} of a large matmul's.")
     passes, one = toy["router_passes"] + toy["expert_passes"], 3350 / 16
     said.append("Three 8B experts and an 8B router in bf16 (16 GB each, 64 GB in all) on one GPU that reads 3350 GB/s: one expert alone at "
                 f"most {one:.0f} tokens/s, plain fused {one / 2:.0f}, all experts {one / 4:.0f}, and block decoding {one / passes:.0f} if "
@@ -76,16 +136,30 @@ def figures(r):
     return "\n\n".join(said)
 
 
+def gemma(r):
+    """What bench-gemma.json says, as Markdown."""
+    toy = r["decode"]["toy"]
+    return "\n\n".join([head(r["meta"]), targets(r), methods(r["decode"]), block_line("Gemma-2", toy), hf_line("Gemma-2", toy)])
+
+
+PAGES = {"figures": figures, "gemma": gemma}
+COMMAND = {"figures": "python bench.py", "gemma": "python bench.py --family gemma", "equality": "python bench_equal.py"}
+
+
 def equal_lines(r):
     """What equality.json says, as Markdown."""
-    rows = [["seed", "test prompts", "answers equal", "tokens", "passes a token", "nearest tie: tokens, w", "rounding moves them by"]]
-    for seed, e in r["seeds"].items():
-        rows.append([seed, f"{e['prompts']}", f"{e['prompts'] - e['different']}", f"{e['tokens']}",
-                     f"{e['router_passes']:.2f} + {e['expert_passes']:.2f}",
-                     *(", ".join(f"{x:.1e}" for x in e[name]) for name in ("least_gap", "largest_rounding"))])
-    total, same = (sum(e["prompts"] - e["different"] * k for e in r["seeds"].values()) for k in (0, 1))
-    count = r["meta"]
-    return (f"{same} of {total} answers equal the plain loop's (in batches) in every token, every pick and every expert's own choice. The "
-            f"prompts are all that evaluate.py tests on: of each seed {count['prompts']} a benchmark and {count['general']} general ones. "
-            "The nearest tie is that of all places of all answers; rounding was measured on every tenth answer.\n\n"
-            + "\n".join(table(rows)))
+    rows = [["family", "seed", "test prompts", "answers equal", "tokens", "passes a token", "nearest tie: tokens, w", "rounding moves them by"]]
+    said = []
+    for family, part in r.items():
+        for seed, e in part["seeds"].items():
+            rows.append([family, seed, f"{e['prompts']}", f"{e['prompts'] - e['different']}", f"{e['tokens']}",
+                         f"{e['router_passes']:.2f} + {e['expert_passes']:.2f}",
+                         *(", ".join(f"{x:.1e}" for x in e[name]) for name in ("least_gap", "largest_rounding"))])
+        runs = part["seeds"].values()
+        total, same = (sum(e["prompts"] - e["different"] * k for e in runs) for k in (0, 1))
+        asked, other = (sum(e["bfloat16"][k] for e in runs) for k in (0, 1))
+        said.append(f"{family.capitalize()}: {same} of {total} answers equal the plain loop's (in batches) in every token, every pick and every "
+                    f"expert's own choice. With the models rounded to bfloat16, {asked - other} of {asked} have the same tokens.")
+    said.append("The prompts are all that evaluate.py tests on. The nearest tie is that of all places of all answers; rounding was measured on "
+                "every tenth answer.")
+    return "\n\n".join([" ".join(said), "\n".join(table(rows))])

@@ -23,9 +23,10 @@ def spread(values):
     return {k: round(f(values), 4) for k, f in (("median", median), ("low", min), ("high", max))} if values else None
 
 
-def contest(runs, rounds, sync=lambda: None):
+def contest(runs, rounds):
     """Seconds of every run (name -> function) in every round; all in turn, another one first each round. name -> list."""
     seconds, names = {name: [] for name in runs}, list(runs)
+    sync = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     for name in names:
         runs[name]()  # to warm up
     for r in range(rounds):
@@ -44,34 +45,51 @@ def over(a, b):
 
 
 class Steps:
-    """One training step of each kind on the same random batch: toy model, 16 samples (or 8 pairs) of 64 tokens, half of them answer."""
+    """One step of each kind of training, as in the loops of train_sft.py and train_cdpo.py: a batch is taken out of the data and put on the
+    device, with its scores; the model takes a step; what is logged becomes numbers. Toy model, 16 samples (or 8 pairs) of 64 tokens,
+    half of them answer. n = 0: no router and no scores, a plain language model."""
 
     def __init__(self, lm, device, batch=16, T=64, experts=EXPERTS, lr=1e-4):
-        self.ids = torch.randint(0, lm.config.vocab_size, (batch, T + 1), device=device)
-        self.mask = torch.zeros(batch, T, dtype=torch.bool, device=device)
+        N, self.device, self.lr, self.batch, self.models, self.log = 8 * batch, device, lr, batch, {}, []
+        self.ids = torch.randint(0, lm.config.vocab_size, (N, T + 1))
+        self.mask = torch.zeros(N, T, dtype=torch.bool)
         self.mask[:, T // 2:] = True
-        self.logp = {n: -torch.rand(batch, T, n, device=device) for n in experts}
-        self.choice = {n: torch.randint(0, 4, (batch, T, n), dtype=torch.int32, device=device) for n in experts}
-        self.ref, self.lr, self.models = torch.zeros(batch, device=device), lr, {}
-        for n in (0, *experts):  # 0: no router, a plain language model
+        self.logp = {n: -torch.rand(N, T, n) for n in experts}
+        self.choice = {n: torch.randint(0, 4, (N, T, n), dtype=torch.int32) for n in experts}
+        self.ref = torch.zeros(N)
+        for n in (0, *experts):
             m = deepcopy(lm).to(device).requires_grad_(True)
             m = m if n == 0 else Router(m, n).to(device)
             self.models[n] = m, torch.optim.AdamW([{"params": m.parameters(), "peak": lr}], lr=lr, fused=True)
 
+    def take(self):
+        """A batch: its rows, ids (B, T+1), mask (B, T)."""
+        rows = torch.randperm(len(self.ids))[:self.batch]
+        return rows, self.ids[rows].to(self.device), self.mask[rows].to(self.device)
+
     def __call__(self, phase, n):
         m, optimizer = self.models[n]
-        out, w = m(self.ids[:, :-1])
-        targets, mask = self.ids[:, 1:], self.mask
-        if phase == 1:
-            loss = sft_loss(out, w, targets, mask, self.logp[n], self.choice[n], 1 / 3)[0] if n else -token_logp(out, targets)[mask].mean()
+        (rows, ids, mask), info = self.take(), {}
+        logp = self.logp[n][rows].to(self.device) if n else None                  # (B, T, n)
+        out, w = m(ids[:, :-1])
+        targets = ids[:, 1:]
+        if phase == 1 and n:
+            loss, info = sft_loss(out, w, targets, mask, logp, self.choice[n][rows].to(self.device), 1 / 3)
+        elif phase == 1:
+            loss = -token_logp(out, targets)[mask].mean()
         else:
-            theta, ref = sequence_logp(out, targets, mask), self.ref
+            theta, ref = sequence_logp(out, targets, mask), self.ref[rows].to(self.device)
             if n:
-                expert = routed_logp(w, self.logp[n], mask)
-                loss = cdpo_loss(theta[::2], theta[1::2], ref[::2], ref[1::2], expert[::2], expert[1::2], 0.1)[0]
-            else:  # plain DPO, its reference computed once, too
-                loss = -F.logsigmoid(0.1 * ((theta[::2] - ref[::2]) - (theta[1::2] - ref[1::2]))).mean()
+                expert = routed_logp(w, logp, mask)
+                loss, info = cdpo_loss(theta[::2], theta[1::2], ref[::2], ref[1::2], expert[::2], expert[1::2], 0.1)
+            else:  # plain DPO, its reference computed once, too; it logs what one would log of it
+                reward_w, reward_l = 0.1 * (theta - ref)[::2], 0.1 * (theta - ref)[1::2]
+                loss = -F.logsigmoid(reward_w - reward_l).mean()
+                info = {"reward_w": reward_w.detach().mean(), "reward_l": reward_l.detach().mean(),
+                        "accuracy": (reward_w > reward_l).float().mean()}
         common.update(loss, m, optimizer, 1.0)
+        info |= {f"route_{i}": share for i, share in enumerate(info.pop("routing", []))}
+        self.log.append({k: round(float(v), 5) for k, v in ({"loss": loss.detach()} | info).items()})
 
     def plain_loop(self):
         """What one would write without this project: torch's own attention kernel, cross-entropy and fused AdamW, nothing else."""
@@ -79,10 +97,13 @@ class Steps:
         model.attention = lambda q, k, v, mask, scale, cap: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         try:
             m, optimizer = self.models[0]
-            logits, _ = m(self.ids[:, :-1])
+            _, ids, mask = self.take()
+            logits, _ = m(ids[:, :-1])
             optimizer.zero_grad()
-            F.cross_entropy(logits.flatten(0, 1), self.ids[:, 1:].masked_fill(~self.mask, -100).flatten()).backward()
+            loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].masked_fill(~mask, -100).flatten())
+            loss.backward()
             optimizer.step()
+            self.log.append({"loss": round(float(loss.detach()), 5)})
         finally:
             model.attention = ours
 
@@ -99,7 +120,16 @@ def peak_memory(lm, phase, n, queue):
     queue.put(mib() - before)
 
 
-def memory_section(lm):
+def gpu_memory(lm, phase, n):
+    """MiB of a GPU's memory at the peak of three steps."""
+    torch.cuda.reset_peak_memory_stats()
+    steps = Steps(lm, torch.device("cuda"), experts=(n,) if n else ())
+    for _ in range(3):
+        steps(phase, n)
+    return torch.cuda.max_memory_allocated() / 2**20
+
+
+def memory_section(lm, device):
     """Peak memory of a phase-1 and a phase-2 step with n experts over that of plain SFT and plain DPO; forked before any thread runs."""
     if not hasattr(os, "fork"):
         return None
@@ -107,6 +137,9 @@ def memory_section(lm):
     for phase, name in ((1, "phase1_over_sft"), (2, "phase2_over_dpo")):
         mib = {}
         for n in (0, *EXPERTS):
+            if device.type == "cuda":
+                mib[n] = gpu_memory(lm, phase, n)
+                continue
             queue = fork.SimpleQueue()
             child = fork.Process(target=peak_memory, args=(lm, phase, n, queue))
             child.start()
@@ -118,15 +151,14 @@ def memory_section(lm):
 
 def training_section(lm, device, rounds):
     torch.set_flush_denormal(True)
-    sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     steps, out = Steps(lm, device), {}
     runs = {(phase, n): lambda phase=phase, n=n: steps(phase, n) for phase in (1, 2) for n in (0, *EXPERTS)}
-    seconds = contest(runs | {"plain loop": steps.plain_loop}, rounds, sync)
+    seconds = contest(runs | {"plain loop": steps.plain_loop}, rounds)
     for phase, name in ((1, "phase1_over_sft"), (2, "phase2_over_dpo")):
         ratio = {n: over(seconds[phase, n], seconds[phase, 0]) for n in EXPERTS}
         out[name], out[f"{name}_spread"] = {n: r["median"] for n, r in ratio.items()}, ratio
     out["phase1_over_plain_loop"] = over(seconds["plain loop"], seconds[1, 3])
-    out["tokens_per_second"] = spread([steps.mask.numel() / s for s in seconds[1, 3]])
+    out["tokens_per_second"] = spread([steps.batch * steps.mask.size(1) / s for s in seconds[1, 3]])
     return out
 
 
@@ -147,10 +179,9 @@ def utilisation(device, config, batch, T, steps=5, compiled=True):
         with torch.autocast(device.type, torch.bfloat16):
             step(1, 3)
 
-    sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     size = 8192 if device.type == "cuda" else 256
     A = torch.randn(size, size, device=device, dtype=torch.bfloat16)
-    seconds = contest({"step": run, "matmul": lambda: A @ A}, steps, sync)
+    seconds = contest({"step": run, "matmul": lambda: A @ A}, steps)
     tokens = [batch * T / x for x in seconds["step"]]
     flops = median(tokens) * (6 * params + 12 * config.n_layer * config.d_model * T)
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()

@@ -134,19 +134,20 @@ def fused_decode(router, experts, prompts, end, max_new, use_router=True, use_ex
 # --- the same tokens in fewer passes ------------------------------------------------------------------------------------------------------
 
 SURE = math.log(0.65)  # a draft ends behind a token that the router finds less likely: what followed would often be drafted in vain
+AHEAD = 8              # tokens of a guess at most
 
 
 class Lookup:
     """Guesses how a text goes on: as known texts last did behind the same tokens (the longest match whose length is one of `lengths`).
 
-    ahead: guess so many tokens at most. Where a wide pass costs more than a narrow one, a short guess is worth more than a long one.
+    ahead: guess so many tokens at most.
 
     >>> guess = Lookup([[5, 6, 7, 8], [1, 6, 9]])
     >>> guess([2, 5, 6], 2), guess([2, 6], 1), guess([4], 3)
     ([7, 8], [9], [])
     """
 
-    def __init__(self, texts, lengths=(12, 5, 2), ahead=8):
+    def __init__(self, texts, lengths=(12, 5, 2), ahead=AHEAD):
         self.text, self.lengths, self.ahead = "".join(chr(token) for ids in texts for token in ids), lengths, ahead  # str: fast keys
         self.after = {self.text[t - n:t]: t for n in lengths for t in range(n, len(self.text))}
 
@@ -353,7 +354,7 @@ def encode(prompt, max_len, of=TOY):
 
 
 @functools.cache
-def known_texts(ahead=8):
+def known_texts(ahead=AHEAD):
     """What guesses are made from: texts of the train split."""
     items = tasks.mixed("train", 9600, Random("lookup"))
     return Lookup([tokenizer.encode_prompt(i.prompt)[-12:] + tokenizer.encode_answer(i.answer) for i in items], ahead=ahead)  # answers only

@@ -9,11 +9,12 @@ import torch
 
 import bench
 import bench_equal
+import bench_passes
 import bench_train
 import common
-import evaluate
-from bench_page import FORMULA, equal_lines, figures
+from bench_page import COMMAND, FORMULA, PAGES, TARGETS, equal_lines, figures, targets
 from decode import Lookup, block_decode, fused_decode
+from evaluate import LOOKAHEAD
 from fusionroute import Router
 from model import GPT, GPTConfig, generate
 from report import fill
@@ -41,23 +42,41 @@ def result():
     return json.loads((ROOT / "results" / "bench.json").read_text())
 
 
-def test_the_page_says_what_the_file_says(result):
+@pytest.mark.parametrize("name, block", [("bench", "figures"), ("bench-gemma", "gemma")])
+def test_the_page_says_what_the_file_says(name, block):
+    result = json.loads((ROOT / "results" / f"{name}.json").read_text())
     page = (ROOT / "docs" / "speed.md").read_text()
-    assert fill(page, {"figures": figures(result)}, "python bench.py") == page
+    assert fill(page, {block: PAGES[block](result)}, COMMAND[block]) == page
     changed = json.loads(json.dumps(result))
     changed["decode"]["toy"]["methods"]["block"]["over_expert"]["median"] += 0.1
-    assert figures(changed) != figures(result)
+    assert PAGES[block](changed) != PAGES[block](result)
     with pytest.raises(common.UserError, match="once each"):
-        fill("no markers", {"figures": ""}, "python bench.py")
+        fill("no markers", {block: ""}, COMMAND[block])
 
 
 def test_the_file_has_what_was_asked_for(result):
     for size in ("toy", "large"):
-        assert {"block_over_expert", "over_hf"} <= set(result["decode"][size])
-    assert result["decode"]["toy"]["block_16_over_2_experts"] > 0
+        assert {"block_over_expert", "over_hf", "block_16_over_2_experts"} <= set(result["decode"][size])
+        assert result["decode"][size]["methods"]["block"]["over_expert"]["median"] == result["decode"][size]["block_over_expert"]
     for name in ("phase1_over_sft", "phase2_over_dpo"):
         assert set(result["training"][name]) == {"1", "3", "8", "16"}
-    assert "block" in figures(result)
+    assert result["meta"]["trained"] and result["meta"]["seconds"] < 300 and result["meta"] | LOOKAHEAD == result["meta"]
+    assert all(name in figures(result) for name, *_ in TARGETS)
+    used = "{}, {}, {:.2g}".format(*result["decode"]["toy"]["block"], result["meta"]["sure"])
+    assert used in result["decode"]["toy"]["choices"]  # what is used stands among what it was chosen from
+
+
+def test_a_missed_target_is_called_missed(result):
+    for name, path, sign, asked in TARGETS:
+        *way, last = path.split()
+        for value, word in ((asked, "reached"), (asked - 1e-5 * sign, "**missed**")):
+            changed = json.loads(json.dumps(result))
+            at = changed
+            for key in way:
+                at = at[key]
+            at[last] = value
+            (line,) = [line for line in targets(changed).splitlines() if f"| {name} " in line]
+            assert word in line
 
 
 @pytest.fixture
@@ -66,23 +85,24 @@ def equal():
 
 
 def test_every_test_prompt_of_five_seeds_is_answered_the_same(equal):
-    """In blocks as in the plain loop; a difference is allowed only where two tokens or two w are as near as rounding goes."""
-    assert set(equal["seeds"]) == set("01234")
-    for e in equal["seeds"].values():
-        assert e["prompts"] == 5 * evaluate.Settings.prompts + evaluate.Settings.general == 2000
-        assert e["different"] == 0 and set(e["different_in"].values()) == {0}
-        assert all(gap > 0 for gap in e["least_gap"]) and all(0 < x < 1e-3 for x in e["largest_rounding"])
+    """In blocks as in the plain loop, in both families."""
+    table = json.loads((ROOT / "results" / "table1.json").read_text())["meta"]
+    for family, part in equal.items():
+        assert [int(seed) for seed in part["seeds"]] == table[family]["seeds"]
+        for e in part["seeds"].values():
+            assert e["prompts"] == 5 * table[family]["prompts per benchmark"] + table[family]["general prompts"]
+            assert e["different"] == 0 and set(e["different_in"].values()) == {0}
+            assert all(gap > 0 for gap in e["least_gap"]) and all(0 < x < 1e-3 for x in e["largest_rounding"])
+    assert set(equal) == set(common.FAMILIES)
     page = (ROOT / "docs" / "speed.md").read_text()
-    assert fill(page, {"equality": equal_lines(equal)}, "python bench_equal.py") == page
+    assert fill(page, {"equality": equal_lines(equal)}, COMMAND["equality"]) == page
 
 
 def test_equality_is_counted(models, monkeypatch):
     """A block decoder that writes one wrong token, and then one with a wrong pick, must be found out."""
-    monkeypatch.setattr(bench_equal.decode, "load", lambda s, which: models)
     monkeypatch.setattr(bench_equal, "known_texts", lambda: None)
     monkeypatch.setattr(bench_equal.decode, "MAX_NEW", 10)
-    s = bench_equal.Settings()
-    e = bench_equal.equality(0, s, 2, 3)
+    e = bench_equal.equality(*models, 0, 2, 3)
     assert e["prompts"] == 13 and e["different"] == 0 and e["tokens"] > 100 and min(e["least_gap"]) > 0
     assert 0 < max(e["largest_rounding"]) < 1e-3
     right, calls = block_decode, []
@@ -97,8 +117,11 @@ def test_equality_is_counted(models, monkeypatch):
         return trace
 
     monkeypatch.setattr(bench_equal, "block_decode", wrong)
-    e = bench_equal.equality(0, s, 2, 3)
+    e = bench_equal.equality(*models, 0, 2, 3)
     assert e["different"] == 2 and e["different_in"] == {"tokens": 1, "pick": 1, "expert_choice": 0}
+    calls.clear()
+    answers, other = bench_equal.in_bfloat16(*models, 0, n=1)
+    assert answers == 6 and other >= 1 and models[0].W.weight.dtype == torch.float32  # rounded were copies
 
 
 def test_what_decides_a_token(models):
@@ -112,8 +135,8 @@ def test_what_decides_a_token(models):
 
 def test_a_pass_of_one_row_is_half_of_the_operations():
     lm = gpt()
-    fast = bench.calls_a_pass(lm)
-    assert fast < 0.6 * bench.calls_a_pass(lm.requires_grad_(True))
+    fast = bench_passes.calls_a_pass(lm)
+    assert fast < 0.6 * bench_passes.calls_a_pass(lm.requires_grad_(True))
 
 
 def test_a_grown_model_computes_the_same():
@@ -145,6 +168,20 @@ def test_more_experts(models):
     assert idle.tokens == two.tokens and idle.pick == two.pick and set(two.pick) == {0, 1}
     (spread,) = fused_decode(*bench.more_experts(router, experts, 16, 1.0), [PROMPT], tokenizer.END, 40)
     assert len(set(spread.pick)) > 2
+    many, crowd = bench.more_experts(router, experts, 6, 0.0)
+    turns = [fused_decode(r, crowd, [PROMPT], tokenizer.END, 40)[0] for r in bench.take_turns(many)]
+    assert len(turns) == 3
+    for k, turn in enumerate(turns):  # the same words from other experts
+        assert turn.tokens == two.tokens and turn.pick == [2 * k + i for i in two.pick]
+
+
+def test_a_crowd_is_measured_with_all_its_experts(models):
+    """Of 4 experts all are picked where prompts take turns, two where picks are as trained."""
+    prompts = [(PROMPT, "toy-gsm8k"), (PROMPT + [5], "toy-gsm8k")]
+    kinds = ("picks as trained", "other picks for each prompt")
+    trained, turns = bench.crowd_section(*models, None, prompts, 1, (2, 4), kinds).values()
+    assert trained[2]["picked"] == trained[4]["picked"] == turns[2]["picked"] == 2 and turns[4]["picked"] == 4
+    assert trained[2]["block_over_2_experts"]["median"] == 1
 
 
 def test_every_decoder_of_a_limit_says_the_same(models):
@@ -161,7 +198,7 @@ def test_passes_are_counted(models):
     """The watch on the models, the counters of block decoding and the formula of plain decoding agree."""
     router, experts = models
     watched = {"router": [router.lm], "experts": experts}
-    widths, done = bench.watch(watched)
+    widths, done = bench_passes.watch(watched)
     trace = block_decode(router, experts, PROMPT, tokenizer.END, 30, 8)
     done()
     assert len(widths["router"]) == trace.router_passes and len(widths["experts"]) == trace.expert_passes
@@ -173,8 +210,8 @@ def test_passes_are_counted(models):
 
 
 def test_the_cost_model_interpolates():
-    c = dict(zip(bench.WIDTHS, (1.0, 1.0, 2.0, 3.0, 3.0, 5.0, 9.0, 17.0)))
-    assert bench.cost([1, 2, 3], c) == 4.0 and bench.cost([12], c) == 4.0 and bench.cost([128], c) == 34.0 and bench.cost([], c) == 0
+    c = dict(zip(bench_passes.WIDTHS, (1.0, 1.0, 2.0, 3.0, 3.0, 5.0, 9.0, 17.0)))
+    assert bench_passes.cost([1, 2, 3], c) == 4.0 and bench_passes.cost([12], c) == 4.0 and bench_passes.cost([128], c) == 34.0 and bench_passes.cost([], c) == 0
 
 
 def test_contest_takes_turns():
@@ -194,8 +231,10 @@ def test_training_steps_train_and_the_plain_loop_agrees():
         steps(phase, n)
         assert any(not torch.equal(a, b) for a, b in zip(before, m.parameters()))
         assert n == 0 or (not torch.equal(W, m.W.weight)) == moves
+    assert set(steps.log[-1]) >= {"loss", "loss_lm", "loss_expert", "informative", "route_0", "route_2"} and steps.log[0].keys() == {"loss"}
     a, b = (bench_train.Steps(gpt_seeded(), torch.device("cpu"), batch=4, T=8, experts=()) for _ in range(2))
-    b.ids, b.mask = a.ids, a.mask
+    b.ids, b.take = a.ids, lambda batch=a.take(): batch
+    a.take = b.take
     a(1, 0)
     b.plain_loop()
     for p, q in zip(a.models[0][0].parameters(), b.models[0][0].parameters()):
@@ -235,4 +274,5 @@ def test_random_models_where_there_is_no_run(tmp_path, capsys):
 def test_mistakes(tmp_path):
     assert "--seed is -1" in mistake("bench", "--seed", "-1")
     assert "--rounds" in mistake("bench", "--rounds", "0")
-    assert "no run under" in mistake("bench_equal", "--out", tmp_path)
+    assert "no run in" in mistake("bench_equal", "--out", tmp_path) and "--family" in mistake("bench_equal", "--family", "bert")
+    assert "--family" in mistake("bench", "--family", "bert")
