@@ -177,7 +177,7 @@ def test_more_experts(models):
 
 def test_a_crowd_is_measured_with_all_its_experts(models):
     """Of 4 experts all are picked where prompts take turns, two where picks are as trained."""
-    prompts = [(PROMPT, "toy-gsm8k"), (PROMPT + [5], "toy-gsm8k")]
+    prompts = [(PROMPT + [5 + i], "toy-gsm8k") for i in range(8)]
     kinds = ("picks as trained", "other picks for each prompt")
     trained, turns = bench.crowd_section(*models, None, prompts, 1, (2, 4), kinds).values()
     assert trained[2]["picked"] == trained[4]["picked"] == turns[2]["picked"] == 2 and turns[4]["picked"] == 4
