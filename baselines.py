@@ -1,12 +1,23 @@
 """What FusionRoute is compared with: each a limit or a neighbour of one fused decoder, so that a difference has one cause.
 
-    trained by        setting                                  answers with
-    fine_tuned        train_sft.py, train_cdpo.py --loss plain  the router's language model alone: the same start, data, pairs, budget
-    co_llm            train_sft.py --loss co_llm                the picked expert: routing by marginal likelihood (latent deferral)
-    fused_sft         train_sft.py --loss fused                 Eq. (1), trained through Eq. (1); fused_full has phase 2 as well
-    nothing           task_arithmetic, dare                     one model, merged from the three experts
-    nothing           uniform_average                           the product of all experts: Eq. (1) with every expert and no router
-    the reward model  sequence_selection, collab                whole answers, or tokens with a look ahead, chosen by its score
+    row of the tables                   name in the code       trained by (flags: evaluate.TRAINING)        decodes with
+    FusionRoute                         fusionroute            both phases                                  Eq. (1)
+    phase 1 only                        sft_only               phase 1                                      Eq. (1)
+    routing only                        routing_only           both phases                                  the picked expert alone
+    through the fusion, phase 1         fused_sft              train_sft.py --loss fused_own --lr 2e-3      Eq. (1)
+    through the fusion, both            fused_full             the same, then phase 2                       Eq. (1)
+    Co-LLM-style routing                co_llm                 train_sft.py --loss co_llm                   the picked expert alone
+    Co-LLM-style, or the router itself  co_llm_self            train_sft.py --loss co_llm_self              the picked expert or the router
+    Fine-tuned Model                    fine_tuned             both phases with --loss plain                the router's language model
+    math, code, instruction expert      math_expert, ...       toy_experts/train.py                         that expert
+    oracle expert (a bound)             oracle_expert          nothing: it asks the checker                 the best expert for the prompt
+    product of experts (no router)      uniform_average        nothing                                      the mean of all log pi_i
+    TaskArithmetic, DARE                task_arithmetic, dare  nothing: merge                               one model out of three
+    Sequence Selection                  sequence_selection     baselines.py: the reward model               the best of three answers
+    Collab                              collab                 baselines.py: the reward model               the best of three tokens
+
+"tuned" rows have the setting that won on validation prompts; task_arithmetic_paper and dare_paper the paper's (scale 1; p 0.9). The
+Fine-tuned Model has the same start, data, pairs and budget as FusionRoute.
 
     python baselines.py --seed 0       trains the reward model: OUT/seedN/reward.pt
 
@@ -42,14 +53,14 @@ from toy_experts import train as toy
 SFT_LOSSES = {
     "paper": "Eq. (2)",
     "plain": "L_LM alone: ordinary SFT",
-    "all": "Eq. (2) with L_expert on all positions in place of S",
+    "all": "Eq. (2) with L_expert on all positions instead of S",
     "raw": "Eq. (2), log pi_agg with the raw weights",
     "renormalised": "Eq. (2), log pi_agg renormalised over the vocabulary",
     "mixture": "Eq. (2), pi_agg = sum_i w_i pi_i",
-    "best": "Eq. (2), in place of log pi_agg the log-weight of the expert that gives y_t the highest probability",
+    "best": "Eq. (2), instead of log pi_agg the log-weight of the expert that gives y_t the highest probability",
     "co_llm": "log sum_i w_i pi_i(y_t) at all positions",
     "co_llm_self": "the same with the router's language model as one more choice",
-    "fused": "Eq. (2) with L_LM of the fused distribution of Eq. (1) in place of the router's own",
+    "fused": "Eq. (2) with L_LM of the fused distribution of Eq. (1) instead of the router's own",
     "fused_own": "the same with 0.2 times the router's own L_LM on top",
 }
 PAIR_LOSSES = {

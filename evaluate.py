@@ -4,12 +4,10 @@
     python evaluate.py --seeds 0 1 2 3 4       all of them, then writes results/table1.json, differences.json, winrate.json, cost.json
     python report.py                           the README's tables and CLAIMS.md from these files
 
-Methods (baselines.py explains each): math_expert, code_expert, instruct_expert, sequence_selection, collab, fine_tuned, task_arithmetic,
-dare (both with the setting that won on validation; *_paper: with the paper's), routing_only, sft_only, fusionroute, and beyond the
-paper uniform_average, co_llm, co_llm_self, oracle_expert, fused_sft, fused_full.
+Methods: see the table at the top of baselines.py.
 
 An answer counts when it is right in content and in form. General prompts are judged by the checkers' graded score (tasks.grade:
-correctness first, then form, then brevity) in the place of GPT-4o; equal scores are ties. Test prompts are split from all others by
+correctness first, then form, then brevity) instead of GPT-4o; equal scores are ties. Test prompts are split from all others by
 content, no setting was chosen on them (tune.py reads validation prompts), and a seed's results are kept in OUT/seedN/table1.json, so
 that they are computed once.
 """
@@ -194,7 +192,7 @@ def evaluate(s):
 
 
 def made_from(models):
-    """What a result hangs on besides its settings: the weights of every checkpoint, and the settings of what is not trained."""
+    """What a result depends on besides its settings: the weights of every checkpoint, and the settings of what is not trained."""
     names = [name for name in models if name != "experts"]
     return common.fingerprints(names, [models[n] for n in names]) | {"untrained": [TASK_ARITHMETIC, DARE, LOOKAHEAD]}
 

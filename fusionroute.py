@@ -3,15 +3,16 @@
 Where the paper leaves a choice open, or where we depart from it:
 
 1. log pi_agg = sum_i w_i log pi_i(y_t) uses softmax(w) as the weights. Raw weights make the loss unbounded below (put a large
-   negative w on a bad expert). The result is not renormalised over the vocabulary: this is the paper's formula at its word, it
+   negative w on a bad expert). The result is not renormalised over the vocabulary: this is the paper's formula taken literally, it
    needs one number per expert and token, and in a first trial it routed better than the renormalised reading.
 2. L_LM and L_expert of Eq. (2) are both divided by the number of answer tokens in the batch, so that lambda weighs two sums over
    the same tokens (the sum of L_expert simply skips those outside S), whatever the batch.
 3. Experts are never differentiated. Training needs two numbers of each expert at each position, the log-probability of the given
    token and the argmax, and `score` computes them once per data set: a router step costs the same for any number of experts.
 
-Shapes: B rows, T positions, V vocabulary, n experts. Position t reads tokens up to y_t and speaks about y_{t+1}: "targets" are
-the tokens shifted by one, and expert scores are stored in the same alignment.
+Shapes: B rows, T positions, V vocabulary, n experts. Row t of the logits has read the tokens up to and with number t, and speaks of
+the one after them, which is what Eq. (2) calls y_t: "targets" are the tokens shifted by one, and expert scores are stored in the same
+alignment.
 """
 
 import torch
@@ -90,8 +91,8 @@ def score(experts, ids, lengths, batch=128):
     choice = torch.zeros(*ids[:, 1:].shape, len(experts), dtype=torch.int32)   # (N, T-1, n)
     for i, expert in enumerate(experts):
         device, vocabulary = expert.embed.weight.device, expert.embed.weight.size(0)
-        batch = max(1, min(batch, LOGITS // (vocabulary * int(lengths.max()))))
-        for rows in lengths.argsort().split(batch):                            # similar lengths together: little padding
+        size = max(1, min(batch, LOGITS // (vocabulary * int(lengths.max()))))
+        for rows in lengths.argsort().split(size):                             # similar lengths together: little padding
             x = ids[rows, :int(lengths[rows].max())].to(device)                # (b, t)
             logits, _ = expert(x[:, :-1])                                      # (b, t-1, V)
             logp[rows, :x.size(1) - 1, i] = token_logp(logits, x[:, 1:]).float().cpu()

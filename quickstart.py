@@ -118,9 +118,10 @@ def report(r):
     own = "; ".join(f"{e} " + ", ".join(f"{percent(r['covered'][e].get(b))} ({short[b]})" for b in tasks.DOMAINS[e]) for e in EXPERTS)
     held = "; ".join(f"{short[b]}: {', '.join(meta['held_out'][b])}" for b in tasks.BENCHMARKS)
     return "\n".join([
-        f"Seed {meta['settings']['seed']}, {meta['settings']['prompts']} {meta['settings']['split']} prompts a benchmark, per cent right in "
-        "content and form. `average`: of the five benchmarks; of the sub-skills that the experts were trained on (`covered`) and of those "
-        "kept from them (`uncovered`).", "", *table(accuracy), "",
+        f"Seed {meta['settings']['seed']}, {meta['settings']['prompts']} {meta['settings']['split']} prompts per benchmark, per cent right in "
+        "content and form. `average`: of the five benchmarks. Each has eight sub-skills (kinds of problem): `covered` is the average over those "
+        "that the experts were trained on, `uncovered` over those kept from them. `general`: problems of all these, half of them with one "
+        "expert's content asked for in another's form.", "", *table(accuracy), "",
         f"{percent(meta['gap'])}% of the sub-skills are kept from every expert on purpose ({held}). On the others, each expert in its own "
         f"domain: {own}.", "",
         "Who writes: the share of each expert in FusionRoute's tokens, of all tokens and of those in S (where the experts differ; it is "

@@ -199,7 +199,7 @@ def report(r):
     routing = [["answers to", *EXPERTS]] + [[short(b), *(percent(row[e]) for e in EXPERTS)] for b, row in r["routing"].items()]
     gib = lambda name: f"{memory[name] / 2**30:.1f}"
     return "\n".join([
-        f"{s['tests']} test prompts a benchmark, {meta['prompts']['average']} in all, one run; per cent right in content and form. "
+        f"{s['tests']} test prompts per benchmark, {meta['prompts']['average']} in all, one run; per cent right in content and form. "
         f"`covered`: the {meta['prompts']['covered']} prompts of sub-skills that the experts were trained on; `uncovered`: the "
         f"{meta['prompts']['uncovered']} others. `content`: right whatever the form, of all prompts.", "", *table(rows), "",
         f"Of {s['prompts']} prompts, {meta['pairs']} gave a preference pair. FusionRoute ended {percent(r['ended']['fusionroute'])}% of "
@@ -218,8 +218,29 @@ def publish(s):
     print(f"saved {PAGE}")
 
 
+def answer_in(shown):
+    """The text of an answer from what decode.show printed of it: a line without a name goes on in a new line of the answer."""
+    text = ""
+    for line in shown.partition(" tokens with the end: ")[0].split("\n")[:-1]:
+        name, _, said = line.partition(" | ")
+        text += said if name.strip() else f"\n{said}"
+    return text.replace("«", "").replace("»", "")
+
+
+def judged(result):
+    """Which of the examples are right in content and form, by the checkers; of the others, a right answer."""
+    right, wrong, items = [], [], tests(Settings(**result["meta"]["settings"]))
+    for bench, shown in zip(tasks.BENCHMARKS, result["examples"]):
+        item, name = next(item for item in items if item.bench == bench), bench.removeprefix("toy-")
+        if tasks.check(item, answer_in(shown.removeprefix(f"prompt> {item.prompt.strip()}\n"))):
+            right.append(name)
+        else:
+            wrong.append(f"{name} (a right answer: `{item.answer}`)".replace("\n", " / "))
+    return f"Right in content and form: {', '.join(right) or 'none'}. Wrong: {', '.join(wrong) or 'none'}."
+
+
 def blocks(result):
-    return {"smollm2": report(result), "examples": "```\n" + "\n\n".join(result["examples"]) + "\n```",
+    return {"smollm2": report(result), "examples": judged(result) + "\n\n```\n" + "\n\n".join(result["examples"]) + "\n```",
             "commands": "```bash\n" + (ROOT / "run_smollm2.sh").read_text().partition("set -euo pipefail\n")[2].strip() + "\n```"}
 
 

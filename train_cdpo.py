@@ -3,11 +3,12 @@
     python train_cdpo.py           needs the router of phase 1 (python train_sft.py)
     python train_cdpo.py --experts math=DIR code=DIR --pairs pairs.jsonl --data train.jsonl    your own models and data: see own.py
 
-Departures from the paper and readings of it:
+Departures from the paper, readings of it and choices of ours, besides those of phase 1 (train_sft.py):
 1. The paper's pairs come from OpenHermes. Here y_w is a right answer, and y_l a wrong one that the fused model of phase 1 itself
    sampled: what it does wrong is what there is to correct. Prompts that it never fails give no pair.
 2. Algorithm 1 shuffles single samples; here whole batches, half of them SFT, half pairs, in random order.
 3. The SFT batches are phase 1's data again; the paper takes other samples of the same source.
+4. The paper passes once over its 100k pairs at 1e-5; the toy, twice over what 2000 prompts give, at 2e-4.
 
 Writes OUT/seedN/router.pt, the pairs as pairs-*.jsonl (the name holds a hash of what they were sampled from), and router.log.jsonl.
 A pair step logs: loss; reward_w and reward_l = beta log pi_theta/pi_ref of chosen and rejected; margin, their difference; accuracy,
@@ -65,7 +66,7 @@ class Settings:
 
 
 def make_plan(sft_lengths, pair_lengths, s):
-    """Algorithm 1's shuffled mix: [("sft" or "pair", indices)], every pair s.epochs times and s.mix times as many batches of SFT samples."""
+    """Algorithm 1's shuffled mix: [("sft" or "pair", indices)], every pair s.epochs times, and s.mix times as many SFT batches."""
     plan = [("pair", rows) for e in range(s.epochs) for rows in common.batches(pair_lengths, s.batch, s.seed * 1000 + e)]
     sft = []
     while len(sft) < s.mix * len(plan):
@@ -74,9 +75,14 @@ def make_plan(sft_lengths, pair_lengths, s):
     return mix
 
 
+def of_pairs(x):
+    """What belongs to y_w and what to y_l, whose rows come in turn: (2B,) -> (B,), (B,)."""
+    return x[::2], x[1::2]
+
+
 def main(argv=None):
-    (s, world), begun = own.settings(Settings, __doc__, argv, "experts", "pairs", "data", "dtype", "bf16", "max_len"), time.time()
-    world = world or World()
+    s, world = own.settings(Settings, __doc__, argv, "experts", "pairs", "data", "dtype", "bf16", "max_len")
+    world = world or World()  # the toy, which own.py exchanges for models and data of your own
     phase1, recipe = world.go_on(s)  # phase1: the recipe of what is trained further
     folder, device = common.prepare(s)
     path, state_path = folder / f"{s.name}{world.suffix}", folder / f"{s.name}.state.pt"
@@ -84,20 +90,20 @@ def main(argv=None):
         common.check_same(path, world.recipe_of(path, "run python train_cdpo.py"), recipe)
         return print(f"{path} is there already")
 
-    pair_samples, sft_samples = world.pairs(s, folder, recipe), world.sft(phase1)
-    tables = {"sft": world.scored(folder, sft_samples),
-              "pair": world.scored(folder, pair_samples)}  # rows 2i and 2i + 1: y_w, y_l of pair i
+    begun = time.time()
+    pair_samples, sft_samples = world.pairs(s, folder, recipe), world.sft(phase1)  # both are read before anything is scored
+    tables = {"sft": world.scored(folder, sft_samples), "pair": world.scored(folder, pair_samples)}
     router = world.phase1_router()
     # pi_ref, the router's language model as phase 1 left it, stays frozen: its log-probabilities are computed once.
-    ids, mask, lengths, _, _ = tables["pair"]
+    ids, mask, lengths, _, _ = tables["pair"]  # rows 2i and 2i + 1: y_w, y_l of pair i
     ref = (world.reference(folder, router, ids, lengths) * mask[:, 1:]).sum(-1).to(device)  # (2 * pairs,)
     if s.loss == "fused":
         ref = baselines.fused_reference(router, world.experts, ids, mask, lengths).to(device)  # (2 * pairs,)
-    plan = make_plan(tables["sft"][2], torch.maximum(lengths[::2], lengths[1::2]), s)
-    router, sft_loss_name = router.requires_grad_(True), phase1["loss"]  # SFT batches go on as phase 1 left off
-    router = parallel.spread(router, device, s.fsdp)
-    experts, world.experts = (world.experts if {s.loss, sft_loss_name} & baselines.READ_EXPERTS else None), None
+    plan = make_plan(tables["sft"][2], torch.maximum(*of_pairs(lengths)), s)
 
+    router = parallel.spread(router.requires_grad_(True), device, s.fsdp)
+    experts = world.experts if {s.loss, phase1["loss"]} & baselines.READ_EXPERTS else None
+    world.experts = None  # so that they are freed where nothing reads them
     optimizer = torch.optim.AdamW([{"params": router.lm.parameters(), "peak": s.lr}, {"params": router.W.parameters(), "peak": s.lr_w}],
                                   lr=s.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     start, log = parallel.resume(state_path, recipe, router, optimizer)
@@ -105,30 +111,31 @@ def main(argv=None):
     seen, clock = 0, time.time()
     bar = tqdm(range(start, len(plan)), desc="phase 2", initial=start, total=len(plan), mininterval=1.0)
     for step in bar:
-        kind, (rows, mean) = plan[step][0], parallel.share(plan[step][1])
+        kind, rows = plan[step]
+        rows, mean = parallel.share(rows)                                         # all of it, without torchrun
         ids, mask, lengths, logp, choice = tables[kind]
         if kind == "pair":
             rows = torch.stack([2 * rows, 2 * rows + 1], 1).flatten()             # (2B,): y_w, y_l in turn
         T = int(lengths[rows].max())
-        x, m = ids[rows, :T].to(device), mask[rows, 1:T].to(device)               # (B, T), (B, T-1)
+        x = ids[rows, :T].to(device)                                              # (B, T)
+        y, m = x[:, 1:], mask[rows, 1:T].to(device)                               # (B, T-1) both: targets, which of them count
         logits, w = router(x[:, :-1])                                             # (B, T-1, V), (B, T-1, n)
         expert_logp = logp[rows, :T - 1].to(device)                               # (B, T-1, n)
-        full = baselines.read(experts, x[:, :-1]) if experts else None            # (B, T-1, n, V), which the paper's losses do without
-        if kind == "sft":
-            batch = logits, w, x[:, 1:], m, expert_logp, choice[rows, :T - 1].to(device), s.lam
-            if sft_loss_name == "paper":
-                loss, info = sft_loss(*batch, mean=mean)
-            else:
-                loss, info = baselines.sft_variant(sft_loss_name, *batch, full, mean)
-            info |= {f"route_{name}": share for name, share in zip(world.names, info.pop("routing"))}
-        elif s.loss != "paper":
-            loss, info = baselines.pair_variant(s.loss, logits, w, x[:, 1:], m, expert_logp, ref[rows], s.beta, full, mean)
-        else:
-            theta = sequence_logp(logits, x[:, 1:], m)                            # (2B,)
+        expert_choice = choice[rows, :T - 1].to(device)                           # (B, T-1, n)
+        full = baselines.read(experts, x[:, :-1]) if experts else None            # (B, T-1, n, V): the paper's losses do without
+        if kind == "pair" and s.loss == "paper":
+            theta = sequence_logp(logits, y, m)                                   # (2B,)
             expert = routed_logp(w, expert_logp, m)                               # (2B,), no gradient: it is detached in the loss
-            loss, info = cdpo_loss(theta[::2], theta[1::2], ref[rows[::2]], ref[rows[1::2]], expert[::2], expert[1::2], s.beta, mean)
-            size = m.sum(-1).float()                                              # (2B,), answer lengths
-            info |= {"length_w": mean(size[::2]), "length_l": mean(size[1::2])}
+            loss, info = cdpo_loss(*of_pairs(theta), *of_pairs(ref[rows]), *of_pairs(expert), s.beta, mean)
+            size_w, size_l = of_pairs(m.sum(-1).float())                          # (B,), answer lengths
+            info |= {"length_w": mean(size_w), "length_l": mean(size_l)}
+        elif kind == "pair":
+            loss, info = baselines.pair_variant(s.loss, logits, w, y, m, expert_logp, ref[rows], s.beta, full, mean)
+        elif phase1["loss"] == "paper":                                           # SFT batches go on as phase 1 left off
+            loss, info = sft_loss(logits, w, y, m, expert_logp, expert_choice, s.lam, mean=mean)
+        else:
+            loss, info = baselines.sft_variant(phase1["loss"], logits, w, y, m, expert_logp, expert_choice, s.lam, full, mean)
+        info |= {f"route_{name}": share for name, share in zip(world.names, info.pop("routing", []))}
 
         common.update(loss, router, optimizer, common.schedule(step, len(plan), warmup=20))
         log.append({"step": step, "kind": kind, **{k: round(float(v), 5) for k, v in ({"loss": loss.detach()} | info).items()}})

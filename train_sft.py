@@ -1,15 +1,21 @@
 """Phase 1 of FusionRoute: supervised fine-tuning of the router with the routing loss, Eq. (2). Read next: train_cdpo.py.
 
     python train_sft.py            trains the toy experts first where they are missing, then the router
-    diff train_sft.py train_cdpo.py    shows what CDPO adds
+    diff train_sft.py train_cdpo.py    in the loop: what CDPO adds; before it: pairs and pi_ref
     python train_sft.py --init DIR --experts math=DIR code=DIR --data train.jsonl    models and data of your own: see own.py
     torchrun --nproc_per_node=4 train_sft.py ...    the same on several GPUs, with the same result: see parallel.py
     python train_sft.py --init DIR --data math.jsonl --name math    no experts: Eq. (2) is plain fine-tuning, which makes an expert
 
-The router starts from the instruction expert (as in the paper) with routing weights W = 0. Writes OUT/seedN/router_sft.pt and
-router_sft.log.jsonl: loss, loss_lm and loss_expert (the two terms of Eq. (2)), informative (the share of answer tokens in S), and
-route_* (the share of each expert in the routing, inside S). Killed and started again, it goes on from the last saved step, with the
-same result.
+The router starts from the instruction expert, as in the paper. Departures from it, and choices of ours:
+1. The paper passes once over 200k samples at a learning rate of 1e-5, which are the defaults with --experts; the toy, four times over
+   2400 at 4e-3, as its models are tiny and know little.
+2. W starts at 0, so that no expert is preferred, and has a learning rate of its own.
+3. AdamW with betas (0.9, 0.98) and weight decay 0.01; 20 steps of warm-up, then a cosine to a tenth of the peak; gradients clipped to
+   norm 1 (common.py, both phases).
+
+Writes OUT/seedN/router_sft.pt and router_sft.log.jsonl: loss, loss_lm and loss_expert (the two terms of Eq. (2)), informative (the share
+of answer tokens in S), and route_* (the share of each expert in the routing, inside S). Killed and started again, it goes on from the
+last saved step, with the same result.
 """
 
 import time
@@ -56,8 +62,8 @@ def main(argv=None):
     s, world = own.settings(Settings, __doc__, argv, "init", "experts", "data", "dtype", "bf16", "max_len")
     world = world or World()  # the toy, which own.py exchanges for models and data of your own
     folder, device = common.prepare(s)
-    path, state_path = folder / f"{s.name}{world.suffix}", folder / f"{s.name}.state.pt"
     recipe = world.start(s)
+    path, state_path = folder / f"{s.name}{world.suffix}", folder / f"{s.name}.state.pt"
     if path.exists():
         common.check_same(path, world.recipe_of(path, "run python train_sft.py"), recipe)
         return print(f"{path} is there already")
@@ -66,13 +72,14 @@ def main(argv=None):
     # What training needs to know of the experts: two numbers per expert and token. After this they are not needed.
     ids, mask, lengths, logp, choice = world.scored(folder, world.sft(recipe))
     choices = recipe["experts"] | ({"router": ""} if s.loss == "co_llm_self" else {})  # what W chooses among
-    router = Router(world.first_router(), len(choices)).requires_grad_(True)
-    router = parallel.spread(router, device, s.fsdp)
-    experts, world.experts = (world.experts if s.loss in baselines.READ_EXPERTS else None), None
+    router = Router(world.first_router(), len(choices))
+    plan = [rows for epoch in range(s.epochs) for rows in common.batches(lengths, s.batch, s.seed * 1000 + epoch)]
 
+    router = parallel.spread(router.requires_grad_(True), device, s.fsdp)
+    experts = world.experts if s.loss in baselines.READ_EXPERTS else None
+    world.experts = None  # so that they are freed where nothing reads them
     optimizer = torch.optim.AdamW([{"params": router.lm.parameters(), "peak": s.lr}, {"params": router.W.parameters(), "peak": s.lr_w}],
                                   lr=s.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    plan = [rows for epoch in range(s.epochs) for rows in common.batches(lengths, s.batch, s.seed * 1000 + epoch)]
     start, log = parallel.resume(state_path, recipe, router, optimizer)
 
     seen, clock = 0, time.time()
@@ -80,18 +87,20 @@ def main(argv=None):
     for step in bar:
         rows, mean = parallel.share(plan[step])                                   # all of it, without torchrun
         T = int(lengths[rows].max())
-        x, m = ids[rows, :T].to(device), mask[rows, 1:T].to(device)               # (B, T), (B, T-1)
+        x = ids[rows, :T].to(device)                                              # (B, T)
+        y, m = x[:, 1:], mask[rows, 1:T].to(device)                               # (B, T-1) both: targets, which of them count
         logits, w = router(x[:, :-1])                                             # (B, T-1, V), (B, T-1, n)
-        batch = logits, w, x[:, 1:], m, logp[rows, :T - 1].to(device), choice[rows, :T - 1].to(device), s.lam
+        expert_logp = logp[rows, :T - 1].to(device)                               # (B, T-1, n)
+        expert_choice = choice[rows, :T - 1].to(device)                           # (B, T-1, n)
+        full = baselines.read(experts, x[:, :-1]) if experts else None            # (B, T-1, n, V): the paper's loss does without
         if s.loss == "paper":
-            loss, info = sft_loss(*batch, mean=mean)
+            loss, info = sft_loss(logits, w, y, m, expert_logp, expert_choice, s.lam, mean=mean)
         else:
-            full = baselines.read(experts, x[:, :-1]) if experts else None        # (B, T-1, n, V)
-            loss, info = baselines.sft_variant(s.loss, *batch, full, mean)
+            loss, info = baselines.sft_variant(s.loss, logits, w, y, m, expert_logp, expert_choice, s.lam, full, mean)
+        info |= {f"route_{name}": share for name, share in zip(choices, info.pop("routing"))}
 
         common.update(loss, router, optimizer, common.schedule(step, len(plan), warmup=20))
-        routing = {f"route_{name}": share for name, share in zip(choices, info.pop("routing"))}
-        log.append({"step": step, **{k: round(float(v), 5) for k, v in ({"loss": loss.detach()} | info | routing).items()}})
+        log.append({"step": step, **{k: round(float(v), 5) for k, v in ({"loss": loss.detach()} | info).items()}})
         seen += int(lengths[rows].sum())
         bar.set_postfix_str(f"loss {log[-1]['loss']:.3f}, {seen / (time.time() - clock):,.0f} tokens/s", refresh=False)
         if (step + 1) % s.save_every == 0:

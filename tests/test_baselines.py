@@ -125,6 +125,12 @@ def batch():
     return logits, w, targets, mask, logp, full.argmax(-1), 0.5, full
 
 
+@pytest.fixture
+def values(batch):
+    """The same without gradients."""
+    return tuple(x.detach() if torch.is_tensor(x) else x for x in batch)
+
+
 def by_hand(batch, term, positions="S", lam=0.5, lm=None):
     """(sum over answer tokens of -log p, plus lam times that of term(b, t) over the positions) / number of answer tokens."""
     logits, w, targets, mask, logp, choice, _, full = batch
@@ -137,8 +143,8 @@ def by_hand(batch, term, positions="S", lam=0.5, lm=None):
     return total / count
 
 
-def test_every_neighbour_of_eq_2_by_hand(batch):
-    logits, w, targets, mask, logp, choice, lam, full = batch
+def test_every_neighbour_of_eq_2_by_hand(values):
+    batch = logits, w, targets, mask, logp, choice, lam, full = values
     q = w.softmax(-1)
 
     def agg(b, t):
@@ -164,14 +170,14 @@ def test_every_neighbour_of_eq_2_by_hand(batch):
         "co_llm": by_hand(batch, mix, "all", lam=1.0), "fused": by_hand(batch, agg, lm=fused),
         "fused_own": by_hand(batch, agg, lm=fused) + 0.2 * by_hand(batch, agg, lam=0),
     }
-    values = {name: float(baselines.sft_variant(name, *batch)[0]) for name in expected}
-    assert values == pytest.approx(expected, rel=1e-4)
-    assert len({round(v, 4) for v in values.values()}) == len(values)  # no two are the same thing
+    ours = {name: float(baselines.sft_variant(name, *batch)[0]) for name in expected}
+    assert ours == pytest.approx(expected, rel=1e-4)
+    assert len({round(v, 4) for v in ours.values()}) == len(ours)  # no two are the same thing
     assert set(expected) | {"paper", "co_llm_self"} == set(baselines.SFT_LOSSES)
 
 
-def test_co_llm_self_has_the_router_as_one_more_choice(batch):
-    logits, _, targets, mask, logp, choice, lam, full = batch
+def test_co_llm_self_has_the_router_as_one_more_choice(values):
+    logits, _, targets, mask, logp, choice, lam, full = values
     w = torch.randn(2, 4, N + 1)
     loss, info = baselines.sft_variant("co_llm_self", logits, w, targets, mask, logp, choice, lam, full)
     q, total = w.softmax(-1), 0.0

@@ -198,6 +198,31 @@ def test_readme_and_claims_say_what_results_say(published):
     assert report.ablations_page(changed) != report.ablations_page(published)
 
 
+def test_every_trained_row_of_the_tables_is_explained():
+    lines = baselines.__doc__.splitlines()
+    for code in ("fusionroute", "sft_only", "routing_only", "fused_sft", "fused_full", "co_llm", "co_llm_self", "fine_tuned", "oracle_expert",
+                 "uniform_average", "sequence_selection", "collab"):
+        (line,) = [line for line in lines if line.strip().startswith(f"{report.NAMES[code].strip('*')}  ")]
+        assert f" {code} " in line
+        if code in ("fused_sft", "co_llm", "co_llm_self"):
+            flags = line.partition("train_sft.py ")[2].partition("  ")[0]
+            assert flags and evaluate.TRAINING[code][1].startswith(flags)  # the tests' tiny runs have more of them
+
+
+def test_a_rank_needs_more_than_half_and_a_tie_has_no_direction(published):
+    first = lambda r, family: next(c for c in report.claims(r, family) if "highest" in c.claim)
+    assert [first(published, family).verdict for family in common.FAMILIES] == ["reproduced", "not shown"]
+    rate = published["winrate"]["gemma"]["fusionroute"]["rate"]
+    rate.update(mean=0.51)
+    assert first(published, "gemma").verdict == "reproduced"
+    rate.update(mean=0.2)
+    assert first(published, "gemma").verdict == "reversed"
+    tie = lambda: next(c for c in report.claims(published, "gemma") if "are level" in c.claim)
+    assert report.PAPER["gemma"]["fusionroute"][4] == report.PAPER["gemma"]["instruct_expert"][4] and tie().verdict == "not shown"
+    published["differences"]["gemma"]["fusionroute - instruct_expert, toy-ifeval"]["low"] = -0.01
+    assert tie().verdict == "reproduced" and not tie().why
+
+
 def test_the_settings_in_use_are_the_winners_of_the_tuning(published):
     for what, r in published["tuning"]["llama"].items():
         scores = [np.mean(t["accuracy"]) for t in r["tried"]]

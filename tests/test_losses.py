@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import common
+import fusionroute
 from fusionroute import (Router, cdpo_loss, fuse, informative, log_pi_agg, routed_logp, score, sequence_logp, sft_loss,
                          token_logp)
 from model import GPT, GPTConfig
@@ -198,6 +199,16 @@ def test_score_equals_each_expert_on_each_sample_alone():
                 assert float(logp[b, t, i]) == pytest.approx(p[t, s[t + 1]].item(), abs=1e-5)
                 assert int(choice[b, t, i]) == int(p[t].argmax())
     assert not logp.requires_grad
+
+
+def test_a_large_vocabulary_shrinks_the_batches_of_its_own_expert_only(monkeypatch):
+    """6 samples of 4 tokens, 110 logits at a time: with a vocabulary of 22 one sample a batch, with one of 11 two."""
+    monkeypatch.setattr(fusionroute, "LOGITS", 110)
+    experts, sizes = [tiny_router(vocab=vocab).lm for vocab in (22, 11)], []
+    for expert in experts:
+        expert.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    score(experts, torch.randint(0, 11, (6, 4)), torch.full((6,), 4))
+    assert sizes == [1] * 6 + [2] * 3
 
 
 def test_routed_logp_takes_the_picked_expert():

@@ -189,6 +189,18 @@ def test_answers_are_those_of_one_prompt_at_a_time(start):
 # --- the page -----------------------------------------------------------------------------------------------------------------------------
 
 
+def test_an_answer_is_read_back_from_what_is_shown_of_it(capsys):
+    world = type("", (), {"names": ["math", "code"], "END": 9, "max_new": 5, "pieces": lambda ids: ["def f", "(x)", ":\n  ", "| x"][:len(ids)]})
+    trace = decode.Trace(tokens=[0, 1, 2, 3, 9], pick=[1, 1, 0, 0, 0], weights=[[0.5, 0.5]] * 5, expert_choice=[0, 0, 2, 3, 9])
+    decode.show(trace, "fusionroute", False, world)
+    shown = capsys.readouterr().out
+    assert "«(x)»" in shown and smollm2.answer_in(shown) == "def f(x):\n  | x"
+    result = json.loads(smollm2.RESULT.read_text())
+    items = smollm2.tests(smollm2.Settings(**result["meta"]["settings"]))
+    for bench, example in zip(tasks.BENCHMARKS, result["examples"]):  # each is the first prompt of its benchmark
+        assert example.startswith(f"prompt> {next(item for item in items if item.bench == bench).prompt.strip()}\n")
+
+
 def test_the_page_says_what_the_file_says():
     result, page = json.loads(smollm2.RESULT.read_text()), smollm2.PAGE.read_text()
     assert report.fill(page, smollm2.blocks(result), smollm2.COMMAND) == page

@@ -33,7 +33,7 @@ def corrupt(answer, rng):
 
 
 def sample(s, folder, router, experts, made_from):
-    """The file of preference pairs, made unless an earlier call did: its name holds what the pairs hang on.
+    """The file of preference pairs, made unless an earlier call did: its name holds what the pairs depend on.
 
     s: settings with seed, prompts, tries, temperature and rejected, one of SOURCES.
     """

@@ -27,7 +27,7 @@ class World:
     names, suffix = toy.EXPERTS, ".pt"
 
     def start(self, s):
-        """Phase 1: make the experts ready; returns the recipe, what the result hangs on."""
+        """Phase 1: make the experts ready; returns the recipe, what the result depends on."""
         self.experts = toy.ensure(toy.Settings(seed=s.seed, out=s.out, device=s.device, family=s.family, gap=s.gap), only=("seed", "gap"))
         self.fingerprints = common.fingerprints(toy.EXPERTS, self.experts)
         return common.recipe(s) | {"experts": self.fingerprints}
