@@ -2,6 +2,7 @@
 
     python decode.py "Maya has 12 apples. She buys 5 more. Then she doubles the number. How many apples are there now?"
     python decode.py                      asks for prompts; an empty line or Ctrl-D ends it
+    python decode.py < FILE               a prompt a line; blank lines are skipped, and a prompt that fails makes the exit status 2
     python decode.py --json "PROMPT"      one JSON object per token, then one with the answer
     python decode.py "PROMPT" --router DIR --experts math=DIR code=DIR    models of your own: see own.py
 
@@ -370,23 +371,31 @@ def main(argv=None):
     if s.method not in methods:
         raise common.UserError(f"--method is {s.method!r}, and must be one of {', '.join(methods)}")
     if prompt is not None:
+        prompt = prompt.encode(errors="replace").decode()  # bytes of the command line that are no character
         encode(prompt, float("inf"), of)  # an empty prompt is refused before anything is loaded
     router, experts = of.models() if flags else load(s, "router_sft" if s.method == "sft_only" else "router")
     if prompt is not None:
         return respond(prompt, router, experts, s.method, as_json, s.block, of)
+    typed, failed = sys.stdin.isatty(), False
     while True:
         try:
-            line = input("prompt> " if sys.stdin.isatty() else "")
+            line = input("prompt> " if typed else "")
         except EOFError:  # Ctrl-D
-            return
+            break
         if not line.strip():
-            return
-        if not sys.stdin.isatty() and not as_json:
+            if typed:
+                break
+            continue  # in a file a blank line only separates
+        if not typed and not as_json:
             print(f"prompt> {line}")
         try:
             respond(line.replace("\\n", "\n"), router, experts, s.method, as_json, s.block, of)
         except common.UserError as e:  # a bad prompt does not end the conversation
             print(f"error: {e}", file=sys.stderr)
+            failed = not typed  # nobody sees the line in a script: the status says it again
+    if failed:
+        sys.stdout.flush()
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -258,6 +258,8 @@ def test_from_directories_to_an_answer(dirs, capsys):
     assert "code | " in capsys.readouterr().out
     main("decode", "what is the cat?", *flags.decode, "--dtype", "bfloat16", "--block", "1")
     assert "tokens with the end" in capsys.readouterr().out
+    main("decode", "what\udcff?", *flags.decode)  # how Python hands on a byte of the command line that is no text
+    assert "tokens with the end" in capsys.readouterr().out
     assert "at most 28 fit" in mistake("decode", "x" * 30, *flags.decode)  # the code expert reads 48
 
     swapped = flags.decode[:2] + ["--experts", f"code={flags.at / 'code'}", f"math={flags.at / 'math'}"]

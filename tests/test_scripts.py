@@ -228,12 +228,27 @@ def test_colours_and_marks(capsys):
     assert "math |  apples" in out and "code | « eggs»" in out and "changed by the router: ' apples' -> ' eggs'" in out
 
 
-def test_interactive(world):
-    """Two prompts, a bad one between them that does not end the conversation, then an empty line."""
-    p = script("decode", "--out", world, stdin=f"{PROMPT}\n{'word ' * 300}\nWhat is 38 mod 5?\n\nnever read\n")
-    assert p.stdout.count("tokens with the end") == 2 and "never" not in p.stdout
-    assert p.stderr.count("error: ") == 1
-    assert script("decode", "--out", world, stdin="").stdout == ""  # Ctrl-D at once
+def test_prompts_from_a_file(world):
+    """Blank lines, a prompt that fails and bytes that are no text do not keep the rest from being answered; the status tells of a failure."""
+    p = script("decode", "--out", world, stdin=f"\n{PROMPT}\n{'word ' * 300}\n \nWhat is 38 mod 5?\n", status=2)
+    assert p.stdout.count("tokens with the end") == 2 and p.stderr.count("error: ") == 1
+    assert p.stdout.index(PROMPT) < p.stdout.index("38 mod 5")
+    assert script("decode", "--out", world, stdin="").stdout == ""
+    command = [sys.executable, str(ROOT / "decode.py"), "--out", str(world)]
+    how = {"capture_output": True, "cwd": ROOT, "env": {**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"}}
+    p = subprocess.run(command, input=b"What is \xff?\n\nWhat is 38 mod 5?", **how)
+    assert p.returncode == 0 and p.stdout.count(b"tokens with the end") == 2 and p.stderr == b""
+    assert "prompt> What is \ufffd?" in p.stdout.decode()
+
+
+def test_a_conversation_in_a_terminal(world, monkeypatch, capsys):
+    """Two prompts, a bad one between them that does not end the conversation, then an empty line, which does."""
+    typed = iter([PROMPT, "word " * 300, "What is 38 mod 5?", "", "never read"])
+    monkeypatch.setattr("sys.stdin", type("", (), {"isatty": lambda self: True})())
+    monkeypatch.setattr("builtins.input", lambda asked: next(typed))
+    decode.main(["--out", str(world)])
+    said = capsys.readouterr()
+    assert said.out.count("tokens with the end") == 2 and said.err.count("error: ") == 1 and next(typed) == "never read"
 
 
 def test_quickstart_and_its_cache(copy):
