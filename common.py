@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import errno
 import hashlib
 import inspect
 import json
@@ -240,10 +241,10 @@ def load(path, keys, hint):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a foreign file may make torch warn before it refuses; our own line says enough
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as e:
-        raise UserError(f"cannot read {path} ({e.strerror})") from e
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError,
+    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError,
             AssertionError) as e:
+        if isinstance(e, OSError) and e.errno != errno.EINVAL:  # EINVAL: torch looked for what a whole file would have there
+            raise UserError(f"cannot read {path} ({e.strerror})") from e
         raise UserError(f"{path} is truncated or not a checkpoint; remove it, then {hint}") from e
     missing = [k for k in keys if not isinstance(content, dict) or k not in content]
     if missing:

@@ -364,7 +364,8 @@ class Bomb:
 @pytest.mark.parametrize("damage, says", [
     (lambda d: (d / "router.pt").unlink(), "train_cdpo.py"),
     (lambda d: (d / "code.pt").unlink(), "code.pt"),
-    (lambda d: (d / "router.pt").write_bytes((d / "router.pt").read_bytes()[:-700]), "truncated"),
+    *((lambda d, cut=cut: (d / "router.pt").write_bytes((d / "router.pt").read_bytes()[:cut]), "truncated")
+      for cut in (10, 700, 20_000, -20_000, -700, -100, -1)),
     (lambda d: (d / "router.pt").write_bytes(b""), "truncated"),
     (lambda d: (d / "math.pt").write_bytes(b"\x00not a checkpoint" * 50), "not a checkpoint"),
     (lambda d: (d / "router.pt").write_bytes(pickle.dumps(Bomb())), "not a checkpoint"),
