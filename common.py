@@ -62,6 +62,8 @@ def end_bars(e):
 
 class Parser(argparse.ArgumentParser):
     def error(self, message):  # argparse would print its usage over several lines first
+        if re.match("unrecognized arguments: [^-]", message) and any(a.dest == "prompt" for a in self._actions):
+            message += " (put the prompt in quotes)"
         raise UserError(f"{message} (see python {Path(sys.argv[0]).name} --help)")
 
 
@@ -105,10 +107,16 @@ def several(p, cls, argv, *others):
 
 def positive(s, *names, or_zero=False):
     """Raise UserError unless each named field of the settings s is a finite number above zero (or zero, if or_zero)."""
+    least = 0 if or_zero else 1
     for name in names:
         value = getattr(s, name)
-        if not (0 < value < (2**31 if isinstance(value, int) else float("inf")) or or_zero and value == 0):
-            raise UserError(f"--{name} is {value}, and must be {'zero or ' if or_zero else ''}above zero, and not huge")
+        if isinstance(value, int):
+            ok, right = least <= value < 2**31, f"at least {least}" if value < least else f"below {2**31}"
+        else:
+            ok = 0 < value < float("inf") or or_zero and value == 0
+            right = "a finite number " + ("of zero or more" if or_zero else "above zero")
+        if not ok:
+            raise UserError(f"--{name} is {value}, and must be {right}")
 
 
 def one_of(s, name, values):
