@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import sys
 import traceback
 import warnings
@@ -158,6 +159,12 @@ def run_dir(s):
 def where(s):
     """The flags that another script needs to work on the run of the settings s."""
     return ["--seed", str(s.seed), "--out", s.out, "--device", s.device, "--family", s.family]
+
+
+def flags(s, out="out"):
+    """What a command in a message needs behind it to mean the run of the settings s, " --seed 9"; defaults (out: of --out) unsaid."""
+    usual = {"seed": 0, "out": out, "family": FAMILIES[0]}
+    return "".join(f" --{name} {shlex.quote(str(getattr(s, name)))}" for name in usual if getattr(s, name) != usual[name])
 
 
 def prepare(s):

@@ -260,7 +260,8 @@ class TOY:
 def load(s, which):
     """The router `which` ("router" or "router_sft") of a run, frozen, and its experts. UserError when they don't fit each other."""
     folder, device = common.run_dir(s), common.device(s.device)
-    hint = "run bash run.sh, or python train_sft.py" + ("" if which == "router_sft" else ", then python train_cdpo.py")
+    flags = common.flags(s)
+    hint = f"run bash run.sh{flags}, or python train_sft.py{flags}" + f", then python train_cdpo.py{flags}" * (which != "router_sft")
     experts = [common.load_model(folder / f"{name}.pt", tokenizer.FINGERPRINT, hint, device)[0] for name in EXPERTS]
     path = folder / f"{which}.pt"
     router, content = common.load_model(path, tokenizer.FINGERPRINT, hint, device, router=True)

@@ -346,7 +346,7 @@ def test_a_killed_training_goes_on(dirs, monkeypatch):
     ("train_sft", lambda f: f.sft + ["--experts", f"a={f.at / 'math'}", f"a={f.at / 'math'}"], "the name a is taken"),
     ("train_sft", lambda f: f.sft + ["--experts", "math=nowhere"], "there is no nowhere"),
     ("train_sft", lambda f: f.sft + ["--data", "nowhere"], "cannot read nowhere"),
-    ("train_cdpo", lambda f: f.cdpo, "train_sft.py --init"),
+    ("train_cdpo", lambda f: f.cdpo + ["--seed", "9", "--out", "x"], "run python train_sft.py --init DIR ... --seed 9 --out x"),
     ("train_cdpo", lambda f: f.cdpo + ["--tries", "5"], "--tries is about the toy"),
     ("decode", lambda f: f.decode + ["x"], "there is no"),
     ("decode", lambda f: [*f.experts, "What is 2?", "--router", "x"], "a prompt stands before it")])

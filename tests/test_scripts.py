@@ -335,6 +335,20 @@ def test_bad_arguments(world, name, args, says):
     assert sorted(p for p in world.rglob("*") if p.name != "quickstart.json") == [p for p in before if p.name != "quickstart.json"]
 
 
+def test_a_hint_can_be_obeyed(world, tmp_path):
+    """What a message says to run is for the run that was asked for, not for the usual one."""
+    asked = ["--seed", "9", "--out", str(tmp_path / "a b"), "--family", "gemma"]
+    flags = f" --seed 9 --out '{tmp_path}/a b' --family gemma"
+    says = f"run bash run.sh{flags}, or python train_sft.py{flags}, then python train_cdpo.py{flags}"
+    for name in ("decode", "quickstart"):
+        assert mistake(name, *asked).endswith(says)
+    assert mistake("train_cdpo", *asked).endswith(says.partition(", then")[0])
+    assert mistake("decode", "--seed", "8888").endswith("then python train_cdpo.py --seed 8888")
+    shutil.copytree(world, tmp_path / "out")
+    (tmp_path / "out/seed0/base.pt").write_bytes(b"")
+    assert mistake("train_sft", "--out", tmp_path / "out").endswith("remove it, then start again")  # the same command makes it
+
+
 @pytest.mark.parametrize("args", [["--nonsense"], ["--seed", "5", PROMPT], [""], ["--out", "x" * 300, PROMPT]])
 def test_a_mistake_is_one_line_and_status_2(world, args):
     p = script("decode", "--out", world, *args, status=2)
