@@ -267,12 +267,12 @@ def load(path, keys, hint):
     return content
 
 
-def check_same(path, saved, asked):
-    """Raise UserError unless the saved settings (a dict) have the asked values."""
+def check_same(path, saved, asked, remove="that file"):
+    """Raise UserError unless the saved settings (a dict) have the asked values; remove: what all was made with them, and must go."""
     for name in asked:
         if saved.get(name) != asked.get(name):
             raise UserError(f"{path} was made with {name} = {saved.get(name)}, and {asked.get(name)} is asked: "
-                            f"use another --out, or remove that file to train anew")
+                            f"use another --out, or remove {remove} to train anew")
 
 
 def recipe(s):

@@ -317,7 +317,7 @@ def test_help_explains_every_flag(name, capsys):
     ("train_sft", ["--lam", "-1"], "--lam is -1.0, and must be a finite number of zero or more"),
     ("train_sft", ["--learning_rate", "1"], "--learning_rate"),
     ("train_sft", ["--samples", "61", *TINY["train_sft"].split()[2:]], "samples = 60, and 61"),
-    ("train_sft", ["--gap", "0.5"], "gap = 0.25, and 0.5"),
+    ("train_sft", ["--gap", "0.5"], "gap = 0.25, and 0.5 is asked: use another --out, or remove the folder"),
     ("train_sft", ["--lam", "-0.1"], "--lam"),
     ("train_cdpo", ["--beta", "0"], "--beta"),
     ("train_cdpo", ["--seed", "5"], "train_sft.py"),
