@@ -28,6 +28,8 @@ class Tokenizer:
 
     def __init__(self, directory):
         directory = Path(directory)
+        if not directory.is_dir():
+            raise UserError(f"there is no directory {directory}: a model's has config.json, its weights as .safetensors, and tokenizer.json")
         self.directory, path, tokenizers = directory, directory / "tokenizer.json", extra("tokenizers")
         names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
         self.files = {name: (directory / name).read_bytes() for name in names if (directory / name).is_file()}

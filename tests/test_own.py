@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import sys
 import weakref
 from dataclasses import replace
 
@@ -329,12 +330,24 @@ def test_a_killed_training_goes_on(dirs, monkeypatch):
 # --- mistakes, numbers in 16 bits ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name, args, says", [
+    ("train_sft", "--init nowhere --data missing.jsonl", "there is no directory nowhere (--init)"),
+    ("train_sft", "--init HERE --data missing.jsonl", "there is no file missing.jsonl (--data)"),
+    ("train_sft", "--init HERE --experts math=nowhere --data FILE", "there is no directory nowhere (--experts)"),
+    ("train_cdpo", "--experts math=HERE --pairs missing.jsonl --data FILE", "there is no file missing.jsonl (--pairs)"),
+    ("train_sft", "--init FILE --data FILE", "there is no directory ")])
+def test_paths_are_looked_at_before_packages(name, args, says, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    (tmp_path / "file").write_text("")
+    assert says in mistake(name, *args.replace("HERE", str(tmp_path)).replace("FILE", str(tmp_path / "file")).split(), "--out", "x")
+
+
 @pytest.mark.parametrize("name, change, says", [
     ("train_sft", lambda f: f.sft[:-4] + ["--gap", "0.5"], "--gap is about the toy"),
-    ("train_sft", lambda f: f.sft[2:], "--init is missing"),
-    ("train_sft", lambda f: f.sft[:2], "--data is missing"),
-    ("train_cdpo", lambda f: f.cdpo[3:], "--experts is missing"),
-    ("train_sft", lambda f: ["--dtype", "bfloat16"], "--dtype is for models of your own"),
+    ("train_sft", lambda f: f.sft[2:], "--init is missing: models of your own need --init, --data"),  # experts are no must
+    ("train_sft", lambda f: f.sft[:2], "--data is missing: models of your own need --init, --data"),
+    ("train_cdpo", lambda f: f.cdpo[3:], "--experts is missing: models of your own need --experts, --pairs, --data"),
+    ("train_sft", lambda f: ["--dtype", "bfloat16"], "--dtype is for models of your own: it needs --init and --data too"),
     ("train_sft", lambda f: f.sft + ["--dtype", "int8"], "--dtype is 'int8'"),
     ("train_sft", lambda f: f.sft + ["--max_len", "0"], "--max_len is 0"),
     ("train_sft", lambda f: f.sft + ["--max_len", "5"], "no sample that can be used: 7 of more than 5 tokens (lines 1, 2,"),
@@ -344,8 +357,8 @@ def test_a_killed_training_goes_on(dirs, monkeypatch):
     ("train_sft", lambda f: f.sft + ["--experts", "a/b=x"], "must be NAME=DIR"),
     ("train_sft", lambda f: f.sft + ["--experts", "router=x"], "the name router is taken"),
     ("train_sft", lambda f: f.sft + ["--experts", f"a={f.at / 'math'}", f"a={f.at / 'math'}"], "the name a is taken"),
-    ("train_sft", lambda f: f.sft + ["--experts", "math=nowhere"], "there is no nowhere"),
-    ("train_sft", lambda f: f.sft + ["--data", "nowhere"], "cannot read nowhere"),
+    ("train_sft", lambda f: f.sft + ["--experts", "math=nowhere"], "there is no directory nowhere (--experts)"),
+    ("train_sft", lambda f: f.sft + ["--data", "nowhere"], "there is no file nowhere (--data)"),
     ("train_cdpo", lambda f: f.cdpo + ["--seed", "9", "--out", "x"], "run python train_sft.py --init DIR ... --seed 9 --out x"),
     ("train_cdpo", lambda f: f.cdpo + ["--tries", "5"], "--tries is about the toy"),
     ("decode", lambda f: f.decode + ["x"], "there is no"),

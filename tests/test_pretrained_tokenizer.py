@@ -96,6 +96,10 @@ def test_where_a_template_comes_from(folder):
     assert Tokenizer(path).encode_prompt("the") == Tokenizer(folder("z")).encode_prompt("the")
 
 
+def test_a_missing_directory_is_said_to_be_missing(tmp_path):
+    assert f"there is no directory {tmp_path / 'none'}" in refused(Tokenizer, tmp_path / "none")
+
+
 def test_truncation_and_padding_of_the_file_do_not_count(folder):
     path = folder()
     content = json.loads((path / "tokenizer.json").read_text())
