@@ -209,7 +209,7 @@ class World:
         for name, other in tokenizers.items():
             if flags.init and other.END != self.tokenizer.END:
                 print(f"note: {name} ends an answer with token {other.END}, the router with {self.tokenizer.END}, which is taken for all")
-        self.END, self.encode_prompt = self.tokenizer.END, self.tokenizer.encode_prompt
+        self.encode_prompt, self.ends = self.tokenizer.encode_prompt, [i for i in self.tokenizer.ends if i < self.size]
         self.max_len = min(pretrained.read_config(d).max_len for d in [self.first, *self.directories.values()])
         self.fingerprints = {name: fingerprint(path) for name, path in self.directories.items()}
         if not flags.init:

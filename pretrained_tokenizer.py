@@ -2,7 +2,7 @@
 
     tokenizer = Tokenizer("DIR")
     ids = tokenizer.encode_prompt("What is 38 mod 5?")
-    print(tokenizer.decode(generate(model, [ids], 100, tokenizer.END)[0]))
+    print(tokenizer.decode(generate(model, [ids], 100, tokenizer.ends)[0]))
 
 tokenizer.json is read by the library `tokenizers`. A chat template is a small program: it runs in jinja2's sandbox, as it does in
 transformers, and can neither reach a file nor change an object. (It can still take its time: use Ctrl-C.)

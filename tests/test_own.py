@@ -274,6 +274,27 @@ def test_from_directories_to_an_answer(dirs, capsys):
     assert "W does not fit" in mistake("decode", "x", *flags.decode)
 
 
+@pytest.mark.parametrize("block", ["1", "8"])
+def test_every_end_of_the_router_s_configuration_ends_an_answer(dirs, capsys, block):
+    """As with Llama-3.1-Instruct, whose generation_config.json has three. Here: the third token of what is said without it."""
+    flags = dirs()
+    main("train_sft", *flags.sft)
+    ask = ["decode", "what is the cat?", "--router", str(flags.at / "out/seed0/router_sft"), *flags.decode[2:], "--json", "--block", block]
+    said = []
+    for _ in range(2):
+        capsys.readouterr()
+        main(*ask)
+        said.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+        third = said[0][2]["id"]
+        (flags.at / "out/seed0/router_sft/generation_config.json").write_text(json.dumps({"eos_token_id": [2, third]}))
+    *long, whole = said[0]
+    *short, last = said[1]
+    first = [r["id"] for r in long].index(third)
+    assert short == long[:first] and last["end"]["id"] == third and len(long) > 3 and whole["answer"].startswith(last["answer"])
+    main(*(a for a in ask if a != "--json"))
+    assert f"({first + 1} tokens with the end" in (out := capsys.readouterr().out) and "stopped after" not in out
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma"])
 def test_bf16_computes_in_bfloat16_and_keeps_float32(dirs, family):
     """About the same losses; pi_ref computes as pi_theta does; weights are float32, and other flags are refused."""
