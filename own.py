@@ -202,7 +202,8 @@ class World:
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # W has a row for each expert: none
         self.first = Path(flags.init or flags.router or common.run_dir(s) / s.phase1)  # the router, or what it starts from
         if not flags.init:
-            self.left = self.read(self.first / FILE, "run python train_sft.py" + f" --init DIR ...{common.flags(s, DEFAULTS['out'])}" * (not flags.router))
+            from_init = f" --init DIR ...{common.flags(s, DEFAULTS['out'])}" * (not flags.router)
+            self.left = self.read(self.first / FILE, f"run python train_sft.py{from_init}")
         self.tokenizer = Tokenizer(self.first)
         tokenizers = {"the router": self.tokenizer, **{name: Tokenizer(path) for name, path in self.directories.items()}}
         self.size = agree(tokenizers)

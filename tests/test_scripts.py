@@ -229,7 +229,7 @@ def test_colours_and_marks(capsys):
 
 
 def test_prompts_from_a_file(world):
-    """Blank lines, a prompt that fails and bytes that are no text do not keep the rest from being answered; the status tells of a failure."""
+    """Blank lines, a prompt that fails and bytes that are no text do not keep the rest from being answered; the status tells of it."""
     p = script("decode", "--out", world, stdin=f"\n{PROMPT}\n{'word ' * 300}\n \nWhat is 38 mod 5?\n", status=2)
     assert p.stdout.count("tokens with the end") == 2 and p.stderr.count("error: ") == 1
     assert p.stdout.index(PROMPT) < p.stdout.index("38 mod 5")
