@@ -292,7 +292,7 @@ def train_reward(s):
     path, made_from = folder / f"{s.name}.pt", common.fingerprints(["router_sft"], [router])
     recipe = common.recipe(s) | made_from
     if path.exists():
-        common.check_same(path, common.load_model(path, tokenizer.FINGERPRINT, "run python baselines.py", router=True)[1]["recipe"], recipe)
+        common.check_same(path, common.load_model(path, tokenizer.FINGERPRINT, "start again", router=True)[1]["recipe"], recipe)
         return print(f"{path} is there already")
     ids, mask, lengths = common.pack(pairs.read(pairs.sample(s, folder, router, experts, made_from["router_sft"]), router.lm.config.max_len))
     first, size, last = mask.int().argmax(1), mask.sum(1), lengths - 1             # (2P,): where an answer begins, its tokens, its end

@@ -2,12 +2,14 @@
 
 import argparse
 import dataclasses
+import errno
 import hashlib
 import inspect
 import json
 import os
 import pickle
 import re
+import shlex
 import sys
 import traceback
 import warnings
@@ -30,6 +32,7 @@ def run(main, before=""):
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
     for stream in (sys.stdout, sys.stderr):  # a character that the terminal cannot show is no reason to stop
         stream.reconfigure(errors="backslashreplace")
+    sys.stdin.reconfigure(errors="replace")  # nor are bytes that are no character
     try:
         main()
         sys.stdout.flush()
@@ -60,6 +63,8 @@ def end_bars(e):
 
 class Parser(argparse.ArgumentParser):
     def error(self, message):  # argparse would print its usage over several lines first
+        if re.match("unrecognized arguments: [^-]", message) and any(a.dest == "prompt" for a in self._actions):
+            message += " (put the prompt in quotes)"
         raise UserError(f"{message} (see python {Path(sys.argv[0]).name} --help)")
 
 
@@ -103,10 +108,16 @@ def several(p, cls, argv, *others):
 
 def positive(s, *names, or_zero=False):
     """Raise UserError unless each named field of the settings s is a finite number above zero (or zero, if or_zero)."""
+    least = 0 if or_zero else 1
     for name in names:
         value = getattr(s, name)
-        if not (0 < value < (2**31 if isinstance(value, int) else float("inf")) or or_zero and value == 0):
-            raise UserError(f"--{name} is {value}, and must be {'zero or ' if or_zero else ''}above zero, and not huge")
+        if isinstance(value, int):
+            ok, right = least <= value < 2**31, f"at least {least}" if value < least else f"below {2**31}"
+        else:
+            ok = 0 < value < float("inf") or or_zero and value == 0
+            right = "a finite number " + ("of zero or more" if or_zero else "above zero")
+        if not ok:
+            raise UserError(f"--{name} is {value}, and must be {right}")
 
 
 def one_of(s, name, values):
@@ -148,6 +159,12 @@ def run_dir(s):
 def where(s):
     """The flags that another script needs to work on the run of the settings s."""
     return ["--seed", str(s.seed), "--out", s.out, "--device", s.device, "--family", s.family]
+
+
+def flags(s, out="out"):
+    """What a command in a message needs behind it to mean the run of the settings s, " --seed 9"; defaults (out: of --out) unsaid."""
+    usual = {"seed": 0, "out": out, "family": FAMILIES[0]}
+    return "".join(f" --{name} {shlex.quote(str(getattr(s, name)))}" for name in usual if getattr(s, name) != usual[name])
 
 
 def prepare(s):
@@ -239,10 +256,10 @@ def load(path, keys, hint):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a foreign file may make torch warn before it refuses; our own line says enough
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as e:
-        raise UserError(f"cannot read {path} ({e.strerror})") from e
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError,
+    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError,
             AssertionError) as e:
+        if isinstance(e, OSError) and e.errno != errno.EINVAL:  # EINVAL: torch looked for what a whole file would have there
+            raise UserError(f"cannot read {path} ({e.strerror})") from e
         raise UserError(f"{path} is truncated or not a checkpoint; remove it, then {hint}") from e
     missing = [k for k in keys if not isinstance(content, dict) or k not in content]
     if missing:
@@ -250,12 +267,12 @@ def load(path, keys, hint):
     return content
 
 
-def check_same(path, saved, asked):
-    """Raise UserError unless the saved settings (a dict) have the asked values."""
+def check_same(path, saved, asked, remove="that file"):
+    """Raise UserError unless the saved settings (a dict) have the asked values; remove: what all was made with them, and must go."""
     for name in asked:
         if saved.get(name) != asked.get(name):
             raise UserError(f"{path} was made with {name} = {saved.get(name)}, and {asked.get(name)} is asked: "
-                            f"use another --out, or remove that file to train anew")
+                            f"use another --out, or remove {remove} to train anew")
 
 
 def recipe(s):

@@ -2,6 +2,7 @@
 
     python decode.py "Maya has 12 apples. She buys 5 more. Then she doubles the number. How many apples are there now?"
     python decode.py                      asks for prompts; an empty line or Ctrl-D ends it
+    python decode.py < FILE               a prompt a line; blank lines are skipped, and a prompt that fails makes the exit status 2
     python decode.py --json "PROMPT"      one JSON object per token, then one with the answer
     python decode.py "PROMPT" --router DIR --experts math=DIR code=DIR    models of your own: see own.py
 
@@ -32,7 +33,7 @@ import torch.nn.functional as F
 import common
 import own
 from fusionroute import fuse, wide
-from model import Uniform, sample
+from model import Uniform, ended, sample
 from toy_experts import tasks, tokenizer
 from toy_experts.train import EXPERTS
 
@@ -86,6 +87,7 @@ def read_on(model, cache, rows, text, have):
 def fused_decode(router, experts, prompts, end, max_new, use_router=True, use_expert=True, only=None, temperature=0.0, seed=0):
     """Decode a batch of prompts (token-id lists of any lengths) with Eq. (1); returns one Trace a prompt.
 
+    end: the token id that ends an answer, or several.
     use_router=False leaves out the router's logits (routing only), use_expert=False the expert's, only=i always takes expert i
     instead of argmax w. Temperature 0 is greedy; else row b draws from a random stream seeded seed + b. A row's tokens do not
     depend on the others in the batch.
@@ -122,7 +124,7 @@ def fused_decode(router, experts, prompts, end, max_new, use_router=True, use_ex
         for b, *values in zip(rows.tolist(), *columns):
             for column, value in zip(("tokens", "pick", "weights", "expert_choice"), values):
                 getattr(traces[b], column).append(value)
-        alive = token != end
+        alive = torch.tensor([not ended([t], end) for t in columns[0]], device=device)    # (b,)
         rows = rows[alive]                                                                # rows that ended leave
         if not len(rows):
             break
@@ -179,13 +181,13 @@ def draft(router, cache, text, k, end, lookup=None, temperature=0.0, u=None):
         if temperature:
             own = sample(logp, temperature, u=u[len(tokens):, 0][:len(logp)])             # (g+1,)
         sure, own, n = sure.tolist(), own.tolist(), 0
-        while n < len(guess) and guess[n] == own[n] != end and sure[n] >= SURE:
+        while n < len(guess) and guess[n] == own[n] and not ended([own[n]], end) and sure[n] >= SURE:
             n += 1
         tokens, passes = tokens + own[:n + 1], passes + 1
         here = len(w) - len(guess) - 1                                                    # the first place with an output of use
         parts.append((logp[:n + 1], w[here:here + n + 1]))
         cache.length.fill_(len(text) + len(tokens) - 1)                                   # what was guessed wrong is taken back
-        if len(tokens) == k or own[n] == end or sure[n] < SURE:
+        if len(tokens) == k or ended(tokens, end) or sure[n] < SURE:
             return tokens, *map(torch.cat, zip(*parts)), passes
 
 
@@ -222,7 +224,7 @@ def block_decode(router, experts, prompt, end, max_new, block, lookup=None, temp
     uniform = Uniform(1, seed) if temperature else None
     noise = torch.cat([uniform([0], device) for _ in range(3 * max_new)]).view(-1, 3) if temperature else None  # (max_new, 3)
 
-    while len(trace.tokens) < max_new and trace.tokens[-1:] != [end]:
+    while len(trace.tokens) < max_new and not ended(trace.tokens, end):
         u = noise[len(trace.tokens):] if temperature else None                            # (places left, 3)
         k = min(block, max_new - len(trace.tokens), max(1, room - len(text) + 1))         # no draft past what the models can read
         tokens, logp, w, passes = draft(router, router_cache, text, k, end, lookup, temperature, u)
@@ -259,12 +261,12 @@ def options(method, names=EXPERTS):
 
 
 def answer_ids(trace, end=tokenizer.END):
-    return trace.tokens[:-1] if trace.tokens[-1:] == [end] else trace.tokens
+    return trace.tokens[:-1] if ended(trace.tokens, end) else trace.tokens
 
 
 class TOY:
     """What is said below of the models besides their logits. own.World has the same for models of your own."""
-    names, END, max_new, encode_prompt = EXPERTS, tokenizer.END, MAX_NEW, staticmethod(tokenizer.encode_prompt)
+    names, ends, max_new, encode_prompt = EXPERTS, tokenizer.END, MAX_NEW, staticmethod(tokenizer.encode_prompt)
 
     @staticmethod
     def pieces(ids):
@@ -276,7 +278,8 @@ class TOY:
 def load(s, which):
     """The router `which` ("router" or "router_sft") of a run, frozen, and its experts. UserError when they don't fit each other."""
     folder, device = common.run_dir(s), common.device(s.device)
-    hint = "run bash run.sh, or python train_sft.py" + ("" if which == "router_sft" else ", then python train_cdpo.py")
+    flags = common.flags(s)
+    hint = f"run bash run.sh{flags}, or python train_sft.py{flags}" + f", then python train_cdpo.py{flags}" * (which != "router_sft")
     experts = [common.load_model(folder / f"{name}.pt", tokenizer.FINGERPRINT, hint, device)[0] for name in EXPERTS]
     path = folder / f"{which}.pt"
     router, content = common.load_model(path, tokenizer.FINGERPRINT, hint, device, router=True)
@@ -301,7 +304,7 @@ MAGENTA = 35                                # the router's
 
 def records(trace, method, of=TOY):
     """One dict per generated token: what --json prints."""
-    texts = of.pieces(answer_ids(trace, of.END)) + [""]  # the end token has no text
+    texts = of.pieces(answer_ids(trace, of.ends)) + [""]  # the end token has no text
     for i, token in enumerate(trace.tokens):
         weights = {} if method == "router" else dict(zip(of.names, (round(w, 4) for w in trace.weights[i])))
         wanted, = of.pieces([trace.expert_choice[i]])
@@ -339,7 +342,7 @@ def show(trace, method, colour, of=TOY):
     if trace.drafted:
         print(f"({len(steps) / trace.drafted:.0%} of the drafted tokens kept; passes a token: router "
               f"{trace.router_passes / len(steps):.2f}, experts {trace.expert_passes / len(steps):.2f}; --block 1: 1.00 and 1.00)")
-    if steps[-1]["id"] != of.END:
+    if not ended(trace.tokens, of.ends):
         print(f"(stopped after {of.max_new} tokens)")
 
 
@@ -364,17 +367,17 @@ def respond(prompt, router, experts, method, as_json, block=Settings.block, of=T
     ids = encode(prompt, router.lm.config.max_len, of)
     if block > 1 and method in ("fusionroute", "sft_only"):
         lookup = known_texts() if of is TOY else Lookup([ids])
-        trace = block_decode(router, experts, ids, of.END, of.max_new, block, lookup)
+        trace = block_decode(router, experts, ids, of.ends, of.max_new, block, lookup)
     else:
-        trace = fused_decode(router, experts, [ids], of.END, of.max_new, **options(method, of.names))[0]
+        trace = fused_decode(router, experts, [ids], of.ends, of.max_new, **options(method, of.names))[0]
     if not as_json:
         return show(trace, method, sys.stdout.isatty() and "NO_COLOR" not in os.environ, of)
     steps = list(records(trace, method, of))
-    ended = steps[-1]["id"] == of.END
-    for r in steps[:-1] if ended else steps:
+    stopped = ended(trace.tokens, of.ends)
+    for r in steps[:-1] if stopped else steps:
         print(json.dumps(r))
-    text = "".join(of.pieces(answer_ids(trace, of.END)))
-    print(json.dumps({"answer": text, "prompt": prompt, "method": method, "end": steps[-1] if ended else None}))
+    text = "".join(of.pieces(answer_ids(trace, of.ends)))
+    print(json.dumps({"answer": text, "prompt": prompt, "method": method, "end": steps[-1] if stopped else None}))
 
 
 def main(argv=None):
@@ -387,23 +390,31 @@ def main(argv=None):
     if s.method not in methods:
         raise common.UserError(f"--method is {s.method!r}, and must be one of {', '.join(methods)}")
     if prompt is not None:
+        prompt = prompt.encode(errors="replace").decode()  # bytes of the command line that are no character
         encode(prompt, float("inf"), of)  # an empty prompt is refused before anything is loaded
     router, experts = of.models() if flags else load(s, "router_sft" if s.method == "sft_only" else "router")
     if prompt is not None:
         return respond(prompt, router, experts, s.method, as_json, s.block, of)
+    typed, failed = sys.stdin.isatty(), False
     while True:
         try:
-            line = input("prompt> " if sys.stdin.isatty() else "")
+            line = input("prompt> " if typed else "")
         except EOFError:  # Ctrl-D
-            return
+            break
         if not line.strip():
-            return
-        if not sys.stdin.isatty() and not as_json:
+            if typed:
+                break
+            continue  # in a file a blank line only separates
+        if not typed and not as_json:
             print(f"prompt> {line}")
         try:
             respond(line.replace("\\n", "\n"), router, experts, s.method, as_json, s.block, of)
         except common.UserError as e:  # a bad prompt does not end the conversation
             print(f"error: {e}", file=sys.stderr)
+            failed = not typed  # nobody sees the line in a script: the status says it again
+    if failed:
+        sys.stdout.flush()
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -94,9 +94,10 @@ def traces(router, experts, **how):
 def load_all(s):
     """name -> every model of a run, frozen, by the names of its checkpoints; "experts" the list of them."""
     folder, device = common.run_dir(s), common.device(s.device)
-    models = {name: common.load_model(folder / f"{name}.pt", tokenizer.FINGERPRINT, "run python evaluate.py", device)[0]
+    hint = "run python evaluate.py" + common.flags(s)
+    models = {name: common.load_model(folder / f"{name}.pt", tokenizer.FINGERPRINT, hint, device)[0]
               for name in ["base"] + EXPERTS}
-    models["reward"] = common.load_model(folder / "reward.pt", tokenizer.FINGERPRINT, "run python baselines.py", device, router=True)[0]
+    models["reward"] = common.load_model(folder / "reward.pt", tokenizer.FINGERPRINT, hint, device, router=True)[0]
     return models | {"experts": [models[e] for e in EXPERTS]} | {name: decode.load(s, name)[0] for name in TRAINING if name != "reward"}
 
 

@@ -280,6 +280,15 @@ class Uniform:
         return torch.stack([torch.rand((), generator=self.streams[b]) for b in rows]).to(device)  # (b,)
 
 
+def ended(tokens, end):
+    """Whether a list of token ids stops with `end`: an id, or several (a model may have more than one).
+
+    >>> ended([7, 3], 3), ended([7, 3], (2, 3)), ended([3, 7], 3), ended([], 3)
+    (True, True, False, False)
+    """
+    return tokens[-1:] == [end] if isinstance(end, int) else any(t in end for t in tokens[-1:])
+
+
 @torch.inference_mode()
 def generate(model, prompts, max_new, end, temperature=0.0, top_k=0, top_p=1.0, seed=0):
     """Continue prompts (a list of token-id lists of any lengths) until `end` or max_new tokens. Returns lists without `end`.
@@ -295,7 +304,7 @@ def generate(model, prompts, max_new, end, temperature=0.0, top_k=0, top_p=1.0, 
     for i in range(max_new):
         u = uniform(active, device) if temperature else None
         token = sample(logits[:, -1], temperature, top_k, top_p, u)  # (b,)
-        alive = [j for j, t in enumerate(token.tolist()) if t != end]
+        alive = [j for j, t in enumerate(token.tolist()) if not ended([t], end)]
         for j in alive:
             out[active[j]].append(int(token[j]))
         active = [active[j] for j in alive]

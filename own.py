@@ -68,20 +68,21 @@ def parse(p, cls, argv, names, *others):
     """For a parser p of cls: adds Flags' fields in names. Returns the values of the arguments named in others, a cls, Flags or None."""
     common.add_flags(p.add_argument_group("models and data of your own"), Flags, names)
     args, asked = vars(p.parse_args(argv)), [name for name in names if name in REQUIRED]
+    needed = [name for name in asked if not (name == "experts" and "init" in asked)]  # phase 1 without experts is plain fine-tuning
     given = [name for name in names if args[name] != getattr(Flags, name)]
     if any(name in asked for name in given):
         p.set_defaults(**{name: value for name, value in DEFAULTS.items() if name in args and name in cls.__dataclass_fields__})
         args = vars(p.parse_args(argv))
     elif given:
-        raise UserError(f"--{given[0]} is for models of your own: it needs --{' and --'.join(asked)} too")
+        raise UserError(f"--{given[0]} is for models of your own: it needs --{' and --'.join(needed)} too")
     flags = Flags(**{name: args.pop(name) for name in names})
     others = [args.pop(name) for name in others]
     s = cls(**args)
     if not given:
         return *others, s, None
-    for name in asked:
-        if name not in given and not (name == "experts" and "init" in asked):  # phase 1 without experts is plain fine-tuning
-            raise UserError(f"--{name} is missing: models of your own need --{', --'.join(asked)}")
+    for name in needed:
+        if name not in given:
+            raise UserError(f"--{name} is missing: models of your own need --{', --'.join(needed)}")
     for name in TOY_ONLY:
         if name in args and args[name] != getattr(cls, name):
             raise UserError(f"--{name} is about the toy's own experts and data: it means nothing with --experts")
@@ -189,6 +190,11 @@ class World:
         # names that decode.py's methods and pi_ref's scores have
         self.directories = named(flags.experts, not_these=("router", "fusionroute", "routing_only", "sft_only", "reference"))
         self.names, self.max_new = list(self.directories), flags.max_new
+        directories = [("--init", flags.init), *(("--experts", path) for path in self.directories.values())]
+        for kind, paths in ("directory", directories), ("file", [("--data", flags.data), ("--pairs", flags.pairs)]):
+            for flag, path in paths:  # before anything is read, or a package asked for
+                if path and not Path(path).exists():
+                    raise UserError(f"there is no {kind} {path} ({flag})")
         if not self.names:
             if s.loss != "paper":
                 raise UserError(f"--loss {s.loss} is about experts: without --experts there is plain fine-tuning only")
@@ -196,14 +202,15 @@ class World:
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # W has a row for each expert: none
         self.first = Path(flags.init or flags.router or common.run_dir(s) / s.phase1)  # the router, or what it starts from
         if not flags.init:
-            self.left = self.read(self.first / FILE, f"run python train_sft.py{' --init DIR ...' * (not flags.router)}")
+            from_init = f" --init DIR ...{common.flags(s, DEFAULTS['out'])}" * (not flags.router)
+            self.left = self.read(self.first / FILE, f"run python train_sft.py{from_init}")
         self.tokenizer = Tokenizer(self.first)
         tokenizers = {"the router": self.tokenizer, **{name: Tokenizer(path) for name, path in self.directories.items()}}
         self.size = agree(tokenizers)
         for name, other in tokenizers.items():
             if flags.init and other.END != self.tokenizer.END:
                 print(f"note: {name} ends an answer with token {other.END}, the router with {self.tokenizer.END}, which is taken for all")
-        self.END, self.encode_prompt = self.tokenizer.END, self.tokenizer.encode_prompt
+        self.encode_prompt, self.ends = self.tokenizer.encode_prompt, [i for i in self.tokenizer.ends if i < self.size]
         self.max_len = min(pretrained.read_config(d).max_len for d in [self.first, *self.directories.values()])
         self.fingerprints = {name: fingerprint(path) for name, path in self.directories.items()}
         if not flags.init:

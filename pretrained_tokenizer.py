@@ -2,7 +2,7 @@
 
     tokenizer = Tokenizer("DIR")
     ids = tokenizer.encode_prompt("What is 38 mod 5?")
-    print(tokenizer.decode(generate(model, [ids], 100, tokenizer.END)[0]))
+    print(tokenizer.decode(generate(model, [ids], 100, tokenizer.ends)[0]))
 
 tokenizer.json is read by the library `tokenizers`. A chat template is a small program: it runs in jinja2's sandbox, as it does in
 transformers, and can neither reach a file nor change an object. (It can still take its time: use Ctrl-C.)
@@ -10,12 +10,13 @@ transformers, and can neither reach a file nor change an object. (It can still t
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 from common import UserError
 from pretrained import LARGEST, extra, read_json, shown
 
-STAND_IN = "standinforcontent"  # takes a text's place in a chat template, to find what stands before and behind it
+STAND_IN = "standinforcontent"  # takes the place of a text in a chat template, or of a special token in a text
 
 
 class Tokenizer:
@@ -28,6 +29,8 @@ class Tokenizer:
 
     def __init__(self, directory):
         directory = Path(directory)
+        if not directory.is_dir():
+            raise UserError(f"there is no directory {directory}: a model has config.json, .safetensors files and tokenizer.json")
         self.directory, path, tokenizers = directory, directory / "tokenizer.json", extra("tokenizers")
         names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
         self.files = {name: (directory / name).read_bytes() for name in names if (directory / name).is_file()}
@@ -53,10 +56,12 @@ class Tokenizer:
         """Set self.template (None without one) and self.named, the special tokens that templates call by name."""
         settings = read_json(self.directory / "tokenizer_config.json", missing={})
         template = settings.get("chat_template")
-        if isinstance(template, list):  # several, each with a name
-            template = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}.get("default")
         if "chat_template.jinja" in self.files:
             template = self.files["chat_template.jinja"].decode("utf-8", "replace")
+        if isinstance(template, list):  # several, each with a name
+            default = [t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"]
+            if not default or not isinstance(template := default[-1], str):
+                raise UserError(f"{self.directory / 'tokenizer_config.json'}: chat_template is a list, and must have one named \"default\"")
         named = {**read_json(self.directory / "special_tokens_map.json", missing={}), **settings}
         named = {key: value.get("content") if isinstance(value, dict) else value for key, value in named.items()}
         self.named = {key: value for key, value in named.items() if key.endswith("_token") and isinstance(value, str)}
@@ -111,10 +116,13 @@ class Tokenizer:
         """Token ids of a prompt up to the place where the answer begins. Special tokens typed by a user stay plain text."""
         if self.template is None:
             return self.encode(text, plain=True, add=True)
-        if not any(token in text for token in self.special):
-            return self.encode(self.render(text))
-        before, _, behind = self.render(STAND_IN).partition(STAND_IN)
-        return self.encode(before) + self.encode(text, plain=True) + self.encode(behind)
+        # Each special token in the text is hidden from template and tokenizer behind a stand-in, and encoded by itself. So is a
+        # stand-in that a user types.
+        tokens = sorted((token for token in [STAND_IN, *self.special] if token in text), key=len, reverse=True)
+        hidden = re.sub("|".join(map(re.escape, tokens)), lambda found: f"{STAND_IN}{tokens.index(found[0])}.", text) if tokens else text
+        *parts, last = re.split(rf"{STAND_IN}(\d+)\.", self.render(hidden))  # text, number of a token, text, number of a token, ...
+        before = [self.encode(a) + self.encode(tokens[int(k)], plain=True) for a, k in zip(parts[::2], parts[1::2])]
+        return sum(before, []) + self.encode(last)
 
     def encode_answer(self, text):
         """Token ids of an answer, with exactly one end token."""

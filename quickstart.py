@@ -56,7 +56,7 @@ def evaluate(s, router, router_sft, experts):
     """Everything that quickstart.json holds, for one run and its models."""
     folder = common.run_dir(s)
     names = ["base"] + EXPERTS + ["router_sft", "router"]
-    checkpoints = {name: common.load(folder / f"{name}.pt", ("recipe", "seconds"), "run bash run.sh") for name in names}
+    checkpoints = {name: common.load(folder / f"{name}.pt", ("recipe", "seconds"), "run bash run.sh" + common.flags(s)) for name in names}
     gap = checkpoints["base"]["recipe"]["gap"]
     benches = tasks.BENCHMARKS + ["general"]
     items = {b: tasks.dataset(b, s.split, s.prompts, Random(f"{s.split} {b} {s.seed}")) for b in benches}

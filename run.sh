@@ -1,9 +1,23 @@
 #!/usr/bin/env bash
 # bash run.sh            from nothing to routed answers: .venv, requirements, every missing training, a table, three answers
 # bash run.sh test       the same set-up, then the tests
-# bash run.sh --seed 1 --out DIR --device cpu    are passed on to every script
+# bash run.sh [--seed N] [--out DIR] [--device auto|cuda|mps|cpu] [--family llama|gemma]    another run: every script gets these
 set -euo pipefail
 cd "$(dirname "$0")"
+
+check() {  # before minutes are spent: what not every script takes is for one of them alone
+    while [ $# -gt 0 ]; do
+        case "$1" in
+            --help | -h) sed -n 's/^# //p' run.sh; exit ;;
+            --seed=* | --out=* | --device=* | --family=*) shift ;;
+            --seed | --out | --device | --family)
+                [ $# -gt 1 ] || { echo "error: $1 needs a value" >&2; exit 2; }
+                shift 2 ;;
+            *) echo "error: run.sh does not take $1, only --seed N, --out DIR, --device D, --family F, or test first" >&2; exit 2 ;;
+        esac
+    done
+}
+[ "${1:-}" = test ] || check "$@"
 
 if [ ! -x .venv/bin/pip ]; then  # pip comes last: a half-made .venv is made again
     echo "making .venv"
@@ -28,4 +42,4 @@ printf '%s\n' "Zoe has 12 cakes. She buys 5 more. Then she doubles the number. H
     "Define a function pick(xs) that returns the largest of the odd numbers in xs, each plus 3, or 0 if there are none." \
     "Write green, lamp and river in double quotes. Finish with the word done." | $python decode.py "$@"
 echo
-echo "from start to end: $SECONDS seconds. Now ask your own: $python decode.py"
+echo "from start to end: $SECONDS seconds. Now ask your own: $python decode.py${*:+ $*}"

@@ -26,6 +26,7 @@ import common
 import decode
 import own
 from fusionroute import Router
+from model import ended
 from report import fill, percent, table
 from toy_experts import tasks
 
@@ -97,8 +98,8 @@ def answers(world, router, experts, items, batch, **how):
     for k in tqdm(range(0, len(items), batch), desc="answering", mininterval=1.0):
         rows = order[k:k + batch]
         prompts = [world.encode_prompt(items[i].prompt) for i in rows]
-        for i, trace in zip(rows, decode.fused_decode(router, experts, prompts, world.END, MAX_NEW, **how)):
-            traces[i], texts[i] = trace, world.tokenizer.decode(decode.answer_ids(trace, world.END))
+        for i, trace in zip(rows, decode.fused_decode(router, experts, prompts, world.ends, MAX_NEW, **how)):
+            traces[i], texts[i] = trace, world.tokenizer.decode(decode.answer_ids(trace, world.ends))
     return traces, texts
 
 
@@ -133,7 +134,7 @@ def said(s, name, items):
             traces, texts = answers(world, router, experts, items, s.batch, **how)
             return {"cpu": time.process_time() - begun, "texts": texts, "picks": [[EXPERTS[i] for i in t.pick if i < 3] for t in traces],
                     "changed": [sum(a != b for a, b in zip(t.tokens, t.expert_choice)) for t in traces],
-                    "ended": [t.tokens[-1] == world.END for t in traces]}
+                    "ended": [ended(t.tokens, world.ends) for t in traces]}
         out[method] = common.cached(Path(s.out) / f"answers-{method}.json", key, run)
     return out, (world, router, experts)
 

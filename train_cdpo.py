@@ -87,7 +87,7 @@ def main(argv=None):
     folder, device = common.prepare(s)
     path, state_path = folder / f"{s.name}{world.suffix}", folder / f"{s.name}.state.pt"
     if path.exists():
-        common.check_same(path, world.recipe_of(path, "run python train_cdpo.py"), recipe)
+        common.check_same(path, world.recipe_of(path, "start again"), recipe)
         return print(f"{path} is there already")
 
     begun = time.time()

@@ -65,7 +65,7 @@ def main(argv=None):
     recipe = world.start(s)
     path, state_path = folder / f"{s.name}{world.suffix}", folder / f"{s.name}.state.pt"
     if path.exists():
-        common.check_same(path, world.recipe_of(path, "run python train_sft.py"), recipe)
+        common.check_same(path, world.recipe_of(path, "start again"), recipe)
         return print(f"{path} is there already")
 
     begun = time.time()

@@ -269,6 +269,25 @@ def test_lookup_goes_on_after_the_longest_match():
     assert guess([1, 2, 3], 0) == []
 
 
+def test_an_answer_ends_at_the_first_of_several_ends(models, monkeypatch):
+    """What is said with no end at all, cut behind the first token that is one of three; the first expert alone likewise."""
+    monkeypatch.setattr(decode, "SURE", ALWAYS)
+    router, experts = models
+    on = fused_decode(router, experts, PROMPTS, -1, 30)
+    ends = [on[0].tokens[9], on[1].tokens[4], 99]
+    cut = lambda tokens, with_end: tokens[:next((t + with_end for t, token in enumerate(tokens) if token in ends), 30)]
+    expected = [cut(t.tokens, True) for t in on]
+    assert len({t[-1] for t in expected if len(t) < 30}) == 2  # both of them end an answer
+    for several in (ends, tuple(ends)):
+        assert [t.tokens for t in fused_decode(router, experts, PROMPTS, several, 30)] == expected
+        for p, tokens in zip(PROMPTS, expected):
+            for lookup in (None, lambda ids, k: [several[0], 1][:k]):
+                trace = block_decode(router, experts, p, several, 30, 8, lookup)
+                assert trace.tokens == tokens and decode.answer_ids(trace, several) == cut(tokens, False)
+        without = generate(experts[0], PROMPTS, 30, -1)
+        assert generate(experts[0], PROMPTS, 30, several) == [cut(t, False) for t in without] != without
+
+
 def test_block_1_switches_it_off_and_changes_nothing_else(world, capsys):
     said = []
     for block in (16, 1):

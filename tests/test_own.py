@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import sys
 import weakref
 from dataclasses import replace
 
@@ -258,6 +259,8 @@ def test_from_directories_to_an_answer(dirs, capsys):
     assert "code | " in capsys.readouterr().out
     main("decode", "what is the cat?", *flags.decode, "--dtype", "bfloat16", "--block", "1")
     assert "tokens with the end" in capsys.readouterr().out
+    main("decode", "what\udcff?", *flags.decode)  # how Python hands on a byte of the command line that is no text
+    assert "tokens with the end" in capsys.readouterr().out
     assert "at most 28 fit" in mistake("decode", "x" * 30, *flags.decode)  # the code expert reads 48
 
     swapped = flags.decode[:2] + ["--experts", f"code={flags.at / 'code'}", f"math={flags.at / 'math'}"]
@@ -269,6 +272,27 @@ def test_from_directories_to_an_answer(dirs, capsys):
     content = torch.load(flags.at / "out/seed0/router/fusionroute.pt", weights_only=True)
     torch.save(content | {"W": content["W"][:1]}, flags.at / "out/seed0/router/fusionroute.pt")
     assert "W does not fit" in mistake("decode", "x", *flags.decode)
+
+
+@pytest.mark.parametrize("block", ["1", "8"])
+def test_every_end_of_the_router_s_configuration_ends_an_answer(dirs, capsys, block):
+    """As with Llama-3.1-Instruct, whose generation_config.json has three. Here: the third token of what is said without it."""
+    flags = dirs()
+    main("train_sft", *flags.sft)
+    ask = ["decode", "what is the cat?", "--router", str(flags.at / "out/seed0/router_sft"), *flags.decode[2:], "--json", "--block", block]
+    said = []
+    for _ in range(2):
+        capsys.readouterr()
+        main(*ask)
+        said.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+        third = said[0][2]["id"]
+        (flags.at / "out/seed0/router_sft/generation_config.json").write_text(json.dumps({"eos_token_id": [2, third]}))
+    *long, whole = said[0]
+    *short, last = said[1]
+    first = [r["id"] for r in long].index(third)
+    assert short == long[:first] and last["end"]["id"] == third and len(long) > 3 and whole["answer"].startswith(last["answer"])
+    main(*(a for a in ask if a != "--json"))
+    assert f"({first + 1} tokens with the end" in (out := capsys.readouterr().out) and "stopped after" not in out
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma"])
@@ -327,12 +351,24 @@ def test_a_killed_training_goes_on(dirs, monkeypatch):
 # --- mistakes, numbers in 16 bits ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name, args, says", [
+    ("train_sft", "--init nowhere --data missing.jsonl", "there is no directory nowhere (--init)"),
+    ("train_sft", "--init HERE --data missing.jsonl", "there is no file missing.jsonl (--data)"),
+    ("train_sft", "--init HERE --experts math=nowhere --data FILE", "there is no directory nowhere (--experts)"),
+    ("train_cdpo", "--experts math=HERE --pairs missing.jsonl --data FILE", "there is no file missing.jsonl (--pairs)"),
+    ("train_sft", "--init FILE --data FILE", "there is no directory ")])
+def test_paths_are_looked_at_before_packages(name, args, says, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    (tmp_path / "file").write_text("")
+    assert says in mistake(name, *args.replace("HERE", str(tmp_path)).replace("FILE", str(tmp_path / "file")).split(), "--out", "x")
+
+
 @pytest.mark.parametrize("name, change, says", [
     ("train_sft", lambda f: f.sft[:-4] + ["--gap", "0.5"], "--gap is about the toy"),
-    ("train_sft", lambda f: f.sft[2:], "--init is missing"),
-    ("train_sft", lambda f: f.sft[:2], "--data is missing"),
-    ("train_cdpo", lambda f: f.cdpo[3:], "--experts is missing"),
-    ("train_sft", lambda f: ["--dtype", "bfloat16"], "--dtype is for models of your own"),
+    ("train_sft", lambda f: f.sft[2:], "--init is missing: models of your own need --init, --data"),  # experts are no must
+    ("train_sft", lambda f: f.sft[:2], "--data is missing: models of your own need --init, --data"),
+    ("train_cdpo", lambda f: f.cdpo[3:], "--experts is missing: models of your own need --experts, --pairs, --data"),
+    ("train_sft", lambda f: ["--dtype", "bfloat16"], "--dtype is for models of your own: it needs --init and --data too"),
     ("train_sft", lambda f: f.sft + ["--dtype", "int8"], "--dtype is 'int8'"),
     ("train_sft", lambda f: f.sft + ["--max_len", "0"], "--max_len is 0"),
     ("train_sft", lambda f: f.sft + ["--max_len", "5"], "no sample that can be used: 7 of more than 5 tokens (lines 1, 2,"),
@@ -342,9 +378,9 @@ def test_a_killed_training_goes_on(dirs, monkeypatch):
     ("train_sft", lambda f: f.sft + ["--experts", "a/b=x"], "must be NAME=DIR"),
     ("train_sft", lambda f: f.sft + ["--experts", "router=x"], "the name router is taken"),
     ("train_sft", lambda f: f.sft + ["--experts", f"a={f.at / 'math'}", f"a={f.at / 'math'}"], "the name a is taken"),
-    ("train_sft", lambda f: f.sft + ["--experts", "math=nowhere"], "there is no nowhere"),
-    ("train_sft", lambda f: f.sft + ["--data", "nowhere"], "cannot read nowhere"),
-    ("train_cdpo", lambda f: f.cdpo, "train_sft.py --init"),
+    ("train_sft", lambda f: f.sft + ["--experts", "math=nowhere"], "there is no directory nowhere (--experts)"),
+    ("train_sft", lambda f: f.sft + ["--data", "nowhere"], "there is no file nowhere (--data)"),
+    ("train_cdpo", lambda f: f.cdpo + ["--seed", "9", "--out", "x"], "run python train_sft.py --init DIR ... --seed 9 --out x"),
     ("train_cdpo", lambda f: f.cdpo + ["--tries", "5"], "--tries is about the toy"),
     ("decode", lambda f: f.decode + ["x"], "there is no"),
     ("decode", lambda f: [*f.experts, "What is 2?", "--router", "x"], "a prompt stands before it")])

@@ -452,4 +452,4 @@ def test_smollm2_continues_as_it_does_in_transformers(transformers):
     assert (ours(torch.tensor([ids]))[0] - model(torch.tensor([ids])).logits).abs().max() < 1e-4
     assert answer == model.generate(torch.tensor([ids]), max_new_tokens=100, do_sample=False, eos_token_id=None)[0, len(ids):].tolist()
     prompt = tokenizer.encode_prompt("What is the capital of France?")
-    assert tokenizer.decode(generate(ours, [prompt], 30, tokenizer.END)[0]) == "The capital of France is Paris."
+    assert tokenizer.decode(generate(ours, [prompt], 30, tokenizer.ends)[0]) == "The capital of France is Paris."

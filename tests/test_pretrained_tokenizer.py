@@ -69,6 +69,18 @@ def test_special_tokens_typed_by_a_user_stay_text(folder):
         assert "a<|turn|>\n<|assistant|>b</s>" in t.decode(ids)
 
 
+def test_a_template_treats_a_text_with_special_tokens_as_any_text(folder):
+    """`trim` takes the spaces around it; tokens are those of the text before and behind, and of the special token as plain text."""
+    t = Tokenizer(folder())
+    begin, end = t.encode_prompt("x")[:2], t.encode_prompt("x")[3:]
+    assert t.encode_prompt("  hi </s> there  ") == begin + t.encode("hi ") + t.encode("</s>", plain=True) + t.encode(" there") + end
+    assert t.encode_prompt(" </s><s>\n") == begin + t.encode("</s>", plain=True) + t.encode("<s>", plain=True) + end
+    for text in ("standinforcontent", "standinforcontent1.</s>standinforcontent", "<|tu</s>rn|><|tu<s>rn|>", "</s</s>>"):
+        ids = t.encode_prompt(text)
+        assert t.decode(ids) == t.decode(begin) + text + t.decode(end)
+        assert [i for i in ids if i in t.special.values()] == [i for i in begin + end if i in t.special.values()]
+
+
 def test_the_end_token(folder):
     """What the template puts behind an answer; without a template, or where it puts nothing, the configuration's."""
     t = Tokenizer(folder("chat"))
@@ -89,11 +101,21 @@ def test_the_end_token(folder):
     assert 'eos_token_id has "</s>"' in refused(Tokenizer, folder("text", eos=["</s>"]))
 
 
-def test_where_a_template_comes_from(folder):
+def test_where_a_template_comes_from(folder, tmp_path):
     assert Tokenizer(folder("x", template=[{"name": "tools", "template": "no"}, {"name": "default", "template": CHAT}])).END == 2
+    last = {"name": "default", "template": CHAT}
+    assert Tokenizer(folder("odd", template=[{"name": ["x"], "template": "no"}, "no", last])).END == 2
+    for i, several in enumerate(([], [{"name": "tools", "template": CHAT}], [{"name": "default", "template": None}], [["default", CHAT]])):
+        assert 'must have one named "default"' in refused(Tokenizer, folder(f"none{i}", template=several))
+    (tmp_path / "none1/chat_template.jinja").write_text(CHAT)  # which goes first, as in transformers
+    assert Tokenizer(tmp_path / "none1").END == 2
     path = folder("y", template="no")
     (path / "chat_template.jinja").write_text(CHAT)
     assert Tokenizer(path).encode_prompt("the") == Tokenizer(folder("z")).encode_prompt("the")
+
+
+def test_a_missing_directory_is_said_to_be_missing(tmp_path):
+    assert f"there is no directory {tmp_path / 'none'}" in refused(Tokenizer, tmp_path / "none")
 
 
 def test_truncation_and_padding_of_the_file_do_not_count(folder):

@@ -228,12 +228,27 @@ def test_colours_and_marks(capsys):
     assert "math |  apples" in out and "code | « eggs»" in out and "changed by the router: ' apples' -> ' eggs'" in out
 
 
-def test_interactive(world):
-    """Two prompts, a bad one between them that does not end the conversation, then an empty line."""
-    p = script("decode", "--out", world, stdin=f"{PROMPT}\n{'word ' * 300}\nWhat is 38 mod 5?\n\nnever read\n")
-    assert p.stdout.count("tokens with the end") == 2 and "never" not in p.stdout
-    assert p.stderr.count("error: ") == 1
-    assert script("decode", "--out", world, stdin="").stdout == ""  # Ctrl-D at once
+def test_prompts_from_a_file(world):
+    """Blank lines, a prompt that fails and bytes that are no text do not keep the rest from being answered; the status tells of it."""
+    p = script("decode", "--out", world, stdin=f"\n{PROMPT}\n{'word ' * 300}\n \nWhat is 38 mod 5?\n", status=2)
+    assert p.stdout.count("tokens with the end") == 2 and p.stderr.count("error: ") == 1
+    assert p.stdout.index(PROMPT) < p.stdout.index("38 mod 5")
+    assert script("decode", "--out", world, stdin="").stdout == ""
+    command = [sys.executable, str(ROOT / "decode.py"), "--out", str(world)]
+    how = {"capture_output": True, "cwd": ROOT, "env": {**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"}}
+    p = subprocess.run(command, input=b"What is \xff?\n\nWhat is 38 mod 5?", **how)
+    assert p.returncode == 0 and p.stdout.count(b"tokens with the end") == 2 and p.stderr == b""
+    assert "prompt> What is \ufffd?" in p.stdout.decode()
+
+
+def test_a_conversation_in_a_terminal(world, monkeypatch, capsys):
+    """Two prompts, a bad one between them that does not end the conversation, then an empty line, which does."""
+    typed = iter([PROMPT, "word " * 300, "What is 38 mod 5?", "", "never read"])
+    monkeypatch.setattr("sys.stdin", type("", (), {"isatty": lambda self: True})())
+    monkeypatch.setattr("builtins.input", lambda asked: next(typed))
+    decode.main(["--out", str(world)])
+    said = capsys.readouterr()
+    assert said.out.count("tokens with the end") == 2 and said.err.count("error: ") == 1 and next(typed) == "never read"
 
 
 def test_quickstart_and_its_cache(copy):
@@ -292,17 +307,21 @@ def test_help_explains_every_flag(name, capsys):
     ("decode", ["--seed", "-1", PROMPT], "--seed"),
     ("decode", ["--device", "abacus", PROMPT], "abacus"),
     ("decode", ["--seed", "5", PROMPT], "train_sft.py|train_cdpo.py"),
-    ("decode", [PROMPT, "two"], "two"),
-    ("train_sft", ["--lr", "-1"], "--lr"),
-    ("train_sft", ["--lr", "nan"], "--lr"),
-    ("train_sft", ["--batch", "0"], "--batch"),
+    ("decode", ["What", "is", "38 mod 5?"], "unrecognized arguments: is 38 mod 5? (put the prompt in quotes) (see"),
+    ("decode", [PROMPT, "--top", "5"], "unrecognized arguments: --top 5 (see"),
+    ("train_sft", ["two"], "unrecognized arguments: two (see"),
+    ("train_sft", ["--lr", "-1"], "--lr is -1.0, and must be a finite number above zero"),
+    ("train_sft", ["--lr", "nan"], "--lr is nan, and must be a finite number above zero"),
+    ("train_sft", ["--batch", "0"], "--batch is 0, and must be at least 1"),
+    ("train_cdpo", ["--mix", "-1"], "--mix is -1, and must be at least 0"),
+    ("train_sft", ["--lam", "-1"], "--lam is -1.0, and must be a finite number of zero or more"),
     ("train_sft", ["--learning_rate", "1"], "--learning_rate"),
     ("train_sft", ["--samples", "61", *TINY["train_sft"].split()[2:]], "samples = 60, and 61"),
-    ("train_sft", ["--gap", "0.5"], "gap = 0.25, and 0.5"),
+    ("train_sft", ["--gap", "0.5"], "gap = 0.25, and 0.5 is asked: use another --out, or remove the folder"),
     ("train_sft", ["--lam", "-0.1"], "--lam"),
     ("train_cdpo", ["--beta", "0"], "--beta"),
     ("train_cdpo", ["--seed", "5"], "train_sft.py"),
-    ("train_sft", ["--samples", "99999999999999999999"], "--samples"),
+    ("train_sft", ["--samples", "99999999999999999999"], "--samples is 99999999999999999999, and must be below 2147483648"),
     ("quickstart", ["--prompts", "30000"], "only some"),
     ("toy_experts.train", ["--gap", "2"], "--gap"),
     ("toy_experts.train", ["--d_model", "25"], "--d_model"),
@@ -316,10 +335,65 @@ def test_bad_arguments(world, name, args, says):
     assert sorted(p for p in world.rglob("*") if p.name != "quickstart.json") == [p for p in before if p.name != "quickstart.json"]
 
 
+def test_a_hint_can_be_obeyed(world, tmp_path):
+    """What a message says to run is for the run that was asked for, not for the usual one."""
+    asked = ["--seed", "9", "--out", str(tmp_path / "a b"), "--family", "gemma"]
+    flags = f" --seed 9 --out '{tmp_path}/a b' --family gemma"
+    says = f"run bash run.sh{flags}, or python train_sft.py{flags}, then python train_cdpo.py{flags}"
+    for name in ("decode", "quickstart"):
+        assert mistake(name, *asked).endswith(says)
+    assert mistake("train_cdpo", *asked).endswith(says.partition(", then")[0])
+    assert mistake("decode", "--seed", "8888").endswith("then python train_cdpo.py --seed 8888")
+    shutil.copytree(world, tmp_path / "out")
+    (tmp_path / "out/seed0/base.pt").write_bytes(b"")
+    assert mistake("train_sft", "--out", tmp_path / "out").endswith("remove it, then start again")  # the same command makes it
+
+
 @pytest.mark.parametrize("args", [["--nonsense"], ["--seed", "5", PROMPT], [""], ["--out", "x" * 300, PROMPT]])
 def test_a_mistake_is_one_line_and_status_2(world, args):
     p = script("decode", "--out", world, *args, status=2)
     assert p.stdout == "" and len(p.stderr.splitlines()) == 1
+
+
+@pytest.fixture
+def run_sh(tmp_path):
+    """run.sh in a folder of its own, with a Python that only notes what it is asked to run."""
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    for name in ("pip", "python"):
+        (tmp_path / ".venv/bin" / name).write_text('#!/bin/sh\nread -r line && set -- "$@" "< $line"\necho "$@" >> ran\n')
+        (tmp_path / ".venv/bin" / name).chmod(0o755)
+    for name in ("requirements.txt", ".venv/installed.txt"):
+        shutil.copy(ROOT / "requirements.txt", tmp_path / name)
+    shutil.copy(ROOT / "run.sh", tmp_path)
+
+    def run(*args, status=0):
+        p = subprocess.run(["bash", tmp_path / "run.sh", *args], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        assert p.returncode == status, p.stderr
+        return p, (tmp_path / "ran").read_text().splitlines() if (tmp_path / "ran").exists() else []
+    return run
+
+
+def test_run_sh_hands_its_flags_to_every_script(run_sh):
+    p, ran = run_sh("--seed", "1", "--out", "a b", "--device=cpu")
+    flags = "--seed 1 --out a b --device=cpu"
+    assert ran[:3] == [f"{name}.py {flags}" for name in ("train_sft", "train_cdpo", "quickstart")]
+    assert ran[3].startswith(f"decode.py {flags} < Zoe has 12") and p.stdout.endswith(f"decode.py {flags}\n")
+
+
+def test_run_sh_tests(run_sh):
+    assert run_sh("test", "-k", "word", "--co")[1] == ["-m pytest -k word --co"]
+
+
+@pytest.mark.parametrize("args, says", [(["--gap", "0"], "--gap"), (["--seed", "1", "--epochs", "1"], "--epochs"), (["--seed"], "a value"),
+                                        (["What is 38 mod 5?"], "What is 38 mod 5?"), (["--seed", "1", "test"], "test")])
+def test_run_sh_refuses_before_it_starts(run_sh, args, says):
+    p, ran = run_sh(*args, status=2)
+    assert p.stderr.startswith("error: ") and says in p.stderr and len(p.stderr.splitlines()) == 1 and not ran
+
+
+def test_run_sh_helps(run_sh):
+    p, ran = run_sh("--help")
+    assert "--seed N" in p.stdout and "bash run.sh test" in p.stdout and len(p.stdout.splitlines()) == 3 and not ran
 
 
 @pytest.mark.parametrize("redirect", ["<&-", "> /dev/full"])
@@ -349,7 +423,8 @@ class Bomb:
 @pytest.mark.parametrize("damage, says", [
     (lambda d: (d / "router.pt").unlink(), "train_cdpo.py"),
     (lambda d: (d / "code.pt").unlink(), "code.pt"),
-    (lambda d: (d / "router.pt").write_bytes((d / "router.pt").read_bytes()[:-700]), "truncated"),
+    *((lambda d, cut=cut: (d / "router.pt").write_bytes((d / "router.pt").read_bytes()[:cut]), "truncated")
+      for cut in (10, 700, 20_000, -20_000, -700, -100, -1)),
     (lambda d: (d / "router.pt").write_bytes(b""), "truncated"),
     (lambda d: (d / "math.pt").write_bytes(b"\x00not a checkpoint" * 50), "not a checkpoint"),
     (lambda d: (d / "router.pt").write_bytes(pickle.dumps(Bomb())), "not a checkpoint"),

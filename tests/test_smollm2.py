@@ -178,12 +178,12 @@ def test_pairs_are_right_against_wrong(start, tmp_path, monkeypatch):
 def test_answers_are_those_of_one_prompt_at_a_time(start):
     items = [tasks.draw(bench, "test", smollm2.Random(bench)) for bench in tasks.BENCHMARKS]
     world = type("", (), {"tokenizer": Tokenizer(start)})()
-    world.END, world.encode_prompt = world.tokenizer.END, world.tokenizer.encode_prompt
+    world.ends, world.encode_prompt = world.tokenizer.ends, world.tokenizer.encode_prompt
     router, experts = own.Router(GPT(replace(LLAMA, vocab_size=267, max_len=400)), 2).eval(), [pretrained.load(start) for _ in range(2)]
     together = smollm2.answers(world, router, experts, items, 3)
     for i, item in enumerate(items):
-        trace, = decode.fused_decode(router, experts, [world.encode_prompt(item.prompt)], world.END, smollm2.MAX_NEW)
-        assert together[0][i].tokens == trace.tokens and together[1][i] == world.tokenizer.decode(decode.answer_ids(trace, world.END))
+        trace, = decode.fused_decode(router, experts, [world.encode_prompt(item.prompt)], world.ends, smollm2.MAX_NEW)
+        assert together[0][i].tokens == trace.tokens and together[1][i] == world.tokenizer.decode(decode.answer_ids(trace, world.ends))
 
 
 # --- the page -----------------------------------------------------------------------------------------------------------------------------

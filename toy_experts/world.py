@@ -40,7 +40,7 @@ class World:
         """Phase 2: what phase 1 left; returns phase 1's recipe and this run's."""
         self.router, self.experts = decode.load(s, s.phase1)
         self.sampler = decode.load(s, s.pairs_of)[0] if s.pairs_of else self.router
-        phase1 = common.load(common.run_dir(s) / f"{s.phase1}.pt", ("recipe", "experts"), "run python train_sft.py")
+        phase1 = common.load(common.run_dir(s) / f"{s.phase1}.pt", ("recipe", "experts"), "run python train_sft.py" + common.flags(s))
         self.fingerprints = phase1["experts"]
         made_from = common.fingerprints(["phase1", "sampler"], [self.router, self.sampler])
         return phase1["recipe"], common.recipe(s) | {"experts": phase1["experts"]} | made_from
