@@ -377,7 +377,9 @@ def respond(prompt, router, experts, method, as_json, block=Settings.block, of=T
     for r in steps[:-1] if stopped else steps:
         print(json.dumps(r))
     text = "".join(of.pieces(answer_ids(trace, of.ends)))
-    print(json.dumps({"answer": text, "prompt": prompt, "method": method, "end": steps[-1] if stopped else None}))
+    counts = ("blocks", "drafted", "router_passes", "expert_passes") if trace.drafted else ()
+    print(json.dumps({"answer": text, "prompt": prompt, "method": method, "end": steps[-1] if stopped else None,
+                      **{name: getattr(trace, name) for name in counts}}))
 
 
 def main(argv=None):

@@ -198,6 +198,9 @@ def test_json_of_every_method(world, method, capsys):
     decode.main(["--out", str(world), "--json", "--method", method, PROMPT])
     *tokens, last = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert last["answer"] == "".join(t["token"] for t in tokens) and last["prompt"] == PROMPT and last["method"] == method
+    assert ("drafted" in last) == (method in ("fusionroute", "sft_only"))
+    if "drafted" in last:
+        assert last["drafted"] >= len(tokens) + bool(last["end"]) >= last["blocks"] > 0 and last["router_passes"] >= last["blocks"]
     for t in tokens + [last["end"]] * bool(last["end"]):
         assert {"token", "expert", "weights", "expert_choice", "changed"} <= set(t)
         if method == "router":
