@@ -32,7 +32,6 @@ def run(main, before=""):
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
     for stream in (sys.stdout, sys.stderr):  # a character that the terminal cannot show is no reason to stop
         stream.reconfigure(errors="backslashreplace")
-    sys.stdin.reconfigure(errors="replace")  # nor are bytes that are no character
     try:
         main()
         sys.stdout.flush()

@@ -398,6 +398,7 @@ def main(argv=None):
     if prompt is not None:
         return respond(prompt, router, experts, s.method, as_json, s.block, of)
     typed, failed = sys.stdin.isatty(), False
+    sys.stdin.reconfigure(errors="replace")  # bytes that are no character do not end it
     while True:
         try:
             line = input("prompt> " if typed else "")

@@ -247,7 +247,7 @@ def test_prompts_from_a_file(world):
 def test_a_conversation_in_a_terminal(world, monkeypatch, capsys):
     """Two prompts, a bad one between them that does not end the conversation, then an empty line, which does."""
     typed = iter([PROMPT, "word " * 300, "What is 38 mod 5?", "", "never read"])
-    monkeypatch.setattr("sys.stdin", type("", (), {"isatty": lambda self: True})())
+    monkeypatch.setattr("sys.stdin", type("", (), {"isatty": lambda self: True, "reconfigure": lambda self, errors: None})())
     monkeypatch.setattr("builtins.input", lambda asked: next(typed))
     decode.main(["--out", str(world)])
     said = capsys.readouterr()
