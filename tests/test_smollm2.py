@@ -190,7 +190,7 @@ def test_answers_are_those_of_one_prompt_at_a_time(start):
 
 
 def test_an_answer_is_read_back_from_what_is_shown_of_it(capsys):
-    world = type("", (), {"names": ["math", "code"], "END": 9, "max_new": 5, "pieces": lambda ids: ["def f", "(x)", ":\n  ", "| x"][:len(ids)]})
+    world = type("", (), {"names": ["math", "code"], "ends": 9, "max_new": 5, "pieces": lambda ids: ["def f", "(x)", ":\n  ", "| x"][:len(ids)]})
     trace = decode.Trace(tokens=[0, 1, 2, 3, 9], pick=[1, 1, 0, 0, 0], weights=[[0.5, 0.5]] * 5, expert_choice=[0, 0, 2, 3, 9])
     decode.show(trace, "fusionroute", False, world)
     shown = capsys.readouterr().out
