@@ -295,5 +295,6 @@ def test_block_1_switches_it_off_and_changes_nothing_else(world, capsys):
         said.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
         decode.main(["--out", str(world), "--block", str(block), "What is 38 mod 5?"])
         assert ("passes a token" in capsys.readouterr().out) == (block > 1)
-    assert [t["id"] for t in said[0][:-1]] == [t["id"] for t in said[1][:-1]] and said[0][-1] == said[1][-1]
+    assert [t["id"] for t in said[0][:-1]] == [t["id"] for t in said[1][:-1]]
+    assert {k: said[0][-1][k] for k in said[1][-1]} == said[1][-1] and "drafted" not in said[1][-1]  # the first counts its blocks besides
     assert "--block is 0" in mistake("decode", "--block", "0", "What is 38 mod 5?")
