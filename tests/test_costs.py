@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import common
-import costs
+from real import costs
 import report
 from fusionroute import token_logp
 from model import GPT

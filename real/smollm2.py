@@ -1,10 +1,10 @@
 """FusionRoute with a real language model on a laptop: SmolLM2-135M, three experts fine-tuned from it, and a router over them.
 
-    bash run_smollm2.sh            all of it, in about half an hour; docs/real-models.md shows what comes out
-    python smollm2.py data         SMOL/{math,code,instruct,router}.jsonl, from the generators in toy_experts/tasks.py
-    python smollm2.py pairs        SMOL/pairs.jsonl: right answers against wrong ones that the fused model of phase 1 sampled
-    python smollm2.py evaluate     results/smollm2.json: every method on held-out test prompts
-    python smollm2.py publish      docs/real-models.md from it
+    bash real/run_smollm2.sh            all of it, in about half an hour; docs/real-models.md shows what comes out
+    python -m real.smollm2 data         SMOL/{math,code,instruct,router}.jsonl, from the generators in toy_experts/tasks.py
+    python -m real.smollm2 pairs        SMOL/pairs.jsonl: right answers against wrong ones that the fused model of phase 1 sampled
+    python -m real.smollm2 evaluate     results/smollm2.json: every method on held-out test prompts
+    python -m real.smollm2 publish      docs/real-models.md from it
 
 The training is train_sft.py's and train_cdpo.py's: see run_smollm2.sh. As in the toy world, a quarter of the sub-skills is kept from
 every expert's data and is in the router's, and a problem's split is a hash of its content: no test problem was ever trained on.
@@ -30,9 +30,9 @@ from model import ended
 from report import fill, percent, table
 from toy_experts import tasks
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parent.parent
 RESULT, PAGE = ROOT / "results" / "smollm2.json", ROOT / "docs" / "real-models.md"
-COMMAND = "python smollm2.py publish"
+COMMAND = "python -m real.smollm2 publish"
 EXPERTS = list(tasks.DOMAINS)  # math, code, instruct
 MAX_NEW = 64  # longest answer, in tokens
 METHODS = {  # whom they need -> method -> how decode.fused_decode computes it
@@ -150,7 +150,7 @@ def evaluate(s):
         more, (world, router, experts) = said(s, name, items)
         answered |= more
     for name in [*EXPERTS, "router_sft", "router"]:
-        left = world.read(Path(s.out) / "seed0" / name / own.FILE, "bash run_smollm2.sh")
+        left = world.read(Path(s.out) / "seed0" / name / own.FILE, "bash real/run_smollm2.sh")
         cpu[name], memory[name] = round(left["cpu"]), left["memory"]
     sampled = json.loads((Path(s.out) / "pairs.json").read_text())["result"]
     cpu |= {"pairs": round(sampled["cpu"]), "evaluation": round(sum(r["cpu"] for r in answered.values()))}
@@ -242,7 +242,7 @@ def judged(result):
 
 def blocks(result):
     return {"smollm2": report(result), "examples": judged(result) + "\n\n```\n" + "\n\n".join(result["examples"]) + "\n```",
-            "commands": "```bash\n" + (ROOT / "run_smollm2.sh").read_text().partition("set -euo pipefail\n")[2].strip() + "\n```"}
+            "commands": "```bash\n" + (ROOT / "real" / "run_smollm2.sh").read_text().partition("set -euo pipefail\n")[2].strip() + "\n```"}
 
 
 def main(argv=None):
