@@ -70,11 +70,11 @@ class Steps:
     def __call__(self, phase, n):
         m, optimizer = self.models[n]
         (rows, ids, mask), info = self.take(), {}
-        logp = self.logp[n][rows].to(self.device) if n else None                  # (B, T, n)
+        logp, choice = (x[n][rows].to(self.device) if n else None for x in (self.logp, self.choice))  # (B, T, n) both
         out, w = m(ids[:, :-1])
         targets = ids[:, 1:]
         if phase == 1 and n:
-            loss, info = sft_loss(out, w, targets, mask, logp, self.choice[n][rows].to(self.device), 1 / 3)
+            loss, info = sft_loss(out, w, targets, mask, logp, choice, 1 / 3)
         elif phase == 1:
             loss = -token_logp(out, targets)[mask].mean()
         else:
