@@ -29,15 +29,15 @@ import torch
 import common
 import decode
 from baselines import collab, sequence_selection
-from bench_equal import counted
-from bench_page import COMMAND, PAGES, figures
-from bench_passes import bandwidth, calls_a_pass, cost, matrices, one_pass, watch, width_cost
-from bench_train import memory_section, over, spread, training_section, utilisation
 from decode import block_decode, draft, fused_decode, known_texts, read_block
 from evaluate import LOOKAHEAD
 from fusionroute import Router, fuse
 from model import GPT, GPTConfig, generate
 from report import fill
+from speed.equal import counted
+from speed.page import COMMAND, PAGES, figures
+from speed.passes import bandwidth, calls_a_pass, cost, matrices, one_pass, watch, width_cost
+from speed.training import memory_section, over, spread, training_section, utilisation
 from toy_experts import tasks, tokenizer
 from toy_experts import train as toy
 

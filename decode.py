@@ -8,8 +8,8 @@
 
 Per token only the router and the expert that it picks run. An expert that was not picked falls behind; when it is picked again it
 reads the tokens that it missed in one pass. That is `fused_decode`: two passes a token. `block_decode` needs far fewer for the same
-tokens (--block 1 switches it off): the router drafts, the experts check a whole block in one pass each. (The same tokens in float32;
-in bfloat16, rounding decides some of them differently either way: docs/speed.md.) Every method is a limit of the same loop:
+tokens (--block 1 switches it off): the router drafts, the experts check a whole block in one pass each. (The same in float32; in
+bfloat16, rounding may decide otherwise here and there: docs/speed.md.) Every method is a limit of the same loop:
 
     fusionroute    router and picked expert, log pi_theta + log pi_expert    Eq. (1)
     routing_only   the picked expert alone, without complementary logits

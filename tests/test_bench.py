@@ -8,16 +8,15 @@ import pytest
 import torch
 
 import bench
-import bench_equal
-import bench_passes
-import bench_train
 import common
-from bench_page import COMMAND, FORMULA, PAGES, TARGETS, equal_lines, figures, targets
 from decode import Lookup, block_decode, fused_decode
 from evaluate import LOOKAHEAD
 from fusionroute import Router
 from model import GPT, GPTConfig, generate
 from report import fill
+from speed import equal as same
+from speed import passes, training
+from speed.page import COMMAND, FORMULA, PAGES, TARGETS, equal_lines, figures, targets
 from tests.conftest import mistake
 from toy_experts import tokenizer
 
@@ -100,9 +99,9 @@ def test_every_test_prompt_of_five_seeds_is_answered_the_same(equal):
 
 def test_equality_is_counted(models, monkeypatch):
     """A block decoder that writes one wrong token, and then one with a wrong pick, must be found out."""
-    monkeypatch.setattr(bench_equal, "known_texts", lambda: None)
-    monkeypatch.setattr(bench_equal.decode, "MAX_NEW", 10)
-    e = bench_equal.equality(*models, 0, 2, 3)
+    monkeypatch.setattr(same, "known_texts", lambda: None)
+    monkeypatch.setattr(same.decode, "MAX_NEW", 10)
+    e = same.equality(*models, 0, 2, 3)
     assert e["prompts"] == 13 and e["different"] == 0 and e["tokens"] > 100 and min(e["least_gap"]) > 0
     assert 0 < max(e["largest_rounding"]) < 1e-3
     right, calls = block_decode, []
@@ -116,27 +115,27 @@ def test_equality_is_counted(models, monkeypatch):
             trace.pick[0] += 1
         return trace
 
-    monkeypatch.setattr(bench_equal, "block_decode", wrong)
-    e = bench_equal.equality(*models, 0, 2, 3)
+    monkeypatch.setattr(same, "block_decode", wrong)
+    e = same.equality(*models, 0, 2, 3)
     assert e["different"] == 2 and e["different_in"] == {"tokens": 1, "pick": 1, "expert_choice": 0}
     calls.clear()
-    answers, other = bench_equal.in_bfloat16(*models, 0, n=1)
+    answers, other = same.in_bfloat16(*models, 0, n=1)
     assert answers == 6 and other >= 1 and models[0].W.weight.dtype == torch.float32  # rounded were copies
 
 
 def test_what_decides_a_token(models):
-    """bench_equal.values, in one pass or token by token, must give each token as its argmax and each pick as that of w."""
+    """same.values, in one pass or token by token, must give each token as its argmax and each pick as that of w."""
     router, experts = models
     (trace,) = fused_decode(router, experts, [PROMPT], tokenizer.END, 12)
     for at_once in (True, False):
-        final, w = bench_equal.values(router, experts, PROMPT, trace, at_once)
+        final, w = same.values(router, experts, PROMPT, trace, at_once)
         assert final.argmax(-1).tolist() == trace.tokens and w.argmax(-1).tolist() == trace.pick
 
 
 def test_a_pass_of_one_row_is_half_of_the_operations():
     lm = gpt()
-    fast = bench_passes.calls_a_pass(lm)
-    assert fast < 0.6 * bench_passes.calls_a_pass(lm.requires_grad_(True))
+    fast = passes.calls_a_pass(lm)
+    assert fast < 0.6 * passes.calls_a_pass(lm.requires_grad_(True))
 
 
 def test_a_grown_model_computes_the_same():
@@ -198,7 +197,7 @@ def test_passes_are_counted(models):
     """The watch on the models, the counters of block decoding and the formula of plain decoding agree."""
     router, experts = models
     watched = {"router": [router.lm], "experts": experts}
-    widths, done = bench_passes.watch(watched)
+    widths, done = passes.watch(watched)
     trace = block_decode(router, experts, PROMPT, tokenizer.END, 30, 8)
     done()
     assert len(widths["router"]) == trace.router_passes and len(widths["experts"]) == trace.expert_passes
@@ -210,20 +209,20 @@ def test_passes_are_counted(models):
 
 
 def test_the_cost_model_interpolates():
-    c = dict(zip(bench_passes.WIDTHS, (1.0, 1.0, 2.0, 3.0, 3.0, 5.0, 9.0, 17.0)))
-    assert bench_passes.cost([1, 2, 3], c) == 4.0 and bench_passes.cost([12], c) == 4.0 and bench_passes.cost([128], c) == 34.0 and bench_passes.cost([], c) == 0
+    c = dict(zip(passes.WIDTHS, (1.0, 1.0, 2.0, 3.0, 3.0, 5.0, 9.0, 17.0)))
+    assert passes.cost([1, 2, 3], c) == 4.0 and passes.cost([12], c) == 4.0 and passes.cost([128], c) == 34.0 and passes.cost([], c) == 0
 
 
 def test_contest_takes_turns():
     order = []
-    seconds = bench_train.contest({name: lambda name=name: order.append(name) for name in "abc"}, 4)
+    seconds = training.contest({name: lambda name=name: order.append(name) for name in "abc"}, 4)
     assert "".join(order) == "abc" + "abc" + "bca" + "cab" + "abc" and {len(x) for x in seconds.values()} == {4}
-    assert bench_train.over([2.0, 9.0, 4.0], [1.0, 3.0, 1.0]) == {"median": 3.0, "low": 2.0, "high": 4.0}
+    assert training.over([2.0, 9.0, 4.0], [1.0, 3.0, 1.0]) == {"median": 3.0, "low": 2.0, "high": 4.0}
 
 
 def test_training_steps_train_and_the_plain_loop_agrees():
     """Every kind of step moves its weights; W moves in phase 1 only; our attention and torch's give the same loss gradient."""
-    steps = bench_train.Steps(gpt(), torch.device("cpu"), batch=4, T=8, experts=(3,))
+    steps = training.Steps(gpt(), torch.device("cpu"), batch=4, T=8, experts=(3,))
     for phase, n, moves in ((1, 0, None), (2, 0, None), (2, 3, False), (1, 3, True)):
         m, _ = steps.models[n]
         before = [p.detach().clone() for p in m.parameters()]
@@ -232,7 +231,7 @@ def test_training_steps_train_and_the_plain_loop_agrees():
         assert any(not torch.equal(a, b) for a, b in zip(before, m.parameters()))
         assert n == 0 or (not torch.equal(W, m.W.weight)) == moves
     assert set(steps.log[-1]) >= {"loss", "loss_lm", "loss_expert", "informative", "route_0", "route_2"} and steps.log[0].keys() == {"loss"}
-    a, b = (bench_train.Steps(gpt_seeded(), torch.device("cpu"), batch=4, T=8, experts=()) for _ in range(2))
+    a, b = (training.Steps(gpt_seeded(), torch.device("cpu"), batch=4, T=8, experts=()) for _ in range(2))
     b.ids, b.take = a.ids, lambda batch=a.take(): batch
     a.take = b.take
     a(1, 0)
@@ -248,7 +247,7 @@ def gpt_seeded():
 
 
 def test_utilisation_runs_without_a_gpu():
-    r = bench_train.utilisation(torch.device("cpu"), CONFIG, batch=2, T=8, steps=2, compiled=False)
+    r = training.utilisation(torch.device("cpu"), CONFIG, batch=2, T=8, steps=2, compiled=False)
     assert r["parameters"] == sum(p.numel() for p in GPT(CONFIG).parameters()) and 0 < r["of_measured_matmul"] < 1 and r["mfu"] is None
 
 
@@ -274,5 +273,5 @@ def test_random_models_where_there_is_no_run(tmp_path, capsys):
 def test_mistakes(tmp_path):
     assert "--seed is -1" in mistake("bench", "--seed", "-1")
     assert "--rounds" in mistake("bench", "--rounds", "0")
-    assert "no run in" in mistake("bench_equal", "--out", tmp_path) and "--family" in mistake("bench_equal", "--family", "bert")
+    assert "no run in" in mistake("speed.equal", "--out", tmp_path) and "--family" in mistake("speed.equal", "--family", "bert")
     assert "--family" in mistake("bench", "--family", "bert")

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fast
-from bench_train import contest, over, spread
+from speed.training import contest, over, spread
 
 WIDTHS = (1, 2, 3, 4, 8, 16, 32, 64)
 

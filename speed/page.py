@@ -143,7 +143,7 @@ def gemma(r):
 
 
 PAGES = {"figures": figures, "gemma": gemma}
-COMMAND = {"figures": "python bench.py", "gemma": "python bench.py --family gemma", "equality": "python bench_equal.py"}
+COMMAND = {"figures": "python bench.py", "gemma": "python bench.py --family gemma", "equality": "python -m speed.equal"}
 
 
 def equal_lines(r):

@@ -1,11 +1,11 @@
 """Does block decoding write what the plain loop writes? Both, token for token, on every test prompt of evaluate.py, of every run.
 
-    python bench_equal.py                                              about five minutes; writes results/equality.json and docs/speed.md
-    python bench_equal.py --family gemma --prompts 150 --general 250    the other family's runs
+    python -m speed.equal                                              about five minutes; writes results/equality.json and docs/speed.md
+    python -m speed.equal --family gemma --prompts 150 --general 250    the other family's runs
 
 Compared are tokens, picks and the experts' own choices. The plain loop works in batches, as in evaluate.py, and so by the other half
 of model.py and fast.py: a disagreement between them would show up here. Beside them stands how near it came: a token can only change where
-the two best of Eq. (1) lie closer together than rounding moves them, and a pick where two w do. In bfloat16 they often do: the same
+the two best of Eq. (1) lie closer together than rounding moves them, and a pick where two w do. In bfloat16 that may be: the same
 models, rounded to it, show how often. Fewer runs or prompts than those of results/table1.json go to OUT/equality.json.
 """
 
@@ -21,13 +21,13 @@ import torch
 import common
 import decode
 import evaluate
-from bench_page import COMMAND, equal_lines
 from decode import block_decode, known_texts, read_block
 from fusionroute import fuse
 from report import fill
+from speed.page import COMMAND, equal_lines
 from toy_experts import tasks, tokenizer
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
 
 
