@@ -44,10 +44,10 @@ from toy_experts import train as toy
 ROOT = Path(__file__).parent
 END, MAX_NEW = tokenizer.END, decode.MAX_NEW
 BLOCK, AHEAD, SURE = decode.Settings.block, decode.AHEAD, decode.SURE  # tokens of a block and of a guess at most, and where drafts end
-CHOICES = [(4, 0, SURE), (16, 0, SURE), (BLOCK, 0, SURE), (8, AHEAD, SURE), (16, AHEAD, SURE), (BLOCK, AHEAD, SURE), (64, AHEAD, SURE),
+CHOICES = [(4, 0, SURE), (16, 0, SURE), (8, AHEAD, SURE), (16, AHEAD, SURE), (BLOCK, AHEAD, SURE), (64, AHEAD, SURE),
            (BLOCK, 2, SURE), (BLOCK, 4, SURE), (BLOCK, 16, SURE), *((BLOCK, AHEAD, math.log(p)) for p in (0.01, 0.5, 0.8, 0.95))]
-LARGE_CHOICES = [(BLOCK, 0, SURE), (BLOCK, 2, SURE), (BLOCK, 4, SURE), (BLOCK, 16, SURE), (BLOCK, AHEAD, math.log(0.8))]
-FAST = ("expert", "plain", "block")  # at large size these answer all prompts, the others one of each benchmark
+LARGE_CHOICES = [(BLOCK, 2, SURE), (BLOCK, 4, SURE), (BLOCK, 16, SURE)]
+FAST = ("expert", "block")  # at large size these answer all prompts, the others one of each benchmark
 HF = ("expert", "expert_with_guesses", "block")  # decoders that are compared with Hugging Face's generate
 
 
@@ -318,7 +318,7 @@ def toy_section(s, router, experts, reward, hf):
     out |= counted([block_decode(router, experts, p, END, MAX_NEW, BLOCK, lookup) for p, _ in prompts])
     some = prompts[::2]
     out["choices"] = ratios(rates({"expert": runs["expert"], **block_runs(router, experts, CHOICES)}, some, s.rounds))
-    out["experts"] = crowd_section(router, experts, lookup, some, s.rounds, (2, 4, 8, 16),
+    out["experts"] = crowd_section(router, experts, lookup, some, (s.rounds + 1) // 2, (2, 4, 8, 16),
                                    ("picks as trained", "other picks for each prompt", "picks spread"))
     out["block_16_over_2_experts"] = sixteen(out["experts"])
 
@@ -354,7 +354,7 @@ def large_section(s, small, hf):
     reward = grow_router(small[2], s.times, s.layers, router.lm)
     runs, c = decoders(router, experts, reward, owner, lookup, few[:2] if hf else ()), width_cost(router.lm, 5)
     methods = decode_section({name: run for name, run in runs.items() if name in FAST + ("hf",)}, prompts, s.large, seen, c)
-    others = decode_section({name: run for name, run in runs.items() if name == "expert" or name not in methods}
+    others = decode_section({name: run for name, run in runs.items() if name in ("expert", "hf") or name not in methods}
                             | block_runs(router, experts, LARGE_CHOICES), few, 1, seen_few, c)
     out = {"methods": {name: x for name, x in others.items() if name in runs} | methods, "width_cost": c, "matrices": matrices(router.lm),
            "choices": {name: x["over_expert"] for name, x in others.items() if name not in runs},
@@ -388,7 +388,7 @@ def main(argv=None):
                        "machine": torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} CPU cores",
                        "transformers": importlib.metadata.version("transformers") if hf else None, "trained": trained, "seed": s.seed,
                        "family": s.family, "sure": round(math.exp(SURE), 4), **LOOKAHEAD}}
-    result["training"] = training_section(toy.new_gpt(fresh), device, 16 * s.rounds) | {"memory": memory}
+    result["training"] = training_section(toy.new_gpt(fresh), device, 12 * s.rounds) | {"memory": memory}
     print("training measured")
     result["decode"] = {"toy": toy_section(s, *models, hf)}
     print("toy models measured")

@@ -142,21 +142,23 @@ AHEAD = 8              # tokens of a guess at most
 class Lookup:
     """Guesses how a text goes on: as known texts last did behind the same tokens (the longest match whose length is one of `lengths`).
 
-    ahead: guess so many tokens at most.
+    A guess is no longer than the match that it rests on, as short matches are often wrong; ahead: nor longer than this.
 
-    >>> guess = Lookup([[5, 6, 7, 8], [1, 6, 9]])
-    >>> guess([2, 5, 6], 2), guess([2, 6], 1), guess([4], 3)
+    >>> guess = Lookup([[5, 6, 7, 8], [1, 6, 9]], lengths=(2, 1))
+    >>> guess([2, 5, 6], 3), guess([2, 6], 3), guess([4], 3)
     ([7, 8], [9], [])
     """
 
-    def __init__(self, texts, lengths=(12, 5, 2), ahead=AHEAD):
+    def __init__(self, texts, lengths=(12, 8, 5, 3, 2), ahead=AHEAD):
         self.text, self.lengths, self.ahead = "".join(chr(token) for ids in texts for token in ids), lengths, ahead  # str: fast keys
         self.after = {self.text[t - n:t]: t for n in lengths for t in range(n, len(self.text))}
 
     def __call__(self, ids, k):
         end = "".join(map(chr, ids[-self.lengths[0]:]))
-        t = next((self.after[end[-n:]] for n in self.lengths if end[-n:] in self.after), len(self.text))
-        return [ord(c) for c in self.text[t:t + min(k, self.ahead)]]
+        for n in self.lengths:
+            if t := self.after.get(end[-n:]):
+                return [ord(c) for c in self.text[t:t + min(k, n, self.ahead)]]
+        return []
 
 
 def read_block(model, cache, text):

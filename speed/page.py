@@ -94,7 +94,7 @@ def figures(r):
     toy, large = d["toy"], d.get("large")
     said = [head(r["meta"]), targets(r), methods(d)]
     said.append(f"Collab looks {r['meta']['lookahead']} tokens ahead, as in the README's tables."
-                + " At large size expert, plain, block and Hugging Face answered all prompts, the others one of each benchmark, once." * bool(large))
+                + " At large size one expert, block and Hugging Face answered all prompts, the others one of each benchmark, once." * bool(large))
     for size, x in d.items():
         said += [block_line(size, x), hf_line(size, x)]
     one = toy["one_pass"]

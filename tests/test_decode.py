@@ -264,7 +264,10 @@ def test_a_draft_stops_where_the_models_stop_reading(models, monkeypatch):
 def test_lookup_goes_on_after_the_longest_match():
     guess = Lookup([[1, 2, 3, 4, 5], [9, 3, 7, 8]], lengths=(3, 2, 1))
     assert guess([1, 2, 3], 2) == [4, 5]         # three tokens match, though 3 alone was last seen before 7
-    assert guess([6, 3], 9) == [7, 8]            # one token; the known text ends
+    assert guess([1, 2, 3], 9) == [4, 5, 9]      # a guess as long as the match
+    assert guess([9, 3], 9) == [7, 8]            # the known text ends
+    assert guess([6, 3], 9) == [7]               # one token
+    assert Lookup([[1, 2, 3, 4, 5]], lengths=(3,), ahead=1)([1, 2, 3], 9) == [4]
     assert guess([6], 3) == guess([], 3) == []
     assert guess([1, 2, 3], 0) == []
 
