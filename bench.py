@@ -47,7 +47,7 @@ BLOCK, AHEAD, SURE = decode.Settings.block, decode.AHEAD, decode.SURE  # tokens 
 CHOICES = [(4, 0, SURE), (16, 0, SURE), (8, AHEAD, SURE), (16, AHEAD, SURE), (BLOCK, AHEAD, SURE), (64, AHEAD, SURE),
            (BLOCK, 2, SURE), (BLOCK, 4, SURE), (BLOCK, 16, SURE), *((BLOCK, AHEAD, math.log(p)) for p in (0.01, 0.5, 0.8, 0.95))]
 LARGE_CHOICES = [(BLOCK, 2, SURE), (BLOCK, 4, SURE), (BLOCK, 16, SURE)]
-FAST = ("expert", "block")  # at large size these answer all prompts, the others one of each benchmark
+FAST = ("expert", "block", "hf")  # at large size these answer all prompts, the others one of each benchmark
 HF = ("expert", "expert_with_guesses", "block")  # decoders that are compared with Hugging Face's generate
 
 
@@ -58,8 +58,8 @@ class Settings:
     device: str = "cpu"    # auto, cuda, mps or cpu
     family: str = "llama"  # architecture of the toy's models: llama or gemma (Gemma-2), which has no large models here
     rounds: int = 4        # rounds at toy size
-    large: int = 2         # rounds at large size; 0 leaves it out
-    prompts: int = 4       # test prompts of each benchmark
+    large: int = 2         # rounds at large size, each with other prompts; 0 leaves it out
+    prompts: int = 4       # test prompts of each benchmark in a round
     times: int = 10        # the large models are so many times as wide as the toy models
     layers: int = 10       # layers of the large models
 
@@ -209,10 +209,10 @@ def hf_greedy(hf, prompt):
     return out[0, len(prompt):].tolist()
 
 
-def rates(runs, prompts, rounds):
-    """Tokens a second of every decoder in every round over all prompts [(ids, benchmark)]; decoders alternate prompt by prompt."""
+def rates(runs, rounds):
+    """Tokens a second of every decoder in every round. rounds: the prompts of each, [(ids, benchmark)]; decoders alternate prompt by prompt."""
     out, names = {name: [] for name in runs}, list(runs)
-    for r in range(rounds):
+    for r, prompts in enumerate(rounds):
         tokens, seconds = dict.fromkeys(names, 0), dict.fromkeys(names, 0.0)
         for j, prompt in enumerate(prompts):
             k = (r + j) % len(names)
@@ -236,11 +236,11 @@ def passes(runs, prompts, models):
     return out
 
 
-def decode_section(runs, prompts, rounds, counted, c):
+def decode_section(runs, rounds, counted, c):
     """Of all decoders: tokens/s, the ratio to one expert alone, passes a token, and the ratio that the cost model predicts.
 
     counted: of `passes`; c: of `width_cost`."""
-    speed, out = rates(runs, prompts, rounds), {}
+    speed, out = rates(runs, rounds), {}
     for name in runs:
         out[name] = {"tokens_per_second": spread(speed[name]), "over_expert": over(speed[name], speed["expert"])}
         if name != "hf":
@@ -286,25 +286,25 @@ def ratios(speed):
 
 def crowd_section(router, experts, lookup, prompts, rounds, numbers, kinds):
     """Plain and block decoding with so many experts: kind of crowd -> n -> ratios to those with 2 experts, and what blocks needed."""
-    out, runs = {}, {}
+    out, runs, place = {}, {}, {tuple(p): k for k, (p, _) in enumerate(prompts)}
     for kind in kinds:
         for n in numbers:
             r, e = more_experts(router, experts, n, float(kind == "picks spread"))
             several = take_turns(r) if kind == "other picks for each prompt" else [r]
-            of = lambda p, several=several: several[sum(p) % len(several)]
+            of = lambda p, several=several: several[place[tuple(p)] % len(several)]
             run = lambda p, e=e, of=of: block_decode(of(p), e, p, END, MAX_NEW, BLOCK, lookup)
             runs[kind, "plain", n] = lambda p, b, e=e, of=of: len(block_decode(of(p), e, p, END, MAX_NEW, 1).tokens)
             runs[kind, "block", n] = lambda p, b, run=run: len(run(p).tokens)
             traces = [run(p) for p, _ in prompts]
             out.setdefault(kind, {})[n] = {"picked": len({i for t in traces for i in t.pick}), **counted(traces)}
-    speed = rates(runs, prompts, rounds)
+    speed = rates(runs, [prompts] * rounds)
     for (kind, how, n), x in speed.items():
         out[kind][n][f"{how}_over_2_experts"] = over(x, speed[kind, how, 2])
     return out
 
 
 def sixteen(experts):
-    """The figure that is asked for: 16 experts that are all in use, over 2."""
+    """The figure that is asked for: 16 experts, other ones for each prompt, over 2."""
     return experts["other picks for each prompt"][16]["block_over_2_experts"]["median"]
 
 
@@ -312,12 +312,12 @@ def toy_section(s, router, experts, reward, hf):
     lookup, prompts = known_texts(), prompts_of(tasks.BENCHMARKS + ["general"], s.prompts)
     models = {"router": [router.lm], "experts": experts, "reward": [reward.lm]}
     runs, c = decoders(router, experts, reward, owners(), lookup, prompts if hf else ()), width_cost(router.lm, 40)
-    methods = decode_section(runs, prompts, s.rounds, passes(runs, prompts, models), c)
+    methods = decode_section(runs, [prompts] * s.rounds, passes(runs, prompts, models), c)
     out = {"methods": methods, "width_cost": c, "one_pass": one_pass(router.lm), **summary(methods)}
     out |= {"parameters": sum(p.numel() for p in router.lm.parameters()), "block": [BLOCK, AHEAD]}
     out |= counted([block_decode(router, experts, p, END, MAX_NEW, BLOCK, lookup) for p, _ in prompts])
     some = prompts[::2]
-    out["choices"] = ratios(rates({"expert": runs["expert"], **block_runs(router, experts, CHOICES)}, some, s.rounds))
+    out["choices"] = ratios(rates({"expert": runs["expert"], **block_runs(router, experts, CHOICES)}, [some] * s.rounds))
     out["experts"] = crowd_section(router, experts, lookup, some, (s.rounds + 1) // 2, (2, 4, 8, 16),
                                    ("picks as trained", "other picks for each prompt", "picks spread"))
     out["block_16_over_2_experts"] = sixteen(out["experts"])
@@ -328,7 +328,8 @@ def toy_section(s, router, experts, reward, hf):
     lost = Router(strangers[0], 3).to(router.W.weight.device).requires_grad_(False)
     torch.nn.init.normal_(lost.W.weight)
     run = lambda p, *how: block_decode(lost, strangers[1:], p, END, 48, *how)
-    speed = rates({"plain": lambda p, b: len(run(p, 1).tokens), "block": lambda p, b: len(run(p, BLOCK, lookup).tokens)}, prompts[::4], s.rounds)
+    both = {"plain": lambda p, b: len(run(p, 1).tokens), "block": lambda p, b: len(run(p, BLOCK, lookup).tokens)}
+    speed = rates(both, [prompts[::4]] * s.rounds)
     out["unrelated"] = {"block_over_plain": over(speed["block"], speed["plain"]),
                         **counted([run(p, BLOCK, lookup) for p, _ in prompts[::4]])}
     return out
@@ -340,27 +341,27 @@ def summary(methods):
 
 
 def large_section(s, small, hf):
-    """As toy_section, with large models. Prompts, and so passes, are those of the `small` (router, experts, reward), which compute the same.
+    """As toy_section, with large models. Passes are counted on the `small` (router, experts, reward), which compute the same.
 
     The slower decoders answer one prompt of each benchmark, once."""
-    prompts, lookup, owner = prompts_of(tasks.BENCHMARKS, s.prompts), known_texts(), owners()
-    few, models = prompts[::s.prompts], {"router": [small[0].lm], "experts": small[1], "reward": [small[2].lm]}
+    prompts, lookup, owner = prompts_of(tasks.BENCHMARKS, s.large * s.prompts), known_texts(), owners()
+    few, models = prompts[::s.large * s.prompts], {"router": [small[0].lm], "experts": small[1], "reward": [small[2].lm]}
     runs = decoders(*small, owner, lookup) | block_runs(*small[:2], LARGE_CHOICES)
-    seen, seen_few = passes({name: runs[name] for name in FAST}, prompts, models), passes(runs, few, models)
+    seen, seen_few = passes({name: runs[name] for name in FAST if name in runs}, prompts, models), passes(runs, few, models)
     traces = [block_decode(*small[:2], p, END, MAX_NEW, BLOCK, lookup) for p, _ in prompts]
 
     router = grow_router(small[0], s.times, s.layers, None)
     experts = [grow(e, s.times, s.layers, router.lm) for e in small[1]]
     reward = grow_router(small[2], s.times, s.layers, router.lm)
     runs, c = decoders(router, experts, reward, owner, lookup, few[:2] if hf else ()), width_cost(router.lm, 5)
-    methods = decode_section({name: run for name, run in runs.items() if name in FAST + ("hf",)}, prompts, s.large, seen, c)
-    others = decode_section({name: run for name, run in runs.items() if name in ("expert", "hf") or name not in methods}
-                            | block_runs(router, experts, LARGE_CHOICES), few, 1, seen_few, c)
-    out = {"methods": {name: x for name, x in others.items() if name in runs} | methods, "width_cost": c, "matrices": matrices(router.lm),
+    methods = decode_section({name: runs[name] for name in FAST if name in runs}, [prompts[r::s.large] for r in range(s.large)], seen, c)
+    others = decode_section({name: run for name, run in runs.items() if name != "block"} | block_runs(router, experts, LARGE_CHOICES),
+                            [few], seen_few, c)
+    out = {"methods": {name: x for name, x in others.items() if name in runs} | methods,
            "choices": {name: x["over_expert"] for name, x in others.items() if name not in runs},
            "parameters": sum(p.numel() for p in router.lm.parameters()), "calls_a_pass": calls_a_pass(router.lm), "block": [BLOCK, AHEAD],
-           **summary(methods), **counted(traces)}
-    out["experts"] = crowd_section(router, experts, lookup, few, 1, (2, 16), ("other picks for each prompt",))
+           "width_cost": c, "matrices": matrices(router.lm), **summary(methods), **counted(traces)}
+    out["experts"] = crowd_section(router, experts, lookup, prompts[::len(prompts) // 8], 1, (2, 16), ("other picks for each prompt",))
     out["block_16_over_2_experts"] = sixteen(out["experts"])
     read, size = bandwidth(router.W.weight.device), 4 * out["parameters"]  # the floor: every weight once a pass
     tokens = {"expert": read / size, "block": read / size / sum(methods["block"]["passes"].values())}
