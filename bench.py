@@ -134,7 +134,7 @@ def more_experts(router, experts, n, noise):
 
 
 def take_turns(router):
-    """Routers over the same n experts, n / 2 of them: the first picks among experts 0 and 1 as `router` does, the next among 2 and 3, ..."""
+    """n / 2 routers over the same n experts: the first picks among experts 0 and 1 as `router` does, the next among 2 and 3, ..."""
     routers = [Router(router.lm, router.W.out_features) for _ in range(router.W.out_features // 2)]
     for k, r in enumerate(routers):
         r.W.weight.data = router.W.weight.roll(2 * k, 0)
@@ -210,7 +210,7 @@ def hf_greedy(hf, prompt):
 
 
 def rates(runs, rounds):
-    """Tokens a second of every decoder in every round. rounds: the prompts of each, [(ids, benchmark)]; decoders alternate prompt by prompt."""
+    """Tokens a second of every decoder in every round; rounds: the prompts of each, [(ids, benchmark)]. Decoders alternate, prompt by prompt."""
     out, names = {name: [] for name in runs}, list(runs)
     for r, prompts in enumerate(rounds):
         tokens, seconds = dict.fromkeys(names, 0), dict.fromkeys(names, 0.0)

@@ -26,7 +26,7 @@ class UserError(Exception):
 
 
 def run(main, before=""):
-    """Call a script's main(). A UserError or a failing system call becomes one line on stderr and exit status 2; `before` stands before it."""
+    """Call a script's main(). A UserError or a failing system call becomes one line on stderr, behind `before`, and exit status 2."""
     for name in ("stdin", "stdout", "stderr"):  # a stream that the caller has closed
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))

@@ -28,7 +28,8 @@ def targets(r):
         for key in path.split():
             x = x.get(key) if x else None
         if x is not None:
-            rows.append([name, f"{'at least' if sign > 0 else 'at most'} {asked:g}", f"{x:.3f}", "reached" if sign * (x - asked) >= 0 else "**missed**"])
+            word = "reached" if sign * (x - asked) >= 0 else "**missed**"
+            rows.append([name, f"{'at least' if sign > 0 else 'at most'} {asked:g}", f"{x:.3f}", word])
     return "\n".join(table(rows))
 
 
@@ -83,8 +84,8 @@ def head(meta):
 
 def hf_line(size, x):
     m = x["methods"]
-    return (f"Tokens/s over Hugging Face's greedy `generate` with the weights of one expert, {size}: our loop {ratio(m['expert']['over_hf'])}, "
-            f"with guesses {ratio(m['expert_with_guesses'].get('over_hf'))}; FusionRoute in blocks {ratio(m['block']['over_hf'])}."
+    return ("Tokens/s over Hugging Face's greedy `generate` with the weights of one expert, "
+            f"{size}: our loop {ratio(m['expert']['over_hf'])}, with guesses {ratio(m['expert_with_guesses'].get('over_hf'))}; FusionRoute in blocks {ratio(m['block']['over_hf'])}."
             if "hf" in m else "Hugging Face's `generate` was not there to be compared with.")
 
 
@@ -94,7 +95,7 @@ def figures(r):
     toy, large = d["toy"], d.get("large")
     said = [head(r["meta"]), targets(r), methods(d)]
     said.append(f"Collab looks {r['meta']['lookahead']} tokens ahead, as in the README's tables."
-                + " At large size one expert, block and Hugging Face answered all prompts, the others one of each benchmark, once." * bool(large))
+                + " At large size one expert, block and Hugging Face answered all prompts, the others one of each benchmark." * bool(large))
     for size, x in d.items():
         said += [block_line(size, x), hf_line(size, x)]
     one = toy["one_pass"]
@@ -102,7 +103,8 @@ def figures(r):
         f"{name} {x['operations']} operations, {x['microseconds']:.0f} microseconds" for name, x in one.items())
         + (f"; of a large model {large['calls_a_pass']} operations." if large else "."))
     if large:
-        rows = [["T", *next(iter(large["matrices"].values()))]] + [[name, *(f"{ms:.0f}" for ms in x.values())] for name, x in large["matrices"].items()]
+        rows = [["T", *next(iter(large["matrices"].values()))]]
+        rows += [[name, *(f"{ms:.0f}" for ms in x.values())] for name, x in large["matrices"].items()]
         said += ["Milliseconds of all matrices in the blocks of a large model, over T tokens:", "\n".join(table(rows))]
     for size, x in d.items():
         said += [f"What blocks could be, {size} (used: {', '.join(map(str, x['block']))}, {r['meta']['sure']:g}):", choices(x)]
@@ -148,8 +150,8 @@ COMMAND = {"figures": "python bench.py", "gemma": "python bench.py --family gemm
 
 def equal_lines(r):
     """What equality.json says, as Markdown."""
-    rows = [["family", "seed", "test prompts", "answers equal", "tokens", "passes a token", "nearest tie: tokens, w", "rounding moves them by"]]
-    said = []
+    said, rows = [], [["family", "seed", "test prompts", "answers equal", "tokens", "passes a token", "nearest tie: tokens, w",
+                       "rounding moves them by"]]
     for family, part in r.items():
         for seed, e in part["seeds"].items():
             rows.append([family, seed, f"{e['prompts']}", f"{e['prompts'] - e['different']}", f"{e['tokens']}",
@@ -158,8 +160,8 @@ def equal_lines(r):
         runs = part["seeds"].values()
         total, same = (sum(e["prompts"] - e["different"] * k for e in runs) for k in (0, 1))
         asked, other = (sum(e["bfloat16"][k] for e in runs) for k in (0, 1))
-        said.append(f"{family.capitalize()}: {same} of {total} answers equal the plain loop's (in batches) in every token, every pick and every "
-                    f"expert's own choice. With the models rounded to bfloat16, {asked - other} of {asked} have the same tokens.")
-    said.append("The prompts are all that evaluate.py tests on. The nearest tie is that of all places of all answers; rounding was measured on "
-                "every tenth answer.")
+        said.append(f"{family.capitalize()}: {same} of {total} answers equal the plain loop's (in batches) in every token, every pick and "
+                    f"every expert's own choice. With the models rounded to bfloat16, {asked - other} of {asked} have the same tokens.")
+    said.append("The prompts are all that evaluate.py tests on. The nearest tie is that of all places of all answers; rounding was measured "
+                "on every tenth answer.")
     return "\n\n".join([" ".join(said), "\n".join(table(rows))])

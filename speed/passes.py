@@ -1,4 +1,4 @@
-"""What a pass costs, for bench.py: by the number of tokens, by operations of torch, by the way of multiplying, by the memory that is read."""
+"""What a pass costs, for bench.py: by its number of tokens, in operations of torch, by the way of multiplying, in memory that is read."""
 
 import torch
 import torch.nn.functional as F
@@ -77,7 +77,7 @@ MATRICES = {"x w', `F.linear`": F.linear, "w x', the weights on the left": lambd
 
 @torch.no_grad()
 def matrices(lm, rounds=3):
-    """Milliseconds of all matrices of the blocks over T tokens, by the way of multiplying: name -> T -> ms. What `fast.times` chooses from."""
+    """Milliseconds of all matrices of the blocks over T tokens, by the way of multiplying: name -> T -> ms."""
     weights = [p for p in lm.blocks.parameters() if p.dim() == 2]
     x = {d: torch.randn(32, d, device=weights[0].device) for d in {w.size(1) for w in weights}}
     runs = {(name, T): lambda way=way, T=T: [way(x[w.size(1)][:T], w) for w in weights]
