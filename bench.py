@@ -210,7 +210,7 @@ def hf_greedy(hf, prompt):
 
 
 def rates(runs, rounds):
-    """Tokens a second of every decoder in every round; rounds: the prompts of each, [(ids, benchmark)]. Decoders alternate, prompt by prompt."""
+    """Tokens/s of every decoder in every round; rounds: the prompts of each, [(ids, benchmark)]. Decoders alternate, prompt by prompt."""
     out, names = {name: [] for name in runs}, list(runs)
     for r, prompts in enumerate(rounds):
         tokens, seconds = dict.fromkeys(names, 0), dict.fromkeys(names, 0.0)

@@ -97,7 +97,7 @@ def settings(cls, doc, argv=None):
 def several(p, cls, argv, *others):
     """For scripts that run one seed or several. Adds --seeds to the parser p of cls; returns the values of the arguments named in
     others, one cls a seed, and the list of seeds, or None where only --seed is given."""
-    p.add_argument("--seeds", type=int, nargs="+", metavar="INT", help="two seeds or more, in place of --seed; writes the files in results/")
+    p.add_argument("--seeds", type=int, nargs="+", metavar="INT", help="two seeds or more, instead of --seed; writes the files in results/")
     args = vars(p.parse_args(argv))
     seeds, others = args.pop("seeds"), [args.pop(name) for name in others]
     if seeds is not None and (len(set(seeds)) < len(seeds) or len(seeds) < 2):

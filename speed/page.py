@@ -85,7 +85,8 @@ def head(meta):
 def hf_line(size, x):
     m = x["methods"]
     return ("Tokens/s over Hugging Face's greedy `generate` with the weights of one expert, "
-            f"{size}: our loop {ratio(m['expert']['over_hf'])}, with guesses {ratio(m['expert_with_guesses'].get('over_hf'))}; FusionRoute in blocks {ratio(m['block']['over_hf'])}."
+            f"{size}: our loop {ratio(m['expert']['over_hf'])},"
+            f" with guesses {ratio(m['expert_with_guesses'].get('over_hf'))}; FusionRoute in blocks {ratio(m['block']['over_hf'])}."
             if "hf" in m else "Hugging Face's `generate` was not there to be compared with.")
 
 
@@ -160,8 +161,8 @@ def equal_lines(r):
         runs = part["seeds"].values()
         total, same = (sum(e["prompts"] - e["different"] * k for e in runs) for k in (0, 1))
         asked, other = (sum(e["bfloat16"][k] for e in runs) for k in (0, 1))
-        said.append(f"{family.capitalize()}: {same} of {total} answers equal the plain loop's (in batches) in every token, every pick and "
-                    f"every expert's own choice. With the models rounded to bfloat16, {asked - other} of {asked} have the same tokens.")
+        said.append(f"{family.capitalize()}: {same} of {total} answers equal the plain loop's (in batches) in every token, every pick "
+                    f"and every expert's own choice. With the models rounded to bfloat16, {asked - other} of {asked} have the same tokens.")
     said.append("The prompts are all that evaluate.py tests on. The nearest tie is that of all places of all answers; rounding was measured "
                 "on every tenth answer.")
     return "\n\n".join([" ".join(said), "\n".join(table(rows))])
