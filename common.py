@@ -61,10 +61,14 @@ def end_bars(e):
 
 
 class Parser(argparse.ArgumentParser):
+    def __init__(self, **settings):
+        spec = sys.modules["__main__"].__spec__  # of python -m PACKAGE.SCRIPT; None for python SCRIPT.py
+        super().__init__(prog=f"python -m {spec.name}" if spec else f"python {Path(sys.argv[0]).name}", **settings)
+
     def error(self, message):  # argparse would print its usage over several lines first
         if re.match("unrecognized arguments: [^-]", message) and any(a.dest == "prompt" for a in self._actions):
             message += " (put the prompt in quotes)"
-        raise UserError(f"{message} (see python {Path(sys.argv[0]).name} --help)")
+        raise UserError(f"{message} (see {self.prog} --help)")
 
 
 def parser(cls, doc):

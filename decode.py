@@ -140,7 +140,7 @@ AHEAD = 8              # tokens of a guess at most
 
 
 class Lookup:
-    """Guesses how a text goes on: as known texts last did behind the same tokens (the longest match whose length is one of `lengths`).
+    """Guesses how a text goes on: as known texts last did behind the same tokens (the longest match, of the `lengths` that are tried).
 
     A guess is no longer than the match that it rests on, as short matches are often wrong; ahead: nor longer than this.
 
@@ -156,7 +156,7 @@ class Lookup:
     def __call__(self, ids, k):
         end = "".join(map(chr, ids[-self.lengths[0]:]))
         for n in self.lengths:
-            if t := self.after.get(end[-n:]):
+            if n <= len(end) and (t := self.after.get(end[-n:])):
                 return [ord(c) for c in self.text[t:t + min(k, n, self.ahead)]]
         return []
 

@@ -35,13 +35,14 @@ def joined(*layers):
 
 
 def times(x, w):
-    """x w', (T, d) and (N, d) -> (T, N), of a large matrix on a CPU in pieces of 32 rows.
+    """x w', (T, d) and (N, d) -> (T, N); for 4 to 64 tokens and a large matrix on a CPU, in float32, in pieces of 32 rows.
 
-    From four tokens on, the CPU's kernel copies a matrix to another place before it multiplies, which takes as long as reading it
-    again from memory. A piece is still in the processor's cache then. Many tokens are faster with the matrix on the left.
+    From four tokens on, the CPU's kernel copies a matrix to another place before it multiplies, which takes as long as reading it from
+    memory once more. A piece is still in the processor's cache then. From some tokens on, the matrix is better on the left. With many
+    tokens arithmetic is what takes the time, and one call for the whole matrix is best again.
     """
     (T, d), N = x.shape, w.size(0)
-    if w.numel() <= 2**18 or T < 4 or N % 32 or not w.is_cpu:
+    if w.numel() <= 2**18 or not 4 <= T <= 64 or N % 32 or w.dtype != torch.float32 or not w.is_cpu:
         return F.linear(x, w)
     n, pieces = N // 32, w.view(-1, 32, d)                                            # (N/32, 32, d)
     if T < 14:

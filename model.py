@@ -235,6 +235,10 @@ class GPT(nn.Module):
     def __getstate__(self):
         return {**self.__dict__, "ready": None}  # a copy of the model gathers its own
 
+    def _apply(self, *args, **kwargs):  # .to(), .double(), ...: what was gathered would keep the old weights in memory
+        self.ready = None
+        return super()._apply(*args, **kwargs)
+
     def new_cache(self, n_rows, max_len=None):
         p = self.embed.weight
         return Cache(self.config, n_rows, max_len or self.config.max_len, p.device, p.dtype)

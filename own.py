@@ -191,10 +191,12 @@ class World:
         self.directories = named(flags.experts, not_these=("router", "fusionroute", "routing_only", "sft_only", "reference"))
         self.names, self.max_new = list(self.directories), flags.max_new
         directories = [("--init", flags.init), *(("--experts", path) for path in self.directories.values())]
-        for kind, paths in ("directory", directories), ("file", [("--data", flags.data), ("--pairs", flags.pairs)]):
-            for flag, path in paths:  # before anything is read, or a package asked for
-                if path and not Path(path).exists():
-                    raise UserError(f"there is no {kind} {path} ({flag})")
+        for flag, path in directories:  # before anything is read, or a package asked for
+            if path and not Path(path).is_dir():
+                raise UserError(f"there is no directory {path} ({flag})")
+        for flag, path in ("--data", flags.data), ("--pairs", flags.pairs):
+            if path and (Path(path).is_dir() or not Path(path).exists()):
+                raise UserError(f"there is no file {path} ({flag})")
         if not self.names:
             if s.loss != "paper":
                 raise UserError(f"--loss {s.loss} is about experts: without --experts there is plain fine-tuning only")
@@ -230,7 +232,7 @@ class World:
         return pretrained.load(directory, self.device, dtype, self.size)
 
     def recipe(self, s):
-        """What a result hangs on: the settings but for the toy's, and what was read."""
+        """What a result depends on: the settings but for the toy's, and what was read."""
         files = {name: hashlib.sha256(read_bytes(getattr(self.flags, name))).hexdigest()[:16]
                  for name in ("data", "pairs") if getattr(self.flags, name)}
         ours = {k: v for k, v in common.recipe(s).items() if k not in TOY_ONLY}
@@ -285,7 +287,7 @@ class World:
     def score_one(self, folder, name, made_from, load, ids, lengths):
         """One model's scores (fusionroute.score), in files of CHUNK samples: what is there is not computed again, and load() not called.
 
-        made_from: what the scores hang on besides the samples; a file's name holds its hash. Returns logp and choice, (N, T-1) each.
+        made_from: what the scores depend on besides the samples; a file's name holds its hash. Returns logp and choice, (N, T-1) each.
         """
         logp, choice, model = torch.zeros(ids[:, 1:].shape), torch.zeros(ids[:, 1:].shape, dtype=torch.int32), None
         folder = folder / "scores"

@@ -42,4 +42,4 @@ printf '%s\n' "Zoe has 12 cakes. She buys 5 more. Then she doubles the number. H
     "Define a function pick(xs) that returns the largest of the odd numbers in xs, each plus 3, or 0 if there are none." \
     "Write green, lamp and river in double quotes. Finish with the word done." | $python decode.py "$@"
 echo
-echo "from start to end: $SECONDS seconds. Now ask your own: $python decode.py${*:+ $*}"
+echo "from start to end: $SECONDS seconds. Now ask your own: $python decode.py$([ $# -eq 0 ] || printf ' %q' "$@")"

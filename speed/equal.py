@@ -1,6 +1,6 @@
 """Does block decoding write what the plain loop writes? Both, token for token, on every test prompt of evaluate.py, of every run.
 
-    python -m speed.equal                                              about five minutes; writes results/equality.json and docs/speed.md
+    python -m speed.equal                                              eight minutes or so; writes results/equality.json and docs/speed.md
     python -m speed.equal --family gemma --prompts 150 --general 250    the other family's runs
 
 Compared are tokens, picks and the experts' own choices. The plain loop works in batches, as in evaluate.py, and so by the other half

@@ -5,14 +5,15 @@ from report import table
 FORMULA = {"expert": "1", "router": "1", "plain": "1 + 1", "plain_in_a_batch": "1 + 1", "block": "(1/G + m/K) / f",
            "block_without_guesses": "(1 + m/K) / f", "expert_with_guesses": "1/G", "all_experts": "1 + n",
            "sequence_selection": "n + n/T", "collab": "n (1 + d L)", "hf": "1"}
+TURNS = "experts/other picks for each prompt/16/block_over_2_experts"
 TARGETS = [  # what this project has set itself: name, where it stands in the file, at least (1) or at most (-1), how much
-    ("toy: block over one expert alone", "decode toy block_over_expert", 1, 0.9),
-    ("large: block over one expert alone", "decode large block_over_expert", 1, 0.9),
-    ("toy: block with 16 experts in turn, over 2", "decode toy block_16_over_2_experts", 1, 0.9),
-    ("large: block with 16 experts in turn, over 2", "decode large block_16_over_2_experts", 1, 0.9),
-    ("toy: one expert, ours over Hugging Face", "decode toy over_hf", 1, 3.0),
-    ("large: one expert, ours over Hugging Face", "decode large over_hf", 1, 1.0),
-    *((f"{name.replace('_', ' ')}, {n} experts", f"training {name} {n}", -1, 1.05)
+    ("toy: block over one expert alone", "decode/toy/methods/block/over_expert", 1, 0.9),
+    ("large: block over one expert alone", "decode/large/methods/block/over_expert", 1, 0.9),
+    ("toy: block with 16 experts in turn, over 2", f"decode/toy/{TURNS}", 1, 0.9),
+    ("large: block with 16 experts in turn, over 2", f"decode/large/{TURNS}", 1, 0.9),
+    ("toy: one expert, ours over Hugging Face", "decode/toy/methods/expert/over_hf", 1, 3.0),
+    ("large: one expert, ours over Hugging Face", "decode/large/methods/expert/over_hf", 1, 1.0),
+    *((f"{name.replace('_', ' ')}, {n} expert{'s' * (n > 1)}", f"training/{name}_spread/{n}", -1, 1.05)
       for name in ("phase1_over_sft", "phase2_over_dpo") for n in (1, 3, 8, 16))]
 
 
@@ -21,15 +22,16 @@ def ratio(x):
 
 
 def targets(r):
-    """Which targets are reached, rounded as printed in no one's favour: the numbers themselves are compared."""
-    rows = [["", "target", "measured", ""]]
+    """Which targets are reached. The unrounded medians are compared."""
+    rows = [["", "target", "median", "lowest to highest round", ""]]
     for name, path, sign, asked in TARGETS:
         x = r
-        for key in path.split():
+        for key in path.split("/"):
             x = x.get(key) if x else None
-        if x is not None:
-            word = "reached" if sign * (x - asked) >= 0 else "**missed**"
-            rows.append([name, f"{'at least' if sign > 0 else 'at most'} {asked:g}", f"{x:.3f}", word])
+        if x:
+            word = "reached" if sign * (x["median"] - asked) >= 0 else "**missed**"
+            rows.append([name, f"{'at least' if sign > 0 else 'at most'} {asked:g}", f"{x['median']:.3f}",
+                         f"{x['low']:.2f} to {x['high']:.2f}", word])
     return "\n".join(table(rows))
 
 
@@ -99,16 +101,16 @@ def figures(r):
                 + " At large size one expert, block and Hugging Face answered all prompts, the others one of each benchmark." * bool(large))
     for size, x in d.items():
         said += [block_line(size, x), hf_line(size, x)]
-    one = toy["one_pass"]
     said.append("A pass of the toy model over one token: " + "; ".join(
-        f"{name} {x['operations']} operations, {x['microseconds']:.0f} microseconds" for name, x in one.items())
+        f"{name} {x['operations']} operations, {x['microseconds']:.0f} microseconds" for name, x in toy["one_pass"].items())
         + (f"; of a large model {large['calls_a_pass']} operations." if large else "."))
     if large:
         rows = [["T", *next(iter(large["matrices"].values()))]]
         rows += [[name, *(f"{ms:.0f}" for ms in x.values())] for name, x in large["matrices"].items()]
         said += ["Milliseconds of all matrices in the blocks of a large model, over T tokens:", "\n".join(table(rows))]
     for size, x in d.items():
-        said += [f"What blocks could be, {size} (used: {', '.join(map(str, x['block']))}, {r['meta']['sure']:g}):", choices(x)]
+        few = "; one prompt of each benchmark, once" * (size == "large")
+        said += [f"What blocks could be, {size} (used: {', '.join(map(str, x['block']))}, {r['meta']['sure']:g}{few}):", choices(x)]
     for size, x in d.items():
         said += [f"Tokens/s over those with 2 experts, {size}:", crowd(x["experts"])]
     u = toy["unrelated"]
@@ -135,7 +137,7 @@ def figures(r):
     said.append("Three 8B experts and an 8B router in bf16 (16 GB each, 64 GB in all) on one GPU that reads 3350 GB/s: one expert alone at "
                 f"most {one:.0f} tokens/s, plain fused {one / 2:.0f}, all experts {one / 4:.0f}, and block decoding {one / passes:.0f} if "
                 f"drafts and guesses were as good as the toy world's ({passes:.2f} passes a token), "
-                f"{one / (1 + toy['expert_passes']):.0f} without any guess.")
+                f"{one / sum(toy['methods']['block_without_guesses']['passes'].values()):.0f} without any guess.")
     return "\n\n".join(said)
 
 

@@ -61,19 +61,22 @@ def test_the_file_has_what_was_asked_for(result):
         assert set(result["training"][name]) == {"1", "3", "8", "16"}
     assert result["meta"]["trained"] and result["meta"]["seconds"] < 300 and result["meta"] | LOOKAHEAD == result["meta"]
     assert all(name in figures(result) for name, *_ in TARGETS)
-    used = "{}, {}, {:.2g}".format(*result["decode"]["toy"]["block"], result["meta"]["sure"])
-    assert used in result["decode"]["toy"]["choices"]  # what is used stands among what it was chosen from
+    for d in result["decode"].values():
+        used = "{}, {}, {:.2g}".format(*d["block"], result["meta"]["sure"])
+        assert used in d["choices"]  # what is used stands among what it was chosen from
+        assert d["block_16_over_2_experts"] == d["experts"]["other picks for each prompt"]["16"]["block_over_2_experts"]["median"]
+        assert d["over_hf"] == d["methods"]["expert"]["over_hf"]["median"]
+    training = result["training"]
+    assert all(training[name][n] == training[f"{name}_spread"][n]["median"] for name in ("phase1_over_sft", "phase2_over_dpo") for n in "138")
 
 
 def test_a_missed_target_is_called_missed(result):
     for name, path, sign, asked in TARGETS:
-        *way, last = path.split()
         for value, word in ((asked, "reached"), (asked - 1e-5 * sign, "**missed**")):
-            changed = json.loads(json.dumps(result))
-            at = changed
-            for key in way:
+            at = changed = json.loads(json.dumps(result))
+            for key in path.split("/"):
                 at = at[key]
-            at[last] = value
+            at["median"] = value
             (line,) = [line for line in targets(changed).splitlines() if f"| {name} " in line]
             assert word in line
 
