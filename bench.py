@@ -46,7 +46,7 @@ END, MAX_NEW = tokenizer.END, decode.MAX_NEW
 BLOCK, AHEAD, SURE = decode.Settings.block, decode.AHEAD, decode.SURE  # tokens of a block and of a guess at most, and where drafts end
 CHOICES = [(4, 0, SURE), (16, 0, SURE), (8, AHEAD, SURE), (16, AHEAD, SURE), (BLOCK, AHEAD, SURE), (64, AHEAD, SURE),
            (BLOCK, 2, SURE), (BLOCK, 4, SURE), (BLOCK, 16, SURE), *((BLOCK, AHEAD, math.log(p)) for p in (0.01, 0.5, 0.8, 0.95))]
-LARGE_CHOICES = [(BLOCK, 2, SURE), (BLOCK, 4, SURE), (BLOCK, AHEAD, SURE), (BLOCK, 16, SURE)]
+LARGE_CHOICES = [(BLOCK, 2, SURE), (BLOCK, AHEAD, SURE)]
 FAST = ("expert", "block", "hf")  # at large size these answer all prompts, the others one of each benchmark
 HF = ("expert", "expert_with_guesses", "block")  # decoders that are compared with Hugging Face's generate
 
