@@ -35,7 +35,7 @@ from fusionroute import Router, fuse
 from model import GPT, GPTConfig, generate
 from report import fill
 from speed.equal import counted
-from speed.page import COMMAND, PAGES, figures
+from speed.page import COMMAND, PAGES
 from speed.passes import bandwidth, calls_a_pass, cost, matrices, one_pass, watch, width_cost
 from speed.training import memory_section, over, spread, training_section, utilisation
 from toy_experts import tasks, tokenizer
@@ -403,7 +403,7 @@ def main(argv=None):
         result["training"]["utilisation"] = utilisation(device, config, batch=4, T=1024)
     result["meta"]["seconds"] = round(time.time() - begun)
     result = json.loads(json.dumps(result))  # keys as they will be read
-    print(figures(result))
+    print(PAGES["gemma" if s.family == "gemma" else "figures"](result))
     default = Settings()
     if any(getattr(s, name) != getattr(default, name) for name in ("rounds", "large", "prompts", "times", "layers")):
         common.write(Path(s.out) / "bench.json", json.dumps(result, indent=1) + "\n")

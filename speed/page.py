@@ -101,9 +101,10 @@ def figures(r):
                 + " At large size one expert, block and Hugging Face answered all prompts, the others one of each benchmark." * bool(large))
     for size, x in d.items():
         said += [block_line(size, x), hf_line(size, x)]
-    said.append("A pass of the toy model over one token: " + "; ".join(
-        f"{name} {x['operations']} operations, {x['microseconds']:.0f} microseconds" for name, x in toy["one_pass"].items())
-        + (f"; of a large model {large['calls_a_pass']} operations." if large else "."))
+    if "one_pass" in toy:
+        passes = "; ".join(f"{name} {x['operations']} operations, {x['microseconds']:.0f} microseconds" for name, x in toy["one_pass"].items())
+        said.append(f"A pass of the toy model over one token: {passes}"
+                    + (f"; of a large model {large['calls_a_pass']} operations." if large else "."))
     if large:
         rows = [["T", *next(iter(large["matrices"].values()))]]
         rows += [[name, *(f"{ms:.0f}" for ms in x.values())] for name, x in large["matrices"].items()]

@@ -16,7 +16,7 @@ from model import GPT, GPTConfig, generate
 from report import fill
 from speed import equal as same
 from speed import passes, training
-from speed.page import COMMAND, FORMULA, PAGES, TARGETS, equal_lines, figures, targets
+from speed.page import COMMAND, FORMULA, PAGES, TARGETS, equal_lines, figures, head, targets
 from tests.conftest import mistake
 from toy_experts import tokenizer
 
@@ -46,6 +46,7 @@ def test_the_page_says_what_the_file_says(name, block):
     result = json.loads((ROOT / "results" / f"{name}.json").read_text())
     page = (ROOT / "docs" / "speed.md").read_text()
     assert fill(page, {block: PAGES[block](result)}, COMMAND[block]) == page
+    assert figures(result).startswith(head(result["meta"]))  # also of a file without large models
     changed = json.loads(json.dumps(result))
     changed["decode"]["toy"]["methods"]["block"]["over_expert"]["median"] += 0.1
     assert PAGES[block](changed) != PAGES[block](result)
