@@ -229,6 +229,8 @@ def passes(runs, prompts, models):
     """name of a decoder -> (tokens that it wrote, {name of a model: widths of its passes}). models: name -> GPTs."""
     out = {}
     for name, run in runs.items():
+        if name == "hf":  # not of our models
+            continue
         widths, done = watch(models)
         tokens = sum(run(*prompt) for prompt in prompts)
         done()
@@ -236,18 +238,18 @@ def passes(runs, prompts, models):
     return out
 
 
-def decode_section(runs, rounds, counted, c):
+def decode_section(runs, rounds, seen, c):
     """Of all decoders: tokens/s, the ratio to one expert alone, passes a token, and the ratio that the cost model predicts.
 
-    counted: of `passes`; c: of `width_cost`."""
+    seen: of `passes`; c: of `width_cost`."""
     speed, out = rates(runs, rounds), {}
+    cost_of = lambda tokens, widths: sum(cost(w, c) for w in widths.values()) / tokens
     for name in runs:
         out[name] = {"tokens_per_second": spread(speed[name]), "over_expert": over(speed[name], speed["expert"])}
         if name != "hf":
-            tokens, widths = counted[name]
-            passes_of = lambda x: sum(cost(w, c) for w in x[1].values()) / x[0]
+            tokens, widths = seen[name]
             out[name] |= {"passes": {k: round(len(w) / tokens, 4) for k, w in widths.items()},
-                          "predicted_over_expert": round(passes_of(counted["expert"]) / passes_of(counted[name]), 4)}
+                          "predicted_over_expert": round(cost_of(*seen["expert"]) / cost_of(*seen[name]), 4)}
         if name in HF and "hf" in runs:
             out[name]["over_hf"] = over(speed[name], speed["hf"])
     return out
