@@ -5,7 +5,7 @@
 const chart = (() => {
 
 const { h } = view;
-const WIDTH = 520, HEIGHT = 230, LEFT = 46, RIGHT = 14, TOP = 12, BOTTOM = 38;
+const WIDTH = 520, HEIGHT = 230, LEFT = 46, RIGHT = 24, TOP = 12, BOTTOM = 38;
 
 /** About n round numbers from low to high. */
 function ticks(low, high, n = 5) {

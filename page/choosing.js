@@ -134,25 +134,24 @@ function mean_loss(coverage, B, nobody = false) {
   return remembered.get(key);
 }
 
-/** The first levels of one world. Thick: the right token; dashed: what the experts favour. */
+/** The first levels of one world. Solid: the right token; dashed: what an expert favours; broad: a choice. */
 function tree() {
   const levels = theory.tree(state.world, state.coverage).slice(0, LEVELS), { A } = theory;
   const x = (t, s) => 520 * (s + 0.5) / A ** t, y = (t) => 28 + 78 * t;
-  const parts = [], on_path = new Set(["0,0"]);
-  let routed = 0, value = 0;
-  for (const [t, level] of levels.entries()) {                     // the path of the best choice, leaks aside
-    const node = level[routed], token = node.covered ? node.right : node.wrong;
-    value += node.covered ? 1 : 0;
-    routed = routed * A + token;
-    on_path.add(`${t + 1},${routed}`);
+  const parts = [];
+  let at = 0, right = 0;
+  for (const [t, level] of levels.entries()) {                     // follow an expert that knows, if one does
+    const node = level[at], next = at * A + (node.covered ? node.right : node.wrong);
+    parts.push(h("line", { class: "edge taken", x1: x(t, at), y1: y(t), x2: x(t + 1, next), y2: y(t + 1) - 4 }));
+    right += Number(node.covered);
+    at = next;
   }
   for (const [t, level] of levels.entries()) {
     for (const [s, node] of level.entries()) {
       for (let a = 0; a < A; a++) {
-        const favoured = node.tokens.includes(a), next = s * A + a;
-        const taken = on_path.has(`${t},${s}`) && on_path.has(`${t + 1},${next}`);
-        parts.push(h("line", { class: ["edge", a === node.right && "right", favoured && "favoured", taken && "taken"]
-          .filter(Boolean).join(" "), x1: x(t, s), y1: y(t), x2: x(t + 1, next), y2: y(t + 1) - 4 }));
+        const classes = ["edge", a === node.right && "right", node.tokens.includes(a) && "favoured"];
+        parts.push(h("line", { class: classes.filter(Boolean).join(" "),
+          x1: x(t, s), y1: y(t), x2: x(t + 1, s * A + a), y2: y(t + 1) - 4 }));
       }
     }
   }
@@ -165,8 +164,8 @@ function tree() {
   }
   const covered = levels.flat().filter((node) => node.covered).length, all = levels.flat().length;
   return { parts, text: `Drawn: the first ${LEVELS} of ${theory.T} tokens. Some expert knows the right token after ${covered} of ` +
-    `these ${all} prefixes. The best choice among the experts gets ${value} of ${LEVELS} tokens right; the path it takes is ` +
-    "the heavy dashed line." };
+    `these ${all} prefixes. Following that expert where there is one, and the wrong token elsewhere, gets ${right} of these ` +
+    `${LEVELS} tokens right (the broad line).` };
 }
 
 function losses() {
@@ -220,7 +219,7 @@ function build() {
       h("figure", {},
         h("svg", { id: "tree", viewBox: "0 0 520 280", role: "img", "aria-describedby": "tree-text", "aria-label": "Tree of prefixes" }),
         h("p", { class: "small" }, h("span", { class: "edge-key right" }), " the right token ",
-          h("span", { class: "edge-key favoured" }), " what an expert favours ", h("span", { class: "edge-key taken" }), " the best choice's path"),
+          h("span", { class: "edge-key favoured" }), " what an expert favours ", h("span", { class: "edge-key taken" }), " the choice of an expert that knows"),
         h("figcaption", { id: "tree-text", class: "small" })),
       h("div", {}, slider("coverage", "Coverage", 1, 0.05), slider("bound", "Largest size of an added logit", 6, 0.25),
         h("div", { class: "field" }, h("label", { for: "world" }, "Which tree is drawn"),

@@ -152,10 +152,18 @@ class Encoding {
     return [...this.encode_ordinary(answer), this.END];
   }
 
-  /** The text of each token, "" for the first part of a character; the last part brings all of it. */
+  /** The text of token ids that stand by themselves. */
+  decode(ids) {
+    return new TextDecoder("utf-8", { ignoreBOM: true }).decode(
+      Uint8Array.from(ids.flatMap((id) => [...this.bytes[id]])));
+  }
+
+  /** The text of each token of an answer: "" for the first part of a character, whose last part
+   *  brings all of it, and for the end token. */
   pieces(ids) {
     const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
-    return ids.map((id, i) => decoder.decode(this.bytes[id], { stream: i + 1 < ids.length }));
+    return ids.map((id, i) => decoder.decode(
+      id === this.END ? new Uint8Array() : this.bytes[id], { stream: i + 1 < ids.length }));
   }
 }
 
@@ -527,9 +535,8 @@ class Decoding {
     const own = use_expert ? said.expert_logp[pick] : said.router_logp;             // (V)
     const logp = use_expert ? fuse(said.router_logp, own, scale) : own;             // (V), Eq. (1)
     const wanted = use_expert ? said.choice[pick] : argmax(own);
-    const weights = only === null ? softmax(said.w) : said.w.map((_, i) => Number(i === only));
     const token = edit.token ?? argmax(logp);
-    return { ...said, routed, pick, weights, scale, logp, expert_choice: wanted, token,
+    return { ...said, routed, pick, weights: softmax(said.w), scale, logp, expert_choice: wanted, token,
       edited: [edit.expert, edit.scale, edit.token].some((value) => value !== undefined) };
   }
 
@@ -558,21 +565,22 @@ class Decoding {
 
 /** The objects that decode.py --json prints: one per token, then one with the answer. */
 function records(encoding, decoding, prompt, method) {
-  const ended = decoding.tokens.at(-1) === encoding.END;
-  const texts = encoding.pieces(ended ? decoding.tokens.slice(0, -1) : decoding.tokens);
+  const { tokens } = decoding, ended = tokens.at(-1) === encoding.END;
+  const texts = encoding.pieces(tokens);
   const round = (x) => Math.round(x * 1e4) / 1e4;
   const objects = decoding.steps.map((step, i) => ({
-    token: texts[i] ?? "",                                         // the end token has no text
+    token: texts[i],
     id: step.token,
     expert: method === "router" ? "router" : EXPERTS[step.pick],
     weights: method === "router" ? {}
       : Object.fromEntries(EXPERTS.map((name, j) => [name, round(step.weights[j])])),
-    expert_choice: encoding.pieces([step.expert_choice])[0],
+    expert_choice: encoding.decode([step.expert_choice]),
     changed: step.token !== step.expert_choice,
     in_S: step.in_S,
   }));
   const end = ended ? objects.pop() : null;
-  return [...objects, { answer: texts.join(""), prompt, method, end }];
+  const answer = encoding.decode(ended ? tokens.slice(0, -1) : tokens);
+  return [...objects, { answer, prompt, method, end }];
 }
 
 /** All that the page needs of its data: the tokenizer and five models, by name. Throws an Error. */

@@ -10,7 +10,8 @@ try {
   training.build();
   tour.build();
   document.getElementById("app").hidden = false;
-  view.render();
+  if (view.state.tour && !location.hash.includes("prompt=")) tour.go(view.state.tour);  // #tour=4 alone
+  else view.render();
 
   // For scripts. answer: the objects that `python decode.py --json PROMPT` prints, in one array.
   window.fusionroute = {

@@ -26,8 +26,7 @@ function steps(prompt, method = "fusionroute") {
   return remembered.get(key);
 }
 
-const text_of = (written) => view.toy.encoding.pieces(written.map((s) => s.token)
-  .filter((id) => id !== view.toy.encoding.END)).join("").replaceAll("\n", " ");
+const text_of = (written) => view.toy.encoding.pieces(written.map((step) => step.token)).join("");
 const first = (list, test) => Math.max(0, list.findIndex(test));
 const changed = (step) => step.token !== step.expert_choice;
 const easy = () => example("toy-gsm8k", "lose", true).prompt;

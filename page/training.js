@@ -10,7 +10,7 @@ const BETA = 0.1;                                                  // of Eq. (3)
 // --- the curves ----------------------------------------------------------------------------------
 
 function charts() {
-  const { sft, mix_pair } = view.data.curves;
+  const { sft, pair } = view.data.curves;
   const route = (name) => ({ name: NAMES[name], x: sft.step, y: sft[`route_${name}`], color: name,
     dash: { math: null, code: "7 4", instruct: "2 4" }[name] });
   const mean = (values, from, to) => {
@@ -31,15 +31,15 @@ function charts() {
         lines: engine.EXPERTS.map(route), x_label: "step", y_label: "share of the tokens in S", y_range: [0, 1] })),
     h("div", { class: "columns" },
       chart.lines({ id: "chart-cdpo", title: "Phase 2, Eq. (3): margin and bias.",
-        text: `The margin is the router's own part (${first_and_last(mix_pair.margin)}); the bias is the chosen experts' part, which the ` +
+        text: `The margin is the router's own part (${first_and_last(pair.margin)}); the bias is the chosen experts' part, which the ` +
           "router cannot change by this loss.",
-        lines: [{ name: "margin", x: mix_pair.step, y: mix_pair.margin, color: "router" },
-          { name: "bias", x: mix_pair.step, y: mix_pair.bias, color: "math", dash: "7 4" }],
-        x_label: "step", y_label: "in units of the sigmoid's argument" }),
+        lines: [{ name: "margin", x: pair.step, y: pair.margin, color: "router" },
+          { name: "bias", x: pair.step, y: pair.bias, color: "math", dash: "7 4" }],
+        x_label: "step", y_label: "margin and bias, as they enter Eq. (3)" }),
       chart.lines({ id: "chart-accuracy", title: "Phase 2: which answer is preferred.",
         text: "The share of pairs in which the chosen answer is ahead: by the router's margin, and by margin + bias.",
-        lines: [{ name: "margin > 0", x: mix_pair.step, y: mix_pair.accuracy, color: "router" },
-          { name: "margin + bias > 0", x: mix_pair.step, y: mix_pair.fused_accuracy, color: "code", dash: "7 4" }],
+        lines: [{ name: "margin > 0", x: pair.step, y: pair.accuracy, color: "router" },
+          { name: "margin + bias > 0", x: pair.step, y: pair.fused_accuracy, color: "code", dash: "7 4" }],
         x_label: "step", y_label: "share of the pairs", y_range: [0, 1] })),
   ];
 }

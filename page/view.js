@@ -32,6 +32,8 @@ const BENCHES = {
 
 const SVG = new Set("svg g path line circle polygon polyline rect text tspan title".split(" "));
 
+const present = (children) => children.flat(2).filter((child) => child || child === "" || child === 0);
+
 /** An element. Attributes that start with "on" are listeners, true stands for an empty value. */
 function h(tag, attributes = {}, ...children) {
   const svg = SVG.has(tag);
@@ -42,7 +44,7 @@ function h(tag, attributes = {}, ...children) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== false));
+  element.append(...present(children));
   return element;
 }
 
@@ -51,7 +53,7 @@ const $ = (id) => document.getElementById(id);
 /** Replace what a container holds; the focus stays on the element that has the same id afterwards. */
 function rebuild(container, ...children) {
   const focused = container.contains(document.activeElement) ? document.activeElement.id : "";
-  container.replaceChildren(...children.flat().filter((child) => child !== null && child !== false));
+  container.replaceChildren(...present(children));
   if (focused && $(focused) && document.activeElement !== $(focused)) $(focused).focus();
 }
 
@@ -59,7 +61,7 @@ function rebuild(container, ...children) {
 function shown(id) {
   const { encoding } = toy;
   if (id === encoding.END) return "end of answer";
-  const text = encoding.pieces([id])[0];
+  const text = encoding.decode([id]);
   if (text.includes("\ufffd")) return "byte " + encoding.bytes[id][0].toString(16).padStart(2, "0");
   return text.replaceAll(" ", "␣").replaceAll("\n", "↵") || "empty";
 }
@@ -125,7 +127,7 @@ function read_address(hash) {
     return p.every((x) => x >= 0.001 && x <= 0.999) ? p : null;
   };
   if (given.get("tab") in TABS) found.tab = given.get("tab");
-  found.prompt = given.get("prompt") ?? data.examples[0].prompt;
+  found.prompt = given.get("prompt") ?? (data.examples.find((e) => e.skill === "triple") ?? data.examples[0]).prompt;
   if (METHODS.includes(given.get("method"))) found.method = given.get("method");
   if (METHODS.includes(given.get("beside"))) found.beside = given.get("beside");
   within("tour", 0, 10, true);
@@ -201,12 +203,15 @@ let finished = Promise.resolve();                                  // settled wh
 async function write(answers) {
   const mine = ++turn;
   let shown_at = performance.now();
-  const begun = shown_at;
-  let tokens = 0;
+  let tokens = 0, seconds = 0;                                     // without the first, which reads the prompt
   for (const decoding of Object.values(answers)) {
     while (!decoding.done && decoding.steps.length < state.written) {
+      const begun = performance.now();
       decoding.step();
-      tokens += 1;
+      if (decoding.steps.length > 1) {
+        tokens += 1;
+        seconds += (performance.now() - begun) / 1000;
+      }
       if (performance.now() - shown_at > 30) {
         if (!still.matches) show_answers(answers, true);
         await new Promise((resolve) => setTimeout(resolve));
@@ -215,8 +220,7 @@ async function write(answers) {
       }
     }
   }
-  const seconds = (performance.now() - begun) / 1000;
-  if (tokens) speed = `${plural(tokens, "token")} in ${number(seconds)} s, four models each.`;
+  if (tokens > 9) speed = `Just now: ${Math.round(tokens / seconds)} tokens a second, with four models.`;
   show_answers(answers, false);
 }
 let speed = "";
@@ -298,7 +302,7 @@ function legend(decoding, steps) {
   rows.push([h("span", { class: "token" }, h("span", { class: "text" }, "abc")),
     " outside S, all experts agree: ", h("b", {}, String(count((step) => !step.in_S)))]);
   rows.push([h("span", { class: "token changed", "data-was": "xyz" }, h("span", { class: "text" }, "abc")),
-    " the router changed the chosen expert's xyz: ",
+    " changed by the router (struck out: the chosen expert's token): ",
     h("b", {}, String(count((step) => step.token !== step.expert_choice)))]);
   return h("ul", { class: "legend" }, rows.map((row) => h("li", {}, row)));
 }
@@ -349,8 +353,7 @@ function verdict(main, beside, answers) {
   }
   const example = data.examples.find((e) => e.prompt === state.prompt);
   if (example && answers.main.done && state.written >= answers.main.steps.length) {
-    const ended = main.at(-1)?.token === toy.encoding.END;
-    const text = toy.encoding.pieces(main.map((step) => step.token).slice(0, ended ? -1 : undefined)).join("");
+    const text = toy.encoding.pieces(main.map((step) => step.token)).join("");
     parts.push(text === example.answer ? "This is the right answer. "
       : h("span", {}, "A right answer would be: ", h("code", {}, example.answer)));
   }
@@ -440,7 +443,7 @@ function opinions(decoding, step) {
       h("th", { scope: "row" }, h("span", { class: `chip ${name}` }, MARKS[name]), ` ${NAMES[name]}`),
       h("td", {}, h("span", { class: "weight" }, h("span", { class: name, style: `width: ${100 * weight}%` })),
         ` ${percent(weight)}`),
-      h("td", {}, h("code", {}, shown(step.choice[i])), ` ${percent(p(step.expert_logp[i], step.choice[i]))}`),
+      h("td", {}, h("code", {}, shown(step.choice[i])), ` (${percent(p(step.expert_logp[i], step.choice[i]))})`),
       h("td", {}, picked ? (only === null ? "chosen" : "writes") : use_expert ? h("button", {
         type: "button", id: `use-${name}`, disabled: state.lane === 1,
         "aria-label": `Use the ${NAMES[name]} expert at this token`,
@@ -454,7 +457,7 @@ function opinions(decoding, step) {
     h("tbody", {}, rows, h("tr", {},
       h("th", { scope: "row" }, h("span", { class: "chip router" }, MARKS.router), " router"),
       h("td", {}, "routes"),
-      h("td", {}, h("code", {}, shown(top)), ` ${percent(p(step.router_logp, top))}`),
+      h("td", {}, h("code", {}, shown(top)), ` (${percent(p(step.router_logp, top))})`),
       h("td", {}, use_expert ? step.scale ? "adds" : "adds nothing" : "writes"))));
 }
 
