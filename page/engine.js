@@ -91,14 +91,15 @@ const PATTERN = new RegExp(
   String.raw`\n *| (?:\*\*|\/\/|[<>=!]=|[\-+*\/%=<>]) (?=\p{Nd})| ?\p{L}+|\p{Nd}|` +
   ` ?[^${SPACE}\\p{L}\\p{Nd}]+| +|[${SPACE}]`, "gu");
 
+const utf8 = new TextEncoder();
+
 class Encoding {
   /** words: the lines of vocab.txt. Tokens 0 to 255 are the bytes, then the words, then three marks. */
   constructor(words) {
-    const encoder = new TextEncoder();
     this.bytes = Array.from({ length: 256 }, (_, byte) => Uint8Array.of(byte));
     this.ranks = new Map(this.bytes.map((piece, rank) => [this.key(piece), rank]));
     for (const word of words) {
-      const piece = encoder.encode(word);
+      const piece = utf8.encode(word);
       if (this.ranks.has(this.key(piece))) continue;
       this.ranks.set(this.key(piece), this.bytes.length);
       this.bytes.push(piece);
@@ -107,7 +108,7 @@ class Encoding {
     this.USER = this.bytes.length;
     this.ASSISTANT = this.USER + 1;
     this.END = this.USER + 2;
-    for (const mark of ["<|user|>", "<|assistant|>", "<|end|>"]) this.bytes.push(encoder.encode(mark));
+    for (const mark of ["<|user|>", "<|assistant|>", "<|end|>"]) this.bytes.push(utf8.encode(mark));
     this.n_vocab = this.bytes.length;
   }
 
@@ -121,7 +122,7 @@ class Encoding {
     const ids = [];
     // A lone half of a surrogate pair is no character: decode.py reads it as "?".
     for (const [piece] of text.replace(/\p{Cs}/gu, "?").matchAll(PATTERN)) {
-      ids.push(...this.encode_piece(new TextEncoder().encode(piece)));
+      ids.push(...this.encode_piece(utf8.encode(piece)));
     }
     return ids;
   }
