@@ -195,16 +195,16 @@ function rope_table(config) {
   return { cos, sin };
 }
 
-/** x W' for x (T, d) and W (N, d), N at least 4 -> (T, N). Two tokens and four rows of W at a time:
+/** x W' for x (T, d) and W (N, d), N at least 4 -> (T, N). Four rows of W and two tokens at a time:
  *  each number that is loaded is used more than once, which is twice as fast. */
 function linear(x, W, T, d) {
-  const N = W.length / d;
-  const out = new Float32Array(T * N);
-  for (let t = 0; t < T; t += 2) {
-    const next = Math.min(t + 1, T - 1), p = t * d, q = next * d;  // an odd last token is done twice
-    for (let r = 0; r < N; r += 4) {
-      const row = Math.min(r, N - 4);                              // the last four, some of them twice
-      const i = row * d, j = i + d, k = j + d, l = k + d;
+  const N = W.length / d, out = new Float32Array(T * N);
+  for (let r = 0; r < N; r += 4) {
+    const row = Math.min(r, N - 4);                                // the last four, some of them twice
+    const i = row * d, j = i + d, k = j + d, l = k + d;
+    let t = 0;
+    for (; t + 1 < T; t += 2) {
+      const p = t * d, q = p + d, at = t * N + row, at2 = at + N;
       let a = 0, b = 0, c = 0, e = 0, a2 = 0, b2 = 0, c2 = 0, e2 = 0;
       for (let m = 0; m < d; m++) {
         const u = x[p + m], v = x[q + m];
@@ -221,7 +221,6 @@ function linear(x, W, T, d) {
         e += w * u;
         e2 += w * v;
       }
-      const at = t * N + row, at2 = next * N + row;
       out[at] = a;
       out[at + 1] = b;
       out[at + 2] = c;
@@ -230,6 +229,21 @@ function linear(x, W, T, d) {
       out[at2 + 1] = b2;
       out[at2 + 2] = c2;
       out[at2 + 3] = e2;
+    }
+    for (; t < T; t++) {                                           // one token, or the last of an odd number
+      const p = t * d, at = t * N + row;
+      let a = 0, b = 0, c = 0, e = 0;
+      for (let m = 0; m < d; m++) {
+        const u = x[p + m];
+        a += W[i + m] * u;
+        b += W[j + m] * u;
+        c += W[k + m] * u;
+        e += W[l + m] * u;
+      }
+      out[at] = a;
+      out[at + 1] = b;
+      out[at + 2] = c;
+      out[at + 3] = e;
     }
   }
   return out;

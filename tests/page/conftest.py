@@ -1,15 +1,12 @@
 import json
 import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 
+from page_equal import call_node, load_models
 from page.__main__ import SHIPPED, build, collect
-from toy_experts.train import EXPERTS, load_router
 
-HERE = Path(__file__).parent
 INSTALL = "run: bash tests/page/install.sh python"
 NODE = shutil.which("node")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -25,10 +22,8 @@ def data():
 
 @pytest.fixture(scope="session")
 def models(data):
-    """The same models in PyTorch, from the same half-precision numbers: {name: GPT or Router}."""
-    router, experts, _ = load_router(SHIPPED, "router", "cpu", "")
-    router_sft, _, _ = load_router(SHIPPED, "router_sft", "cpu", "")
-    return dict(zip(EXPERTS, experts)) | {"router_sft": router_sft, "router": router}
+    """The same models in PyTorch, from the same half-precision numbers."""
+    return load_models()
 
 
 @pytest.fixture(scope="session")
@@ -38,15 +33,8 @@ def node(data, tmp_path_factory):
         pytest.skip(f"there is no node; {INSTALL}")
     folder = tmp_path_factory.mktemp("node")
     (folder / "data.json").write_text(json.dumps(data))
-
-    def call(name, argument=None):
-        (folder / "job.json").write_text(json.dumps(argument))  # ASCII: lone surrogates survive
-        p = subprocess.run([NODE, HERE / "engine_check.js", folder / "data.json", name,
-                            folder / "job.json"], capture_output=True, text=True, timeout=300)
-        assert p.returncode == 0, p.stderr[-3000:]
-        return json.loads(p.stdout)
-
-    return call
+    return lambda name, argument=None: call_node(
+        NODE, folder / "data.json", folder / "job.json", name, argument)
 
 
 @pytest.fixture(scope="session")

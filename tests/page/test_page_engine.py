@@ -1,9 +1,8 @@
 """page/engine.js and page/theory.js in node, against the repository's own Python."""
 
 import json
-import random
-import time
 import unicodedata
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -11,10 +10,14 @@ import pytest
 import torch
 
 import decode
-from fusionroute import cdpo_loss, fuse, informative, score
+from fusionroute import cdpo_loss
 from toy_experts import run, show, tasks, tokenizer
 from toy_experts.evaluate import METHODS
 from toy_experts.train import EXPERTS
+
+from page_equal import compare, made_of, prompts_of
+
+ROOT = Path(__file__).parents[2]
 
 ODD = ["", " ", "\n", "\n   x", "a\r\nb", "\ufeffBOM", "tab\there", "<|user|>hi<|end|>", "<|assistant|>",
        "naïve café ÀÉ", "日本語のテキスト", "👩‍👩‍👧 emoji 🎉🎉", "नमस्ते ३४५", "x\u0085y\u2028z\u3000w", "a\x1cb\x1fc",
@@ -60,9 +63,9 @@ def test_pieces_of_broken_characters(node):
 
 @torch.no_grad()
 def test_logits(node, models):
-    items = [i for b in tasks.BENCHMARKS for i in tasks.dataset(b, "test", 2, Random(f"logits {b}"))]
+    items = [i for b in tasks.BENCHMARKS for i in tasks.dataset(b, "test", 1, Random(f"logits {b}"))]
     texts = [tokenizer.encode_prompt(i.prompt) + tokenizer.encode_answer(i.answer) for i in items]
-    texts += [tokenizer.encode_prompt(t)[:256] for t in arbitrary(5, seed=1)]
+    texts += [tokenizer.encode_prompt(t)[:256] for t in arbitrary(2, seed=1)]
     jobs = [{"model": name, "ids": ids} for ids in texts for name in models]
     worst = 0.0
     for job, found in zip(jobs, node("logits", jobs)):
@@ -77,56 +80,20 @@ def test_logits(node, models):
     print(f"largest difference of a logit: {worst:.1e}")
 
 
-@torch.no_grad()
-def replay(models, prompts, answers, method):
-    """What PyTorch would write at each place of the answers, after the same beginnings: tokens, picks.
-
-    If the answers agree with that everywhere, then they are what greedy decoding in PyTorch gives.
-    """
-    router = models["router_sft" if method == "sft_only" else "router"]
-    how = METHODS[method]
-    tokens, picks = [], []
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(answers[i]))
-    for rows in (order[i:i + 50] for i in range(0, len(order), 50)):
-        ids = [torch.tensor(prompts[i] + answers[i][:-1]) for i in rows]
-        x = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)                     # (b, T)
-        router_logits, w = router(x)                                                   # (b, T, V), (b, T, n)
-        expert_logits = torch.stack([models[e](x)[0] for e in EXPERTS], 2)             # (b, T, n, V)
-        pick = torch.full(x.shape, how["only"]) if "only" in how else w.argmax(-1)     # (b, T)
-        own = expert_logits.gather(2, pick[..., None, None].expand(*x.shape, 1, router_logits.size(-1)))[:, :, 0]
-        logits = router_logits if "use_expert" in how else own if "use_router" in how else fuse(router_logits, own)
-        for b, i in enumerate(rows):
-            place = slice(len(prompts[i]) - 1, len(prompts[i]) - 1 + len(answers[i]))
-            tokens.append((i, logits[b, place].argmax(-1).tolist()))
-            picks.append((i, pick[b, place].tolist()))
-    return [t for _, t in sorted(tokens)], [p for _, p in sorted(picks)]
+def test_100_prompts(node, models):
+    assert compare(node, models, prompts_of(500)[::5], "fusionroute") == []
 
 
-def test_prompts(n):
-    return [i.prompt for i in tasks.mixed("test", n, Random("page"))]
-
-
-test_prompts.__test__ = False
-
-
-def compare(node, models, prompts, method):
-    found = node("two_models", [[p, method] for p in prompts])
-    ids = [tokenizer.encode_prompt(p) for p in prompts]
-    tokens, picks = replay(models, ids, [f["tokens"] for f in found], method)
-    for prompt, f, t, p in zip(prompts, found, tokens, picks):
-        assert f["tokens"] == t and f["picks"] == p, (method, prompt)
-        assert t[-1] == tokenizer.END or len(t) == 96
-
-
-def test_500_prompts(node, models):
-    begun = time.time()
-    compare(node, models, test_prompts(500), "fusionroute")
-    print(f"500 prompts in {time.time() - begun:.0f} s")
+def test_500_prompts_were_equal(data):
+    """page_equal.py compared 500 prompts with this very engine.js and these weights."""
+    record = json.loads((ROOT / "page" / "equal.json").read_text())
+    assert record["prompts"] == record["equal"] == 500
+    assert record["made of"] == made_of(data), "run: python tests/page/page_equal.py"
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "fusionroute"])
 def test_methods(node, models, method):
-    compare(node, models, test_prompts(12), method)
+    assert compare(node, models, prompts_of(6), method) == []
 
 
 PROMPTS = ["What is 38 mod 5? 🎉", "<|user|>Write red and dog in JSON.<|end|>", "  Write é, ü and 日 with commas.  "]
@@ -135,8 +102,8 @@ PROMPTS = ["What is 38 mod 5? 🎉", "<|user|>Write red and dog in JSON.<|end|>"
 def test_the_objects_of_decode_json(node, models, capsys):
     """window.fusionroute.answer gives what decode.py --json prints, key by key."""
     experts = [models[e] for e in EXPERTS]
-    prompts = PROMPTS + test_prompts(6)
-    jobs = [[p, m] for p in prompts for m in ("fusionroute", "sft_only", "math", "router")]
+    jobs = [[p, "fusionroute"] for p in PROMPTS + prompts_of(4)]
+    jobs += [[PROMPTS[0], m] for m in ("sft_only", "math", "router")]
     for (prompt, method), ours in zip(jobs, node("answer", jobs)):
         router = models["router_sft" if method == "sft_only" else "router"]
         decode.respond(prompt, router, experts, decode.Settings(method=method), True)
@@ -149,17 +116,6 @@ def test_the_objects_of_decode_json(node, models, capsys):
             a.pop("weights", None)
             end_a, end_b = a.pop("end", None), b.pop("end", None)
             assert (end_a is None) == (end_b is None) and a == b, (prompt, method)
-
-
-@torch.no_grad()
-def test_in_S(node, models):
-    prompts = test_prompts(40)
-    for prompt, rows in zip(prompts, node("answer", [[p, "fusionroute"] for p in prompts])):
-        rows = rows[:-1] + [rows[-1]["end"]] * bool(rows[-1]["end"])
-        ids = tokenizer.encode_prompt(prompt) + [r["id"] for r in rows]
-        _, choice = score([models[e] for e in EXPERTS], torch.tensor([ids]), torch.tensor([len(ids)]))
-        S = informative(choice)[0, -len(rows):].tolist()
-        assert [r["in_S"] for r in rows] == S, prompt
 
 
 BAD = ["", "   ", "\n\t", "\u3000\u2003", "\x1c\x85", "word " * 200, "日" * 100, "x" * 5000]
@@ -191,7 +147,7 @@ def test_damaged_weights_have_a_message(node):
 
 def test_edits(node):
     """Editing a finished answer gives what the edits give from the start, and undoing gives it back."""
-    rng, prompts = random.Random(1), test_prompts(12)
+    rng, prompts = Random(1), prompts_of(500)[::80]
     jobs = []
     for prompt in prompts:
         edits = []
@@ -201,7 +157,7 @@ def test_edits(node):
             edits.append({"at": rng.randrange(12), "rest": "token" not in change and rng.random() < 0.5} | change)
         jobs.append({"prompt": prompt, "edits": edits})
     everywhere = {"at": 0, "rest": True, "scale": 0}
-    jobs += [{"prompt": p, "edits": [everywhere]} for p in prompts]
+    jobs += [{"prompt": p, "edits": [everywhere]} for p in prompts[:2]]
     found = node("edits", jobs)
     assert any(f["fresh"] != f["plain"] for f in found)
     for job, f in zip(jobs, found):
@@ -210,8 +166,8 @@ def test_edits(node):
             if "token" in edit and edit["at"] < len(f["fresh"]):
                 last = [e for e in job["edits"] if "token" in e and e["at"] == edit["at"]][-1]
                 assert f["fresh"][edit["at"]] == last["token"]
-    routing = node("two_models", [[p, "routing_only"] for p in prompts])  # scale 0 everywhere is that
-    assert [f["fresh"] for f in found[-len(prompts):]] == [r["tokens"] for r in routing]
+    routing = node("two_models", [[p, "routing_only"] for p in prompts[:2]])  # scale 0 everywhere is that
+    assert [f["fresh"] for f in found[-2:]] == [r["tokens"] for r in routing]
     forced = node("edits", [{"prompt": prompts[0], "edits": [everywhere, {"at": 0, "rest": True, "expert": 1}]}])
     alone = node("two_models", [[prompts[0], "code"]])
     assert forced[0]["fresh"] == alone[0]["tokens"]
@@ -247,7 +203,7 @@ def test_a_preference_pair(node, models, data):
 
 def test_the_tree_is_the_theorys(node):
     toy_mdp = pytest.importorskip("theory.toy_mdp")
-    jobs = [(c, B, nobody) for c in (1, 0.9, 0.55, 0.5, 0) for B in (0, 0.25, 1, 2, 4, np.inf)
+    jobs = [(c, B, nobody) for c in (1, 0.9, 0.55, 0) for B in (0, 0.25, 2, np.inf)
             for nobody in (False, True)]
     ours = node("mean_loss", [[c, None if B == np.inf else B, nobody] for c, B, nobody in jobs])
     theirs = [toy_mdp.mean_loss(c, B, nobody) for c, B, nobody in jobs]
