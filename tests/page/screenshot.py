@@ -1,0 +1,43 @@
+"""The pictures of the page that the READMEs show.
+
+    python tests/page/screenshot.py     writes page/screenshot.png
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from toy_experts import run  # noqa: E402
+
+
+def take(browser, page_file, path, hash="", size=(1120, 1260), scheme="light"):
+    """A picture of the first screen of the page, at an address's state."""
+    context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme,
+                                  reduced_motion="reduce")
+    page = context.new_page()
+    page.goto(page_file.absolute().as_uri() + hash)
+    page.evaluate("window.fusionroute.finished()")
+    page.evaluate("document.getElementById('status').textContent = ''")  # the speed differs each time
+    page.screenshot(path=path)
+    context.close()
+
+
+def main():
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError as e:
+        raise run.UserError("there is no playwright; run: bash tests/page/install.sh python") from e
+    from conftest import CHROMIUM, FLAGS
+    if CHROMIUM is None:
+        raise run.UserError("there is no chromium; run: bash tests/page/install.sh python")
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        take(browser, ROOT / "page" / "index.html", ROOT / "page" / "screenshot.png")
+        browser.close()
+    print("saved page/screenshot.png")
+
+
+if __name__ == "__main__":
+    run.run(main)
