@@ -91,7 +91,7 @@ const head = (...names) => h("thead", {}, h("tr", {}, names.map((name) =>
 const START = {
   tab: "answer", tour: 0,
   prompt: "", method: "fusionroute", beside: "", written: Infinity, lane: 0, at: null, edits: [],
-  experts: [[0.7, 0.2, 0.1], [0.2, 0.7, 0.1], [0.45, 0.45, 0.1]], target: [0.15, 0.2, 0.65], B: 0.5,
+  experts: [[0.7, 0.2, 0.1], [0.1, 0.5, 0.4], [0.5, 0.1, 0.4]], target: [0.2, 0.2, 0.6], B: 0.5,
   coverage: 0.5, bound: 2, world: 1,
   pair: 0,
 };
@@ -608,6 +608,9 @@ function build_answer() {
 
   $("panel-answer").append(form,
     h("h2", {}, "The answer"),
+    h("p", { class: "small" }, "Coloured are the tokens in the set ", h("b", {}, "S"), `: there the
+      experts by themselves would not all write the same token, and it matters which one is chosen.
+      Plain tokens are outside S: there all of them agree.`),
     h("div", { id: "answers" }),
     h("p", { class: "small", id: "status", role: "status" }),
     h("section", { id: "token-panel", "aria-label": "The chosen token", hidden: true },

@@ -1,8 +1,9 @@
 """The pictures of the page that the READMEs show.
 
-    python tests/page/screenshot.py     writes page/screenshot.png
+    python tests/page/page_screenshot.py     writes page/screenshot.png
 """
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,6 +11,12 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from toy_experts import run  # noqa: E402
+
+
+INSTALL = "run: bash tests/page/install.sh python"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+         "--disable-background-networking --disable-component-update").split()
 
 
 def take(browser, page_file, path, hash="", size=(1120, 1260), scheme="light"):
@@ -28,10 +35,9 @@ def main():
     try:
         from playwright.sync_api import sync_playwright
     except ImportError as e:
-        raise run.UserError("there is no playwright; run: bash tests/page/install.sh python") from e
-    from conftest import CHROMIUM, FLAGS
+        raise run.UserError(f"there is no playwright; {INSTALL}") from e
     if CHROMIUM is None:
-        raise run.UserError("there is no chromium; run: bash tests/page/install.sh python")
+        raise run.UserError(f"there is no chromium; {INSTALL}")
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         take(browser, ROOT / "page" / "index.html", ROOT / "page" / "screenshot.png")
