@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
 
-import common
 from toy_experts import judge
+from toy_experts.run import UserError
 
 DOMAINS = {"math": ["toy-gsm8k", "toy-math500"], "code": ["toy-mbpp", "toy-humaneval"], "instruct": ["toy-ifeval"]}
 BENCHMARKS = [bench for benches in DOMAINS.values() for bench in benches]
@@ -327,7 +327,7 @@ def dataset(bench, split, n, rng, skills=None):
         item = draw(bench, split, rng, skills)
         misses = misses + 1 if item.prompt in items else 0
         if misses > 1000:
-            raise common.UserError(f"{bench} has only some {len(items)} different {split} prompts, and {n} are asked")
+            raise UserError(f"{bench} has only some {len(items)} different {split} prompts, and {n} are asked")
         items.setdefault(item.prompt, item)
     return list(items.values())
 
