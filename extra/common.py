@@ -1,4 +1,20 @@
-"""What the wings of extra/ share, besides the ground floor: flags for several seeds, families, caches, pages."""
+"""What the wings of extra/ share: flags for several seeds and both families, caches, generated pages."""
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from toy_experts.run import UserError, write
+
+RESULTS = Path(__file__).parent / "results"  # all figures of the pages, as JSON
+FAMILIES = ("llama", "gemma")                # architectures of the toy's models
+
 
 def add_flags(p, cls, names):
     """Add one flag for each named field of the dataclass cls to an ArgumentParser, or to a group of one.
@@ -94,3 +110,13 @@ def fingerprints(names, models):
             h.update(key.encode() + raw_bytes(p))
         out[name] = h.hexdigest()[:16]
     return out
+
+
+def fill(text, blocks, command):
+    """The text with what is between its generated markers replaced; blocks: name -> what `command` writes there."""
+    for name, block in blocks.items():
+        begin, end = f"<!-- begin: {name}, written by {command} -->", f"<!-- end: {name} -->"
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise UserError(f"the page must have the lines {begin} and {end} once each")
+        text = text[:text.index(begin) + len(begin)] + "\n" + block + "\n" + text[text.index(end):]
+    return text
