@@ -112,9 +112,9 @@ def svg(prompt, rows, width=62):
             if part.endswith("\n"):
                 lines, column = lines + [[]], 0
     used = list(dict.fromkeys(r["expert"] for r in rows if r["in_S"]))
-    keys = "".join(f'<tspan fill="{SVG[e]}" font-weight="bold">{e}</tspan>, ' for e in used)
-    note = (f"{keys}where the experts disagree; <tspan text-decoration=\"underline\">underlined"
-            "</tspan>: changed by the router")
+    keys = ", ".join(f'<tspan fill="{SVG[e]}" font-weight="bold">{e}</tspan>' for e in used)
+    notes = [f"in colour: the experts disagree, and this one was picked: {keys}",
+             '<tspan text-decoration="underline">underlined</tspan>: changed by the router']
     words, question = prompt.split(" "), [""]
     for word in words:
         if len(question[-1]) + len(word) > width:
@@ -124,8 +124,10 @@ def svg(prompt, rows, width=62):
     texts += [""] + ["".join(line) for line in lines] + [""]
     rows_svg = "".join(f'<text x="16" y="{28 + 22 * i}" xml:space="preserve">{text}</text>'
                        for i, text in enumerate(texts))
-    height = 28 + 22 * len(texts) + 16
-    rows_svg += f'<text x="16" y="{height - 18}" font-size="12" fill="#555">{note}</text>'
+    height = 22 * len(texts) + 62
+    for i, note in enumerate(notes):
+        rows_svg += (f'<text x="16" y="{height - 32 + 18 * i}" font-size="12" fill="#555">{note}'
+                     "</text>")
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 600 {height}" width="600" '
             f'font-family="monospace" font-size="15"><rect width="600" height="{height}" rx="8" '
             f'fill="#fff" stroke="#ddd"/>{rows_svg}</svg>\n')
