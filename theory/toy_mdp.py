@@ -20,7 +20,7 @@ def tree(seed, coverage, leak=LEAK, length=T):
     """Rewards [(A^t, A)] and experts [(2, A^t, A)] of a world. Token a leads from s to A s + a.
     Each prefix, level by level, takes four draws u, v, w, z. Token floor(A v) is right. Prefixes
     with u < coverage are covered: one expert favours the right token (the second if z >= 1/2). Any
-    other expert favours the same wrong token, which is floor(1 + (A - 1) w) further on, modulo A."""
+    other expert favours the same wrong token, floor(1 + (A - 1) w) further on, modulo A."""
     draw, rewards, experts = draws(seed), [], []
     favouring = np.where(np.eye(A) > 0, 1 - leak, leak / (A - 1))  # (A, A) row a favours token a
     for t in range(length):

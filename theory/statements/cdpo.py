@@ -36,7 +36,7 @@ def gradient(theta, log_ref, log_expert, pairs, beta):
     A pair pulls y_w up and y_l down by beta * sigmoid(-m): little, when the expert's bias makes m large.
     """
     pull = pairs / (1 + np.exp(margins(theta, log_ref, log_expert, beta)))  # (..., A, A)
-    return -beta * (pull.sum(-1) - pull.sum(-2))
+    return -beta * np.einsum("...wl->...w", pull - np.swapaxes(pull, -1, -2))
 
 
 def population(star, expert):

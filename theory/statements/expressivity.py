@@ -32,25 +32,35 @@ def needed_bound(p, delta):
 
 
 def bounded_values(experts_t, Q_t, B):
-    """max over |l| <= B of E_{a ~ pi_i e^l / Z} Q(s, a), for each expert: (n, S_t).
+    """max over |l| <= B of E_{a ~ pi_i e^l / Z} Q(s, a), for each expert: (n, S_t); (n, K, S_t) for K bounds at once.
 
     The objective is a ratio of two functions linear in u = e^l, so a maximum is at a corner, u = e^B or e^-B; raising a
     token helps exactly when its Q exceeds the current value, so the raised ones are the k best. Try every k.
+    Takes Q_t (S_t, A) and a number B, or Q_t (K, S_t, A) and B (K,).
     """
-    order = np.argsort(-Q_t, axis=1)  # (S, A) best first
-    q = np.take_along_axis(Q_t, order, 1)  # (S, A)
-    p = np.take_along_axis(experts_t, order[None], 2)  # (n, S, A)
-    up, up_q = p.cumsum(2), (p * q).cumsum(2)  # (n, S, A): mass, and value, of the k best
-    low = np.exp(-2 * B)  # weights relative to e^B, so that a large B cannot overflow
+    e = experts_t if Q_t.ndim == 2 else experts_t[:, None]  # (n, S, A) or (n, 1, S, A)
+    order = np.argsort(-Q_t, axis=-1)  # (..., S, A) best first
+    q = np.take_along_axis(Q_t, order, -1)  # (..., S, A)
+    p = np.take_along_axis(e, order[None], -1)  # (n, ..., S, A)
+    up, up_q = p.cumsum(-1), (p * q).cumsum(-1)  # (n, ..., S, A): mass, and value, of the k best
+    low = np.exp(-2 * np.asarray(B))[..., None, None]  # weights relative to e^B, so that a large B cannot overflow
     # mass of the best k + low * the rest. p may be 0 there: then that k is no candidate
-    mass = up + low * (up[..., -1:] - up)  # (n, S, A)
-    total = up_q + low * (up_q[..., -1:] - up_q)  # (n, S, A)
-    return np.where(mass > 0, total / np.where(mass > 0, mass, 1), -np.inf).max(2)
+    mass = up + low * (up[..., -1:] - up)  # (n, ..., S, A)
+    total = up_q + low * (up_q[..., -1:] - up_q)  # (n, ..., S, A)
+    return np.where(mass > 0, total / np.where(mass > 0, mass, 1), -np.inf).max(-1)
 
 
 def best_bounded(mdp, experts, B):
-    """V, a list of (S_t,), of the best policy that picks an expert and adds logits |l| <= B. B = 0 is routing."""
-    return sweep(mdp, lambda t, Q: bounded_values(experts[t], Q, B).max(0))[0]
+    """V, a list of (S_t,), of the best policy that picks an expert and adds logits |l| <= B. B = 0 is routing.
+
+    With B (K,), several bounds at once: (K, S_t) each.
+    """
+    shape = np.shape(B)
+
+    def choose(t, Q):
+        return bounded_values(experts[t], np.broadcast_to(Q, shape + Q.shape[-2:]), B).max(0)
+
+    return sweep(mdp, choose)[0]
 
 
 def best_mixture_by_ascent(mdp, experts, steps=400, lr=2.0):
@@ -101,9 +111,8 @@ def instance(seed, cover, T=6, window=None, A=4, n=2, leak=0.02, sparse=False):
 def gaps(seed, cover, bounds, **shape):
     """V* minus what is reachable: routing, then logits bounded by each B in `bounds`: (1 + len(bounds),)."""
     mdp, experts, V, _ = instance(seed, cover, **shape)
-    return [V[0][0] - best_routing(mdp, experts)[0][0]] + [
-        V[0][0] - best_bounded(mdp, experts, B)[0][0] for B in bounds
-    ]
+    routing = best_routing(mdp, experts)[0][0]
+    return V[0][0] - np.array([routing, *best_bounded(mdp, experts, np.array(bounds))[0][:, 0]])
 
 
 def uniform_expert(mdp):
@@ -128,9 +137,7 @@ def statements():
     mix = cross.mean(0)
 
     covers, bounds, seeds = np.linspace(1, 0, 11), [1.0, 2.0, 3.0, 4.0, 6.0], range(40)
-    grid = [0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0]
-    cells = np.array([[gaps(s, c, grid[1:] + [6.0]) for c in covers] for s in seeds])  # (40, 11, 10), B = 0 first
-    by_cover = cells[:, :, [0] + [(grid + [6.0]).index(b) for b in bounds]]  # (40, 11, 6)
+    by_cover = np.array([[gaps(s, c, bounds) for c in covers] for s in seeds])  # (40, 11, 6) routing, then each bound
 
     horizons = [2, 4, 8, 16, 32, 64]
     by_T = np.array([[gaps(s, 0.5, [2.0, 4.0], T=T, window=2) for T in horizons] for s in seeds])  # (40, 6, 3)
@@ -141,19 +148,20 @@ def statements():
     late_doubling = late[:, -1] - 2 * late[:, -2]  # (40,)
 
     many = [instance(s, 0.5) for s in seeds]
+    grid = [0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0]
     star = np.array([V[0][0] for _, _, V, _ in many])  # (40,)
-    routing = star - cells[:, 5, 0]  # (40,)
+    routing = star - by_cover[:, 5, 0]  # (40,)
+    fused = np.array([best_bounded(m, e, np.array(grid))[0][:, 0] for m, e, _, _ in many])  # (40, 9)
     only_1 = [(m, [x[:1] for x in e]) for m, e, _, _ in many]
-    alone = np.array([[best_bounded(m, e, B)[0][0] for B in grid] for m, e in only_1])  # (40, 9)
+    alone = np.array([best_bounded(m, e, np.array(grid))[0][:, 0] for m, e in only_1])  # (40, 9)
     wrong = np.array([star[k] - J(m, wrong_sign(m, e, Q_, 1.0)) for k, (m, e, _, Q_) in enumerate(many)])  # (40,)
 
     bare = [(m, uniform_expert(m)) for m, *_ in many]
-    nobody = np.array([[best_bounded(m, e, B)[0][0] for B in grid] for m, e in bare])  # (40, 9)
-    mean_nobody = (star[:, None] - nobody).mean(0)  # (9,)
-    worth_from = [float(worth(covers, cells[:, :, k].mean(0), mean_nobody[k])) for k in range(len(grid))]
-    unsure = cells[:, 5, :9] - (star[:, None] - nobody)  # (40, 9) half covered: with experts minus without
-    sure = cells[:, 0, :9] - (star[:, None] - nobody)  # (40, 9) all covered
-    nearly = cells[:, 1, :9] - (star[:, None] - nobody)  # (40, 9) 90% covered
+    nobody = np.array([best_bounded(m, e, np.array(grid + [6.0]))[0][:, 0] for m, e in bare])  # (40, 10)
+    nobody = star[:, None] - nobody  # (40, 10) the gap with no expert
+    same = nobody[:, [0] + [(grid + [6.0]).index(b) for b in bounds]]  # (40, 6): at the bounds of by_cover
+    extra = by_cover - same[:, None]  # (40, 11, 6): what two experts lose more than none
+    worth_from = [worth(covers, by_cover[:, :, k].mean(0), same[:, k].mean()) for k in range(6)]
 
     delta, leak, T = 0.01, 0.02 / 3, 6
     B_delta, limit = needed_bound(leak, delta), delta * T * (T + 1) / 2
@@ -230,11 +238,11 @@ def statements():
             counter=("small logits (now up to 4)", (routing - alone[:, 7]).mean()),
             bounds=grid,
             routing=band(star - routing),
-            fused=band(cells[:, 5, :9]),
+            fused=band(star[:, None] - fused),
             alone=band(star[:, None] - alone),
             crossing=float(np.interp(0, (alone - routing[:, None]).mean(0), grid)),
             wrong_sign=band(wrong),
-            no_expert=band(star[:, None] - nobody),
+            no_expert=band(nobody[:, :9]),
         ),
         row(
             "4g",
@@ -255,15 +263,14 @@ def statements():
             statement="experts can hurt: with half the prefixes covered, logits up to 3 lose less with NO expert (a uniform one)",
             checked="smallest (gap with two experts - gap with none), same bound, 40 trees",
             paper="not treated",
-            measured=unsure[:, 6].min(),
+            measured=extra[:, 5, 3].min(),
             relation=">=",
             expected=0,
-            counter=("half of the prefixes uncovered (now every prefix is covered): the mean", sure[:, 6].mean()),
+            counter=("half of the prefixes uncovered (now every prefix is covered): the mean", extra[:, 0, 3].mean()),
             covers=covers,
-            bounds=grid,
-            with_experts={f"{100 * c:.0f}%": band(cells[:, k, :9]) for k, c in enumerate(covers)},
-            no_expert=band(star[:, None] - nobody),
-            no_expert_at_6=band([V_ - best_bounded(m, e, 6.0)[0][0] for V_, (m, e) in zip(star, bare)]),
+            bounds=[0.0] + bounds,
+            with_experts={f"{100 * c:.0f}%": band(by_cover[:, k]) for k, c in enumerate(covers)},
+            no_expert=band(same),
             worth_from=worth_from,
         ),
         row(
@@ -272,10 +279,10 @@ def statements():
             statement="experts are worth having when logits are small: 90% covered, logits up to 1 lose more without them",
             checked="mean (gap with no expert - gap with two), same bound, 40 trees",
             paper="not treated",
-            measured=-nearly[:, 3].mean(),
+            measured=-extra[:, 1, 1].mean(),
             relation=">=",
             expected=0,
-            counter=("small logits (now up to 3)", -nearly[:, 6].mean()),
+            counter=("small logits (now up to 3)", -extra[:, 1, 3].mean()),
             uniform_needs=[[size, needed_bound(1 / size, 0.01)] for size in (4, 1000, 100000)],
         ),
     ]
@@ -290,7 +297,7 @@ def worth(covers, with_experts, without):
     if better.all() or not better.any():
         return 0.0 if better.all() else 1.0
     k = int(np.argmin(better))  # the first coverage that is too low
-    return np.interp(without, with_experts[k - 1 : k + 1], covers[k - 1 : k + 1])
+    return float(np.interp(without, with_experts[k - 1 : k + 1], covers[k - 1 : k + 1]))
 
 
 def wrong_sign(mdp, experts, Q, B):

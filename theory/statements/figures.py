@@ -180,7 +180,7 @@ def bounded_logits(rows):
     right.fill_between(m["bounds"], from_here, 100, color=GREEN, alpha=0.25, linewidth=0)
     right.text(0.25, 82, "experts are\nworth having", color="#00543d")
     right.text(2.6, 30, "better without\nexperts")
-    right.set(xlabel="bound B (nats)", ylabel="covered prefixes (%)", ylim=(0, 102), xlim=(0, 5))
+    right.set(xlabel="bound B (nats)", ylabel="covered prefixes (%)", ylim=(0, 102), xlim=(0, 6))
     right.set_title("The larger the logits,\nthe fuller coverage must be", loc="left")
     return fig
 

@@ -26,7 +26,7 @@ def sample(rng, mdp, pi, N):
     state, states, tokens = np.zeros(N, int), [], []
     for p, P in zip(pi, mdp.P):
         u = rng.random(N)[:, None]  # (N, 1), put through the inverse of the cumulative distribution
-        token = (u > p[state].cumsum(1)[:, :-1]).sum(1)  # (N,)
+        token = (u > p.cumsum(1)[:, :-1][state]).sum(1)  # (N,)
         states.append(state)
         tokens.append(token)
         state = P[state, token]  # (N,)
@@ -37,9 +37,8 @@ def counts(states, tokens, mdp):
     """How often each token followed each state: a list of T arrays (S_t, A)."""
     out = []
     for t, r in enumerate(mdp.r):
-        c = np.zeros(r.shape)
-        np.add.at(c, (states[:, t], tokens[:, t]), 1)
-        out.append(c)
+        index = states[:, t] * r.shape[1] + tokens[:, t]  # (N,)
+        out.append(np.bincount(index, minlength=r.size).reshape(r.shape).astype(float))
     return out
 
 

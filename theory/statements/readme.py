@@ -108,14 +108,14 @@ def blocks(rows, toy):
         ["logits up to B =", *map(number, n["bounds"])],
         [["gap, experts leak 0.01 (n = 2, T = 16)", *map(number, n["gap_T16_leak_001"])]],
     )
-    n, nobody, at_6 = by["4d"], by["4h"]["no_expert"], by["4h"]["no_expert_at_6"]
+    n, nobody = by["4d"], by["4h"]["no_expert"]
     out["coverage"] = table(
         ["covered prefixes", "best routing", *[f"logits up to {b}" for b in n["bounded"]]],
         [
             [f"{100 * c:.0f}%", spread(n["routing"], k), *[spread(b, k) for b in n["bounded"].values()]]
             for k, c in enumerate(n["covers"])
         ]
-        + [["no expert, at any coverage", *[spread(nobody, k) for k in (0, 3, 5, 6, 7)], spread(at_6)]],
+        + [["no expert, at any coverage", *[spread(nobody, k) for k in range(6)]]],
     )
     n = by["4e"]
     out["horizon"] = table(
