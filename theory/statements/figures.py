@@ -178,7 +178,7 @@ def bounded_logits(rows):
     from_here = 100 * np.array(m["worth_from"])
     right.plot(m["bounds"], from_here, color=BLACK, marker="o", markersize=4, linewidth=1.8)
     right.fill_between(m["bounds"], from_here, 100, color=GREEN, alpha=0.25, linewidth=0)
-    right.text(0.25, 82, "experts are\nworth having", color="#00543d")
+    right.text(0.15, 87, "experts are\nworth having", color="#00543d", fontsize=8.5)
     right.text(2.6, 30, "better without\nexperts")
     right.set(xlabel="bound B (nats)", ylabel="covered prefixes (%)", ylim=(0, 102), xlim=(0, 6))
     right.set_title("The larger the logits,\nthe fuller coverage must be", loc="left")
