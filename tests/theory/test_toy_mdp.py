@@ -37,15 +37,15 @@ def best_of_all(rewards, options):
 
 @pytest.mark.parametrize("seed,coverage", [(SEED, 0.5), (4, 0.5), (5, 0.9), (6, 0.0)])
 def test_choosing_is_the_best_of_all_deterministic_routings(seed, coverage):
-    rewards, experts = tree(seed, coverage, leak=0.3, length=3)  # 13 prefixes, 2 experts: 2^13 routings
+    rewards, experts = tree(seed, coverage, leak=0.3, length=3)  # 13 prefixes, 2 experts
     options = {(t, s): [e[i, s] for i in range(2)] for t, e in enumerate(experts) for s in range(A**t)}
     last = {k: max(v, key=lambda p: p @ rewards[2][k[1]]) for k, v in options.items() if k[0] == 2}  # nothing follows
-    options |= {k: [p] for k, p in last.items()}  # 2^4 routings are left; a test below tries all 2^13 of one tree
+    options |= {k: [p] for k, p in last.items()}  # 2^4 routings of the first 4 prefixes are left
     assert loss(rewards, experts, 0) == pytest.approx(3 - best_of_all(rewards, options), abs=1e-12)
 
 
-def test_choosing_against_every_routing_of_one_tree():
-    rewards, experts = tree(SEED, 0.5, leak=0.3, length=2)  # 4 prefixes: 2^4 routings
+def test_choosing_against_every_routing_of_a_smaller_tree():
+    rewards, experts = tree(SEED, 0.5, leak=0.3, length=2)  # 4 prefixes: 2^4 routings, none left out
     options = {(t, s): [e[i, s] for i in range(2)] for t, e in enumerate(experts) for s in range(A**t)}
     assert loss(rewards, experts, 0) == pytest.approx(2 - best_of_all(rewards, options), abs=1e-12)
 
