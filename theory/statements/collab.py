@@ -93,8 +93,8 @@ def statements():
             relation="<=",
             expected=1e-12,
             counter=(
-                "own continuation: judge by the best continuation, mismatch at H = 48, minus H/3",
-                abs(repaired[-1][0] - horizons[-1] / 3),
+                "no expert is right throughout (now expert 2 is): |mismatch - H/3| at H = 48",
+                abs(mismatch_and_regret([1] * 48, 2)[0] - 16),
             ),
             horizons=horizons,
             mismatch=[m for m, _ in paper],
