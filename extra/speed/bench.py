@@ -161,7 +161,7 @@ def to_hf(lm):
                  rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta}, rope_theta=c.rope_theta, rms_norm_eps=c.norm_eps,
                  tie_word_embeddings=True, bos_token_id=None, eos_token_id=END, pad_token_id=END)
     if kind == "gemma2":
-        shape |= dict(query_pre_attn_scalar=c.query_scalar, attn_logit_softcapping=c.attn_cap, final_logit_softcapping=c.logit_cap,
+        shape |= dict(query_pre_attn_scalar=int(c.query_scalar), attn_logit_softcapping=c.attn_cap, final_logit_softcapping=c.logit_cap,
                       sliding_window=c.window, hidden_activation="gelu_pytorch_tanh")
     hf = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(kind, **shape), dtype=torch.float32)
     names = HF_NAMES | HF_NORMS[kind]
