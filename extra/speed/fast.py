@@ -22,7 +22,9 @@ OTHER = ("gelu", "post_norm", "one_plus", "embed_scaled", "attn_cap", "logit_cap
 
 def read(model, ids, cache, new=None):
     """As model(ids, cache, new) of a GPT or a Router, by the fast pass where it applies."""
-    if isinstance(model, Router) and not watched(model):
+    if watched(model):
+        return model(ids, cache, new)
+    if isinstance(model, Router):
         logits, hidden = read(model.lm, ids, cache, new)                              # (B, T, V), (B, T, d)
         return logits, model.W(hidden)                                                # (B, T, V), (B, T, n)
     return forward(model, ids, cache) if applies(model, ids, cache, new) else model(ids, cache, new)
