@@ -66,31 +66,33 @@ def seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A function that writes a directory with a byte-level BPE tokenizer of 267 tokens and `settings`, and returns it."""
+def write_tokenizer(path, template=CHAT, eos=1, special=SPECIAL, ordinary=(), **settings):
+    """Make the directory `path` with a byte-level BPE tokenizer of 267 tokens and `settings`."""
     lib = pytest.importorskip("tokenizers")
     pytest.importorskip("jinja2")
+    alphabet = sorted(lib.pre_tokenizers.ByteLevel.alphabet())
+    merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("c", "a"), ("Ġ", "w"), ("a", "t")]
+    words = SPECIAL + alphabet + [a + b for a, b in merges]
+    encoding = lib.Tokenizer(lib.models.BPE(vocab={w: i for i, w in enumerate(words)}, merges=merges))
+    encoding.pre_tokenizer = lib.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    encoding.decoder = lib.decoders.ByteLevel()
+    encoding.add_special_tokens(list(special))
+    encoding.add_tokens(list(ordinary))
+    encoding.post_processor = lib.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    path.mkdir()
+    encoding.save(str(path / "tokenizer.json"))
+    (path / "tokenizer_config.json").write_text(json.dumps({
+        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": {"__type": "AddedToken", "content": "</s>"},
+        "chat_template": template, **settings}))
+    (path / "config.json").write_text(json.dumps({"eos_token_id": eos}))
+    return path
 
-    def make(name="a", template=CHAT, eos=1, special=SPECIAL, ordinary=(), **settings):
-        alphabet = sorted(lib.pre_tokenizers.ByteLevel.alphabet())
-        merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("c", "a"), ("Ġ", "w"), ("a", "t")]
-        words = SPECIAL + alphabet + [a + b for a, b in merges]
-        encoding = lib.Tokenizer(lib.models.BPE(vocab={w: i for i, w in enumerate(words)}, merges=merges))
-        encoding.pre_tokenizer = lib.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        encoding.decoder = lib.decoders.ByteLevel()
-        encoding.add_special_tokens(list(special))
-        encoding.add_tokens(list(ordinary))
-        encoding.post_processor = lib.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-        path = tmp_path / name
-        path.mkdir()
-        encoding.save(str(path / "tokenizer.json"))
-        (path / "tokenizer_config.json").write_text(json.dumps({
-            "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": {"__type": "AddedToken", "content": "</s>"},
-            "chat_template": template, **settings}))
-        (path / "config.json").write_text(json.dumps({"eos_token_id": eos}))
-        return path
-    return make
+
+@pytest.fixture
+def folder(tmp_path):
+    """write_tokenizer for a directory of a given name in tmp_path."""
+    pytest.importorskip("tokenizers")
+    return lambda name="a", *args, **settings: write_tokenizer(tmp_path / name, *args, **settings)
 
 
 class Flags:
@@ -104,19 +106,21 @@ class Flags:
         self.decode = ["--router", str(at / "out/seed0/router"), *self.experts, "--device", "cpu", "--max_new", "20"]
 
 
-@pytest.fixture
-def dirs(folder, tmp_path):
-    """A function: makes the directories start, math and code (embeddings padded to different sizes), data, and returns the flags."""
+def make_models(at, family="llama", sft=SFT, pairs=PAIRS, **changes):
+    """Make the directories start, math and code (embeddings padded to different sizes) and data in a folder; returns its Flags."""
     pytest.importorskip("safetensors")
+    for name, (config, rows) in SIZES.items():
+        write_tokenizer(at / name)
+        config = replace(config, vocab_size=rows, **changes.get(name, {}))
+        if name == "start" and family == "gemma":
+            config = replace(GEMMA, vocab_size=rows)
+        save(GPT(config), at / name, Tokenizer(at / name))
+    lines(at / "train.jsonl", sft)
+    lines(at / "pairs.jsonl", pairs)
+    return Flags(at)
 
-    def make(family="llama", **changes):
-        for name, (config, rows) in SIZES.items():
-            path = folder(name)
-            config = replace(config, vocab_size=rows, **changes.get(name, {}))
-            if name == "start" and family == "gemma":
-                config = replace(GEMMA, vocab_size=rows)
-            save(GPT(config), path, Tokenizer(path))
-        lines(tmp_path / "train.jsonl", SFT)
-        lines(tmp_path / "pairs.jsonl", PAIRS)
-        return Flags(tmp_path)
-    return make
+
+@pytest.fixture
+def dirs(tmp_path):
+    """make_models in tmp_path."""
+    return lambda *args, **changes: make_models(tmp_path, *args, **changes)
