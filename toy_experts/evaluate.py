@@ -195,15 +195,16 @@ def routing(experts, items, traces):
     return {"all": share(picks), "S": share(inside), "S_share": round(len(inside) / len(picks), 4)}
 
 
-def evaluate(s):
-    """Everything that the table shows, as a dict."""
-    folder, device = run.run_dir(s), run.device(s.device)
+def evaluate(s, folder):
+    """Everything that the table shows, as a dict, for the run in a folder."""
+    device = run.device(s.device)
     hint = f"run bash run.sh{run.flags(s)}"
     router, experts, last = load_router(folder, "router", device, hint)
     router_sft, _, first = load_router(folder, "router_sft", device, hint)
     contents = {name: run.load(folder / f"{name}.pt", ("recipe", "seconds"), hint)
-                for name in ["base"] + EXPERTS} | {"router_sft": first, "router": last}
-    benches, gap = tasks.BENCHMARKS + ["general"], contents["base"]["recipe"]["gap"]
+                for name in ["base"] + EXPERTS if (folder / f"{name}.pt").exists()}
+    contents |= {"router_sft": first, "router": last}
+    benches, gap = tasks.BENCHMARKS + ["general"], contents["math"]["recipe"]["gap"]
     held = {b: tasks.held_out(b, gap, s.seed) for b in benches}
     result = {"meta": {"settings": run.recipe(s), "gap": gap, "held_out": held}, "accuracy": {},
               "covered": {}, "uncovered": {}, "general_grade": {}, "routing": {}}
@@ -271,7 +272,7 @@ def report(r):
         cells = [share[part][e] for part in ("all", "S") for e in EXPERTS] + [share["S_share"]]
         picks.append([short[b], *map(percent, cells)])
     held = "; ".join(f"{short[b]}: {', '.join(meta['held_out'][b])}" for b in tasks.BENCHMARKS)
-    trained = sum(seconds[name] for name in ["base"] + EXPERTS)
+    trained = sum(seconds.get(name, 0) for name in ["base"] + EXPERTS)
     return "\n".join([
         f"Seed {meta['settings']['seed']}, {meta['settings']['prompts']} {meta['settings']['split']} "
         "prompts per benchmark, per cent right in content and form.", "", *table(rows), "",
@@ -284,8 +285,8 @@ def report(r):
 
 def main(argv=None):
     s = run.settings(Settings, __doc__, argv)
-    result = evaluate(s)
-    path = run.run_dir(s) / "evaluate.json"
+    folder = run.run_dir(s)
+    result, path = evaluate(s, folder), folder / "evaluate.json"
     run.write(path, json.dumps(result, indent=1) + "\n")
     print(f"{report(result)}\n\nsaved {path}")
 

@@ -1,36 +1,33 @@
 """The ablations that the paper's argument needs. Each is a list of settings of the scripts, one JSON file and one plot.
 
-    python ablate.py coverage        share of sub-skills that no expert has: when is choosing among experts enough? (Assumption 4.2)
-    python ablate.py data            size of the router's SFT set: where does a fine-tuned model catch up?
-    python ablate.py routing         the set S against all positions, and the readings of log pi_agg
-    python ablate.py preference      CDPO's bias, its gradient, DPO of the fused policy, no preference at all; where y_l comes from
-    python ablate.py scale           size of router and experts: does the gain grow with it?
+    python -m extra.paper.ablate coverage        share of sub-skills that no expert has: when is choosing among experts enough? (Assumption 4.2)
+    python -m extra.paper.ablate data            size of the router's SFT set: where does a fine-tuned model catch up?
+    python -m extra.paper.ablate routing         the set S against all positions, and the readings of log pi_agg
+    python -m extra.paper.ablate preference      CDPO's bias, its gradient, DPO of the fused policy, no preference; where y_l comes from
+    python -m extra.paper.ablate scale           size of router and experts: does the gain grow with it?
 
-Trains what is missing (experts of other worlds in OUT/gap0, OUT/d48, ...), evaluates on test prompts, writes results/ablation-NAME.json
-and .svg (with matplotlib). --seed N computes one seed only, and keeps it, so that seeds can be spread over processes.
+Trains what is missing (experts with another gap or size in OUT/gap0, OUT/d48, ...), evaluates on test prompts, writes
+extra/results/ablation_NAME.json and .svg (with matplotlib). --seed N computes one seed only, and keeps it, so that seeds can be spread
+over processes.
 """
 
 import io
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 
 import numpy as np
 from tqdm import tqdm
 
-import common
-import decode
-import evaluate
-import train_cdpo
-import train_sft
-from report import table
-from toy_experts import tasks, tokenizer
+from extra.common import RESULTS, cached, several
+from extra.paper import evaluate, models
+from extra.paper.models import SIZE
+from extra.paper.train import TRAINING, Cdpo, Sft, train
+from toy_experts import run, tasks
 from toy_experts import train as toy
-
-RESULTS = Path(__file__).parent / "results"
-FINE_TUNED = ("--loss plain", "--loss plain")  # phase 1, phase 2; its pairs are those of the router beside it
+from toy_experts.evaluate import table
 
 
 @dataclass
@@ -42,77 +39,72 @@ class Settings:
     prompts: int = 100     # test prompts a benchmark, and general ones
 
     def __post_init__(self):
-        common.positive(self, "prompts")
+        run.positive(self, "prompts")
 
 
 @dataclass
 class Cell:
     label: object        # what the plot shows
-    methods: dict        # method -> (checkpoint, fused_decode's options)
-    trained: list        # (checkpoint, script, flags), in order
-    world: str = ""      # folder below OUT, for other experts than the default ones
+    methods: dict        # method -> (checkpoint, decode_batch's options)
+    trained: list        # (checkpoint, recipe), in order
+    place: str = ""      # folder below OUT, for other experts than the default ones
     gap: float = toy.Settings.gap
-    size: tuple = (toy.Settings.d_model, toy.Settings.n_layer)
+    size: tuple = SIZE
 
 
 ONLY_EXPERT, ONLY_ROUTER = {"use_router": False}, {"use_expert": False}
 
 
-def compared(tag="", sft=""):
-    """The trainings and methods of FusionRoute, routing only, phase 1 only and the fine-tuned model, sft: flags of phase 1."""
-    names = {name: name + tag for name in evaluate.TRAINING}
-    trained = [(names["router_sft"], train_sft, sft),
-               (names["router"], train_cdpo, f"--phase1 {names['router_sft']}"),
-               (names["fine_tuned_sft"], train_sft, f"{flags_of('fine_tuned_sft')} {sft}"),
-               (names["fine_tuned"], train_cdpo,
-                f"{flags_of('fine_tuned')} --phase1 {names['fine_tuned_sft']} --pairs_of {names['router_sft']}")]
-    return {"fusionroute": (names["router"], {}), "routing_only": (names["router"], ONLY_EXPERT), "sft_only": (names["router_sft"], {}),
-            "fine_tuned": (names["fine_tuned"], ONLY_ROUTER)}, trained
-
-
-def flags_of(checkpoint):
-    return evaluate.TRAINING[checkpoint][1]
+def compared(tag="", **sft):
+    """The methods and trainings of FusionRoute, routing only, phase 1 only and the fine-tuned model. sft: settings of phase 1."""
+    first, last, tuned_first, tuned = (name + tag for name in ("router_sft", "router", "fine_tuned_sft", "fine_tuned"))
+    trained = [(first, replace(TRAINING["router_sft"], **sft)),
+               (last, replace(TRAINING["router"], phase1=first)),
+               (tuned_first, replace(TRAINING["fine_tuned_sft"], **sft)),
+               (tuned, replace(TRAINING["fine_tuned"], phase1=tuned_first, pairs_of=first))]
+    return {"fusionroute": (last, {}), "routing_only": (last, ONLY_EXPERT), "sft_only": (first, {}),
+            "fine_tuned": (tuned, ONLY_ROUTER)}, trained
 
 
 def coverage():
-    worlds = {0: "gap0", 0.1: "gap0.1", 0.25: "", 0.5: "gap0.5"}
-    return [Cell(round(8 * gap) / 8, *compared(), world, gap) for gap, world in worlds.items()]  # of 8 sub-skills, 10% is 1
+    places = {0: "gap0", 0.1: "gap0.1", 0.25: "", 0.5: "gap0.5"}
+    return [Cell(round(8 * gap) / 8, *compared(), place, gap) for gap, place in places.items()]  # of 8 sub-skills, 10% is 1
 
 
 def data():
-    return [Cell(n, *compared("" if n == 2400 else f"_{n}", "" if n == 2400 else f"--samples {n}")) for n in (600, 2400, 4800)]
+    return [Cell(n, *(compared() if n == Sft.samples else compared(f"_{n}", samples=n))) for n in (600, 2400, 4800)]
 
 
 def routing():
     cells = []
     for loss in ("paper", "all", "raw", "renormalised", "mixture", "best", "co_llm", "co_llm_self"):
-        name = {"paper": "router_sft"}.get(loss, loss if loss in evaluate.TRAINING else f"router_sft_{loss}")
+        name = {"paper": "router_sft"}.get(loss, loss if loss in TRAINING else f"router_sft_{loss}")
         methods = {"routing_only": (name, ONLY_EXPERT), "sft_only": (name, {})}
         if loss.startswith("co_llm"):
             del methods["sft_only"]  # it is not made to be fused
-        cells.append(Cell(loss, methods, [(name, train_sft, f"--loss {loss}")]))
+        cells.append(Cell(loss, methods, [(name, Sft(loss=loss))]))
     return cells
 
 
 def preference():
-    cells = [Cell("phase 1 only", {"fusionroute": ("router_sft", {})}, [("router_sft", train_sft, "")])]
-    settings = {"CDPO": "", "bias off": "--loss plain", "gradient through the bias": "--loss gradient",
-                "DPO of the fused policy": "--loss fused", "SFT on y_w instead": "--loss sft", "no SFT batches": "--mix 0",
+    cells = [Cell("phase 1 only", {"fusionroute": ("router_sft", {})}, [("router_sft", Sft())])]
+    settings = {"CDPO": {}, "bias off": {"loss": "plain"}, "gradient through the bias": {"loss": "gradient"},
+                "DPO of the fused policy": {"loss": "fused"}, "SFT on y_w instead": {"loss": "sft"}, "no SFT batches": {"mix": 0},
                 # Experts alone and corruption give a pair for more prompts than the fused model's own mistakes: fewer prompts make up for it.
-                "y_l from experts": "--rejected experts --prompts 700", "y_l corrupted": "--rejected corrupted --prompts 550"}
-    for label, flags in settings.items():
-        name = "router" + "".join(f"_{x.strip('-')}" for x in flags.split())
-        cells.append(Cell(label, {"fusionroute": (name, {})}, [(name, train_cdpo, flags)]))
+                "y_l from experts": {"rejected": "experts", "prompts": 700}, "y_l corrupted": {"rejected": "corrupted", "prompts": 550}}
+    for label, changes in settings.items():
+        name = "router" + "".join(f"_{key}_{value}" for key, value in changes.items())
+        cells.append(Cell(label, {"fusionroute": (name, {})}, [("router_sft", Sft()), (name, Cdpo(**changes))]))
     methods, trained = compared()
     cells.append(Cell("fine-tuned, the same pairs", {"fine_tuned": methods["fine_tuned"]}, trained))
-    cells.append(Cell("fine-tuned, its own mistakes", {"fine_tuned": ("fine_tuned_own", ONLY_ROUTER)},
-                      trained[2:3] + [("fine_tuned_own", train_cdpo, "--loss plain --phase1 fine_tuned_sft --rejected router")]))
+    own = Cdpo(loss="plain", phase1="fine_tuned_sft", rejected="router")
+    cells.append(Cell("fine-tuned, its own mistakes", {"fine_tuned": ("fine_tuned_own", ONLY_ROUTER)}, trained[2:3] + [("fine_tuned_own", own)]))
     return cells
 
 
 def scale():
     sizes = {(48, 2): "d48", (72, 3): "d72", (96, 3): ""}
-    return [Cell(f"{size[0]} x {size[1]}", *compared(), world, size=size) for size, world in sizes.items()]
+    return [Cell(f"{size[0]} x {size[1]}", *compared(), place, size=size) for size, place in sizes.items()]
 
 
 ABLATIONS = {"coverage": coverage, "data": data, "routing": routing, "preference": preference, "scale": scale}
@@ -121,24 +113,22 @@ ABLATIONS = {"coverage": coverage, "data": data, "routing": routing, "preference
 def measure(s, cell):
     """One cell, one seed: {method: {"average", "uncovered", "general", and "win_rate" against fine_tuned if it is there}}, the models'
     size, and the seconds that each checkpoint took to train and the whole to evaluate."""
-    run = decode.Settings(seed=s.seed, out=str(Path(s.out) / cell.world), device=s.device, family=s.family)
-    toy.main([*common.where(run), "--gap", str(cell.gap), "--d_model", str(cell.size[0]), "--n_layer", str(cell.size[1])])
-    for name, module, flags in cell.trained:
-        gap = ["--gap", str(cell.gap)] if module is train_sft else []
-        module.main([*common.where(run), *flags.split(), "--name", name, *gap])
-    base = common.load(common.run_dir(run) / "base.pt", ("recipe", "seconds"), "")
-    names = ["base", *toy.EXPERTS, *(t[0] for t in cell.trained)]
-    seconds = {cell.world + name: common.load(common.run_dir(run) / f"{name}.pt", ("seconds",), "")["seconds"] for name in names}
+    here = models.Settings(s.seed, str(Path(s.out) / cell.place), s.device, s.family)
+    models.ensure(here, cell.gap, cell.size)
+    for name, spec in cell.trained:
+        train(here, name, spec)
+    names = ["base", *toy.EXPERTS, *(name for name, _ in cell.trained)]
+    seconds = {cell.place + name: run.load(models.folder(here) / f"{name}.pt", ("seconds",), "")["seconds"] for name in names}
     clock = time.time()
     items = {b: tasks.dataset(b, "test", s.prompts, Random(f"test {b} {s.seed}")) for b in evaluate.BENCHES}
-    held = {b: tasks.held_out(b, base["recipe"]["gap"], s.seed) for b in tasks.BENCHMARKS}
+    held = {b: tasks.held_out(b, cell.gap, s.seed) for b in tasks.BENCHMARKS}
     rows, grades = {}, {}
     for method, (checkpoint, how) in cell.methods.items():
-        router, experts = decode.load(run, checkpoint)
+        router, experts, _ = models.load_router(here, checkpoint)
         decoder = evaluate.traces(router, experts, **how)
         right = {}
         for b in evaluate.BENCHES:
-            texts = [tokenizer.encoding.decode(decode.answer_ids(t)) for t in evaluate.in_batches(decoder, items[b])]
+            texts = [trace.text() for trace in evaluate.in_batches(decoder, items[b])]
             right[b] = [tasks.check(item, text) for item, text in zip(items[b], texts)]
             if b == "general":
                 grades[method] = [tasks.grade(item, text) for item, text in zip(items[b], texts)]
@@ -156,9 +146,10 @@ def measure(s, cell):
 def result(s, name):
     """{label: measure} of one ablation and seed, as kept in OUT/seedN/ablation-NAME.json or computed."""
     cells = ABLATIONS[name]()
-    asked = [common.recipe(s), [vars(c) | {"trained": [(t[0], t[2]) for t in c.trained]} for c in cells]]
-    return common.cached(common.run_dir(s) / f"ablation-{name}.json", asked,
-                         lambda: {str(c.label): measure(s, c) for c in tqdm(cells, desc=name)})
+    asked = [run.recipe(s), [vars(c) | {"trained": [(checkpoint, asdict(spec)) for checkpoint, spec in c.trained]} for c in cells]]
+    run.prepare(models.place(s))
+    return cached(models.folder(s) / f"ablation-{name}.json", asked,
+                  lambda: {str(c.label): measure(s, c) for c in tqdm(cells, desc=name)})
 
 
 def plot(name, rows):
@@ -203,9 +194,9 @@ X_LABELS = {"coverage": "share of sub-skills that no expert has", "data": "SFT s
 
 
 def main(argv=None):
-    parser = common.parser(Settings, __doc__)
+    parser = run.parser(Settings, __doc__)
     parser.add_argument("name", choices=ABLATIONS, help="which ablation")
-    name, runs, seeds = common.several(parser, Settings, argv, "name")
+    name, runs, seeds = several(parser, Settings, argv, "name")
     results = [result(s, name) for s in runs]
     rows = []
     for label, first in results[0].items():
@@ -219,11 +210,11 @@ def main(argv=None):
         meta = {"seeds": seeds, "run time in seconds": {seed: round(sum(t.values())) for seed, t in zip(seeds, seconds)},
                 "split": "test", "prompts per benchmark": runs[0].prompts, "win_rate": "against fine_tuned beside it, ties half"}
         stem = f"ablation_{name}" + ("" if runs[0].family == "llama" else f"_{runs[0].family}")
-        common.write(RESULTS / f"{stem}.json", json.dumps({"rows": rows, "meta": meta}, indent=1) + "\n")
+        run.write(RESULTS / f"{stem}.json", json.dumps({"rows": rows, "meta": meta}, indent=1) + "\n")
         if picture := plot(name, rows):
-            common.write(RESULTS / f"{stem}.svg", picture)
-        print(f"saved {stem}.json{' and .svg' if picture else ''} in results/")
+            run.write(RESULTS / f"{stem}.svg", picture)
+        print(f"saved {stem}.json{' and .svg' if picture else ''} in extra/results/")
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run.run(main)

@@ -1,8 +1,9 @@
 """Every method of the paper, and what its readers ask for, on the five benchmarks and the general prompts: the paper's tables.
 
-    python evaluate.py --seed 0                trains what is missing of one seed and evaluates every method on it
-    python evaluate.py --seeds 0 1 2 3 4       all of them, then writes results/table1.json, differences.json, winrate.json, cost.json
-    python report.py                           the README's tables and CLAIMS.md from these files
+    python -m extra.paper.evaluate --seed 0             trains what is missing of one seed and evaluates every method on it
+    python -m extra.paper.evaluate --seeds 0 1 2 3 4    five seeds, then writes table1.json, differences.json, winrate.json, cost.json
+                                                        and routing.json in extra/results/
+    python -m extra.paper.report                        the tables and CLAIMS.md from these files
 
 Methods: see the table at the top of baselines.py.
 
@@ -24,35 +25,25 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import baselines
-import common
-import decode
-import train_cdpo
-import train_sft
+from extra import gpt
+from extra.common import RESULTS, cached, fingerprints, one_of, several, write_family
+from extra.paper import baselines, models
+from extra.paper.train import TRAINING, changed, train
 from fusionroute import informative, score
 from model import GPT, generate
-from report import percent, table
-from toy_experts import tasks, tokenizer
+from toy_experts import evaluate as toy_evaluate
+from toy_experts import run, tasks, tokenizer
+from toy_experts.data import answer_only, pack
+from toy_experts.evaluate import decode_batch, percent, table
 from toy_experts.train import EXPERTS
 
-ROOT = Path(__file__).parent
+MAX_NEW = toy_evaluate.MAX_NEW  # longest answer, in tokens
 BENCHES = tasks.BENCHMARKS + ["general"]
 METHODS = ["math_expert", "code_expert", "instruct_expert", "sequence_selection", "collab", "fine_tuned", "task_arithmetic_paper",
-           "task_arithmetic", "dare_paper", "dare", "routing_only", "sft_only", "fusionroute", "uniform_average", "co_llm",
-           "co_llm_self", "oracle_expert", "fused_sft", "fused_full"]
+           "task_arithmetic", "dare_paper", "dare", "routing_only", "sft_only", "fusionroute", "router", "uniform_average",
+           "co_llm", "co_llm_self", "oracle_expert", "fused_sft", "fused_full"]
 
-# What is trained, in this order, and the settings that differ from the scripts' own. All were chosen by tune.py on validation prompts.
-TRAINING = {
-    "router_sft": (train_sft, ""),
-    "router": (train_cdpo, ""),
-    "fine_tuned_sft": (train_sft, "--loss plain --lr 2e-3"),
-    "fine_tuned": (train_cdpo, "--loss plain --lr 2.5e-5 --phase1 fine_tuned_sft --pairs_of router_sft"),
-    "co_llm": (train_sft, "--loss co_llm"),
-    "co_llm_self": (train_sft, "--loss co_llm_self"),
-    "fused_sft": (train_sft, "--loss fused_own --lr 2e-3"),
-    "fused_full": (train_cdpo, "--phase1 fused_sft"),
-    "reward": (baselines, "--rejected experts"),  # one for Sequence Selection and Collab
-}
+# Chosen by tune.py on validation prompts, as the settings in train.TRAINING were.
 TASK_ARITHMETIC, DARE, LOOKAHEAD = {"scale": 0.5}, {"scale": 0.5, "drop": 0.1}, {"lookahead": 64}
 
 
@@ -68,8 +59,8 @@ class Settings:
     timed: int = 25        # of the benchmarks' prompts, how many results/cost.json is measured on
 
     def __post_init__(self):
-        common.positive(self, "prompts", "general", "timed")
-        common.one_of(self, "split", ("test", "validation"))
+        run.positive(self, "prompts", "general", "timed")
+        one_of(self, "split", ("test", "validation"))
 
 
 # --- answers ------------------------------------------------------------------------------------------------------------------------------
@@ -87,26 +78,25 @@ def in_batches(decoder, items, size=128):
 
 
 def traces(router, experts, **how):
-    """A decoder that gives Traces."""
-    return lambda prompts: decode.fused_decode(router, experts, prompts, tokenizer.END, decode.MAX_NEW, **how)
+    """A decoder that gives Traces. how: as in toy_experts.evaluate.METHODS."""
+    return lambda prompts: decode_batch(router, experts, prompts, MAX_NEW, **how)
 
 
 def load_all(s):
     """name -> every model of a run, frozen, by the names of its checkpoints; "experts" the list of them."""
-    folder, device = common.run_dir(s), common.device(s.device)
-    hint = "run python evaluate.py" + common.flags(s)
-    models = {name: common.load_model(folder / f"{name}.pt", tokenizer.FINGERPRINT, hint, device)[0]
-              for name in ["base"] + EXPERTS}
-    models["reward"] = common.load_model(folder / "reward.pt", tokenizer.FINGERPRINT, hint, device, router=True)[0]
-    return models | {"experts": [models[e] for e in EXPERTS]} | {name: decode.load(s, name)[0] for name in TRAINING if name != "reward"}
+    directory, device = models.folder(s), run.device(s.device)
+    hint = "run python -m extra.paper.evaluate" + models.flags(s)
+    m = {name: models.load_model(directory / f"{name}.pt", hint, device)[0] for name in ["base"] + EXPERTS}
+    m["reward"] = models.load_model(directory / "reward.pt", hint, device, router=True)[0]
+    return m | {"experts": [m[e] for e in EXPERTS]} | {name: models.load_router(s, name)[0] for name in TRAINING if name != "reward"}
 
 
 def decoders(m):
     """method -> its decoder, from token-id prompts to answers without the end token; m as from load_all. (oracle_expert has none.)"""
-    end, max_new, experts = tokenizer.END, decode.MAX_NEW, m["experts"]
+    end, max_new, experts = tokenizer.END, MAX_NEW, m["experts"]
 
     def fused(router, experts=experts, **how):
-        return lambda prompts: [decode.answer_ids(t) for t in traces(m[router], experts, **how)(prompts)]
+        return lambda prompts: [t.answer() for t in traces(m[router], experts, **how)(prompts)]
 
     def alone(model):
         return lambda prompts: generate(model, prompts, max_new, end)
@@ -122,6 +112,7 @@ def decoders(m):
         "task_arithmetic_paper": merged(1.0), "task_arithmetic": merged(**TASK_ARITHMETIC),
         "dare_paper": merged(1.0, 0.9), "dare": merged(**DARE),
         "routing_only": fused("router", use_router=False), "sft_only": fused("router_sft"), "fusionroute": fused("router"),
+        "router": alone(m["router"].lm),
         "uniform_average": lambda prompts: baselines.uniform_average(experts, prompts, end, max_new),
         "co_llm": fused("co_llm", use_router=False),
         "co_llm_self": fused("co_llm_self", experts + [m["co_llm_self"].lm], use_router=False),
@@ -132,8 +123,8 @@ def decoders(m):
 def routing(experts, items, answers):
     """Share of each expert among the answers' tokens (Traces): of all, and of those in S, where the experts' choices differ. On prompts
     across domains also of the words and of the rest (digits, signs) in S."""
-    samples = [common.answer_only(tokenizer.encode_prompt(i.prompt), t.tokens) for i, t in zip(items, answers)]
-    ids, mask, lengths = common.pack(samples)
+    samples = [answer_only(tokenizer.encode_prompt(i.prompt), t.tokens) for i, t in zip(items, answers)]
+    ids, mask, lengths = pack(samples)
     choice = score(experts, ids, lengths)[1]                       # (N, T-1, n)
     S = informative(choice)[mask[:, 1:]].tolist()                  # one bool per generated token
     picks = [p for t in answers for p in t.pick]
@@ -150,8 +141,9 @@ def routing(experts, items, answers):
 
 
 def train_missing(s):
-    for name, (module, flags) in TRAINING.items():
-        module.main([*common.where(s), "--name", name, *flags.split()])
+    models.ensure(s)
+    for name in TRAINING:
+        train(s, name)
 
 
 def evaluate(s):
@@ -159,11 +151,11 @@ def evaluate(s):
 
     Answers are kept method by method in OUT/seedN/table1.json, for as long as their settings and checkpoints stay.
     """
-    path, models, clock = common.run_dir(s) / "table1.json", load_all(s), time.time()
-    asked = [{k: v for k, v in common.recipe(s).items() if k != "timed"}, made_from(models)]
-    known = common.cached(path, asked, lambda: {"right": {}, "grades": {}, "routing": {}, "seconds": 0})
+    path, loaded, clock = models.folder(s) / "table1.json", load_all(s), time.time()
+    asked = [{k: v for k, v in run.recipe(s).items() if k not in ("timed", "family")}, made_from(loaded)]
+    known = cached(path, asked, lambda: {"right": {}, "grades": {}, "routing": {}, "seconds": 0})
     items = {b: tasks.dataset(b, s.split, s.general if b == "general" else s.prompts, Random(f"{s.split} {b} {s.seed}")) for b in BENCHES}
-    right, grades, ways = known["right"], known["grades"], decoders(models)
+    right, grades, ways = known["right"], known["grades"], decoders(loaded)
     if missing := [method for method in ways if method not in right]:
         bar = tqdm(total=len(missing) * len(BENCHES), desc=f"evaluating seed {s.seed}", mininterval=1.0)
         for method in missing:
@@ -179,23 +171,22 @@ def evaluate(s):
         alone = [f"{e}_expert" for e in EXPERTS]  # the oracle takes the expert that does best on each prompt: a bound, not a method
         right["oracle_expert"] = {b: "".join(max(column) for column in zip(*(right[e][b] for e in alone))) for b in BENCHES}
         grades["oracle_expert"] = [max(column) for column in zip(*(grades[e] for e in alone))]
-        answers = traces(models["router"], models["experts"])
-        known["routing"] = {b: routing(models["experts"], items[b], in_batches(answers, items[b])) for b in BENCHES}
+        answers = traces(loaded["router"], loaded["experts"])
+        known["routing"] = {b: routing(loaded["experts"], items[b], in_batches(answers, items[b])) for b in BENCHES}
         known["seconds"] += time.time() - clock
-        common.write(path, json.dumps({"key": asked, "result": known}) + "\n")
+        run.write(path, json.dumps({"key": asked, "result": known}) + "\n")
         print(f"saved {path}")
-    folder = common.run_dir(s)
-    contents = {name: common.load(folder / f"{name}.pt", ("recipe", "seconds"), "") for name in ["base", *EXPERTS, *TRAINING]}
+    contents = {name: run.load(models.folder(s) / f"{name}.pt", ("recipe", "seconds"), "") for name in ["base", *EXPERTS, *TRAINING]}
     seconds = {name: round(c["seconds"]) for name, c in contents.items()} | {"evaluation": round(known["seconds"])}
     gap = contents["base"]["recipe"]["gap"]
     return known | {"meta": {"gap": gap, "held_out": {b: tasks.held_out(b, gap, s.seed) for b in tasks.BENCHMARKS},
                              "seconds": seconds | {"total": sum(seconds.values())}}}
 
 
-def made_from(models):
+def made_from(loaded):
     """What a result depends on besides its settings: the weights of every checkpoint, and the settings of what is not trained."""
-    names = [name for name in models if name != "experts"]
-    return common.fingerprints(names, [models[n] for n in names]) | {"untrained": [TASK_ARITHMETIC, DARE, LOOKAHEAD]}
+    names = [name for name in loaded if name != "experts"]
+    return fingerprints(names, [loaded[n] for n in names]) | {"untrained": [TASK_ARITHMETIC, DARE, LOOKAHEAD]}
 
 
 def result(s):
@@ -272,14 +263,14 @@ def cost(s):
         passes[kinds.get(id(module), "merged")] += 1
 
     hook = torch.nn.modules.module.register_module_forward_pre_hook(
-        lambda module, args: count(module) if isinstance(module, GPT) else None)
+        lambda module, args: count(module) if isinstance(module, (GPT, gpt.GPT)) else None)
     for item in tqdm(items, desc="cost", mininterval=1.0):
         for method, decoder in ways.items():
             passes.update(dict.fromkeys(passes, 0))
             begun = time.perf_counter()
             tokens = len(decoder([tokenizer.encode_prompt(item.prompt)])[0])
             spent = time.perf_counter() - begun
-            tokens += tokens < decode.MAX_NEW  # the end token, if it came
+            tokens += tokens < MAX_NEW  # the end token, if it came
             row = out.setdefault(method, {"tokens": 0, "seconds": 0.0, **dict.fromkeys(passes, 0)})
             for name, value in {"tokens": tokens, "seconds": spent, **passes}.items():
                 row[name] += value
@@ -304,9 +295,9 @@ def show(results):
 
 
 def main(argv=None):
-    parser = common.parser(Settings, __doc__)
-    parser.add_argument("--results", default=str(ROOT / "results"), metavar="DIR", help="where these go (default: %(default)s)")
-    folder, runs, seeds = common.several(parser, Settings, argv, "results")
+    parser = run.parser(Settings, __doc__)
+    parser.add_argument("--results", default=str(RESULTS), metavar="DIR", help="where these go (default: extra/results)")
+    folder, runs, seeds = several(parser, Settings, argv, "results")
     folder = Path(folder)
     results = [result(s) for s in runs]
     show(results)
@@ -316,7 +307,7 @@ def main(argv=None):
             "gap": results[0]["meta"]["gap"], "torch": torch.__version__.split("+")[0], "python": platform.python_version(),
             "machine": f"{os.cpu_count()} CPU cores", "threads": torch.get_num_threads(),
             "run time in seconds": {s.seed: r["meta"]["seconds"] for s, r in zip(runs, results)},
-            "settings": {name: flags or "as in the script" for name, (_, flags) in TRAINING.items()} | {
+            "settings": {name: changed(spec) for name, spec in TRAINING.items()} | {
                 "task_arithmetic": TASK_ARITHMETIC, "dare": DARE, "collab": LOOKAHEAD}}
     tables = {m: {b: [round(accuracy(r, m, b), 4) for r in results] for b in tasks.BENCHMARKS}
               | {"average": [round(average(r, m), 4) for r in results]} for m in METHODS}
@@ -332,9 +323,9 @@ def main(argv=None):
              "winrate": rates | {"sft_only against fusionroute": wins(results, "sft_only", "fusionroute")}}
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        common.write_family(folder / f"{name}.json", runs[0].family, content, meta)
+        write_family(folder / f"{name}.json", runs[0].family, content, meta)
     print(f"saved {', '.join(f'{name}.json' for name in files)} in {folder}")
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run.run(main)

@@ -1,26 +1,24 @@
 """The settings of every method, ours and the baselines', chosen on validation prompts.
 
-    python tune.py --seed 0          every setting of the grid below on one seed: OUT/seed0/tuning.json
-    python tune.py --seeds 0 1       several, then writes results/tuning.json: what was tried, and what won
+    python -m extra.paper.tune --seed 0       every setting of the grid below on one seed: OUT/seed0/tuning.json
+    python -m extra.paper.tune --seeds 0 1    several, then writes extra/results/tuning.json: what was tried, and what won
 
-A setting's score is the mean accuracy over the five benchmarks, on validation prompts, averaged over the seeds. The winners stand in
-evaluate.py and as the scripts' defaults (a test compares). No test prompt is read here. Phase 2 is tuned on top of the winner of phase 1.
-Scores are kept one by one, so a killed run goes on where it was; the models tried are thrown away.
+A setting's score is the mean accuracy over the five benchmarks, on validation prompts, averaged over the seeds. The winners are the
+settings in train.TRAINING, in evaluate.py, and the defaults of the ground floor (a test compares). No test prompt is read here. Phase 2
+is tuned after the winner of phase 1. Each score is kept as soon as it is there, so a killed run continues; the models are not kept.
 """
 
 import functools
 import itertools
 import json
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from random import Random
 
-import baselines
-import common
-import decode
-import evaluate
+from extra.common import RESULTS, cached, several, write_family
+from extra.paper import baselines, evaluate, models
+from extra.paper import train as paper_train
 from model import generate
-from toy_experts import tasks, tokenizer
+from toy_experts import run, tasks, tokenizer
 
 
 @dataclass
@@ -32,7 +30,7 @@ class Settings:
     prompts: int = 100     # validation prompts a benchmark
 
     def __post_init__(self):
-        common.positive(self, "prompts")
+        run.positive(self, "prompts")
 
 
 def grid(**values):
@@ -41,7 +39,7 @@ def grid(**values):
 
 PHASE1, PHASE2 = grid(lr=[5e-4, 1e-3, 2e-3, 4e-3, 8e-3]), grid(lr=[2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4])
 PHASE1_OF = "router_sft", "fine_tuned_sft"  # what phase 2 starts from
-TRAINED = {  # checkpoint: (the method that it is judged as, what is tried); the rest of its settings as in evaluate.TRAINING
+TRAINED = {  # checkpoint: (the method that it is judged as, what is tried); the rest of its settings as in train.TRAINING
     "router_sft": ("sft_only", PHASE1),
     "fine_tuned_sft": ("fine_tuned", PHASE1),
     "router": ("fusionroute", PHASE2),
@@ -57,28 +55,26 @@ MERGED = {"task_arithmetic": grid(scale=[0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0]),
 
 def train(s, checkpoint, tried):
     """Train `checkpoint` with the settings `tried` as tune.pt; returns the model."""
-    path = common.run_dir(s) / "tune.pt"
-    path.unlink(missing_ok=True)
-    path.with_name("tune.state.pt").unlink(missing_ok=True)  # of a killed run, and of other settings
-    module, flags = evaluate.TRAINING[checkpoint]
-    argv = f"{flags} " + " ".join(f"--{k} {v}" for k, v in tried.items())  # a flag given twice: the last one counts
-    module.main([*common.where(s), *argv.split(), "--name", "tune"])
-    model = common.load_model(path, tokenizer.FINGERPRINT, "", common.device(s.device), router=True)[0]
+    path, spec = models.folder(s) / "tune.pt", replace(paper_train.TRAINING[checkpoint], **tried)
+    path.unlink(missing_ok=True)  # of a killed run, and of other settings
+    paper_train.train(s, "tune", spec)
+    model = models.load_model(path, "", run.device(s.device), router=True)[0]
     path.unlink()
     return model
 
 
 def tune(s):
     """{what: [[tried, accuracy], ...]} for one seed; each new score is saved in OUT/seedN/tuning.json at once."""
-    path, asked = common.run_dir(s) / "tuning.json", [common.recipe(s), *(evaluate.TRAINING[name][1] for name in PHASE1_OF)]
-    known = common.cached(path, asked, dict)
+    path, device = models.folder(s) / "tuning.json", run.device(s.device)
+    asked = [run.recipe(s), *(asdict(paper_train.TRAINING[name]) for name in PHASE1_OF)]
+    models.ensure(s)
     for name in PHASE1_OF:
-        module, flags = evaluate.TRAINING[name]
-        module.main([*common.where(s), "--name", name, *flags.split()])
-    experts = decode.load(s, "router_sft")[1]
-    base = common.load_model(common.run_dir(s) / "base.pt", tokenizer.FINGERPRINT, "", common.device(s.device))[0]
+        paper_train.train(s, name)
+    known = cached(path, asked, dict)
+    experts = models.load_router(s, "router_sft")[1]
+    base = models.load_model(models.folder(s) / "base.pt", "", device)[0]
     items = {b: tasks.dataset(b, "validation", s.prompts, Random(f"validation {b} {s.seed}")) for b in tasks.BENCHMARKS}
-    end, max_new = tokenizer.END, decode.MAX_NEW
+    end, max_new = tokenizer.END, evaluate.MAX_NEW
 
     def note(what, tried, make):
         """Score what make() returns, a decoder from token-id prompts to answers, unless the score is known."""
@@ -89,7 +85,7 @@ def tune(s):
                 texts = [tokenizer.encoding.decode(ids) for ids in evaluate.in_batches(decoder, items[b])]
                 shares.append(sum(map(tasks.check, items[b], texts)) / len(texts))
             known[key] = round(sum(shares) / len(shares), 4)
-            common.write(path, json.dumps({"key": asked, "result": known}) + "\n")
+            run.write(path, json.dumps({"key": asked, "result": known}) + "\n")
         print(f"{key}: {known[key]:.3f}")
         out.setdefault(what, []).append([tried, known[key]])
 
@@ -97,7 +93,7 @@ def tune(s):
         router = train(s, checkpoint, tried)
         how = {"fine_tuned": {"use_expert": False}, "co_llm": {"use_router": False}}.get(method, {})
         ways = evaluate.traces(router, experts, **how)
-        return lambda prompts: [decode.answer_ids(t) for t in ways(prompts)]
+        return lambda prompts: [t.answer() for t in ways(prompts)]
 
     out = {}
     for checkpoint, (method, candidates) in TRAINED.items():
@@ -115,7 +111,7 @@ def tune(s):
 
 
 def main(argv=None):
-    runs, seeds = common.several(common.parser(Settings, __doc__), Settings, argv)
+    runs, seeds = several(run.parser(Settings, __doc__), Settings, argv)
     results = [tune(s) for s in runs]
     if not seeds:
         return
@@ -124,9 +120,9 @@ def main(argv=None):
         tried = [{"settings": t, "accuracy": [r[what][k][1] for r in results]} for k, (t, _) in enumerate(results[0][what])]
         out[what] = {"won": max(tried, key=lambda t: sum(t["accuracy"]))["settings"], "tried": tried}
     meta = {"seeds": seeds, "split": "validation", "prompts per benchmark": runs[0].prompts}
-    common.write_family(Path(__file__).parent / "results" / "tuning.json", runs[0].family, out, meta)
-    print("saved results/tuning.json")
+    write_family(RESULTS / "tuning.json", runs[0].family, out, meta)
+    print("saved extra/results/tuning.json")
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run.run(main)

@@ -1,142 +1,19 @@
-"""theory/: every statement is a test, and each has a counter-test that drops an assumption and sees the conclusion
-fail. Sections 1 to 3 are in test_theory_mdp.py."""
+"""theory/statements: every statement is a test, and each has a counter-test in which it must fail. Sections 1 to 3 are
+in test_theory_statements_mdp.py, the command and the pages in test_theory_pages.py."""
 
 import itertools
-import json
-import re
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from theory import __main__ as command
-from theory import beyond, cdpo, collab, coverage, expressivity, fusion_bound, hidden_path, learning, mdp, readme, report
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def rows():
-    """All statements, computed once."""
-    return command.compute()
-
-
-@pytest.fixture(scope="module")
-def stored():
-    """All statements as results/theory.json has them."""
-    return json.loads((ROOT / "results" / "theory.json").read_text())
-
-
-# --- the table, the JSON, the README, the command -------------------------------------------------------------------
+from theory.statements import beyond, cdpo, collab, coverage, expressivity, fusion_bound, hidden_path, learning, mdp
+from theory.statements import report
 
 
 def test_every_statement_holds_and_every_counter_test_bites(rows):
     assert [r["item"] for r in rows if not r["holds"]] == []
     assert [r["item"] for r in rows if not r["counter_test"]["conclusion_fails"]] == []
     assert {r["item"][0] for r in rows} == set("12345678")
-
-
-def same(a, b, where=""):
-    """Equal, numbers within 1e-9 (relative when large)."""
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for k in a:
-            same(a[k], b[k], f"{where}/{k}")
-    elif isinstance(a, list):
-        assert len(a) == len(b), where
-        for k, (x, y) in enumerate(zip(a, b)):
-            same(x, y, f"{where}/{k}")
-    elif isinstance(a, float) or isinstance(b, float):
-        assert a == pytest.approx(b, abs=1e-9, rel=1e-9), where
-    else:
-        assert a == b, where
-
-
-def test_json_is_what_the_code_computes(rows, stored):
-    same(json.loads(report.to_json(rows)), stored)
-
-
-def test_json_has_the_promised_keys(stored):
-    for r in stored:
-        assert {"statement", "expected", "measured", "holds", "counter_test"} <= r.keys()
-
-
-def test_readme_numbers_are_those_of_the_json(stored):
-    text = (ROOT / "theory" / "README.md").read_text(encoding="utf-8")
-    assert text.count("<!-- begin:") >= 10  # the check below must have something to check
-    assert readme.fill(text, stored) == text
-    assert not re.search(r"^\s*<!--=", text, re.M)  # a comment at the start of a line would end the paragraph
-
-
-def test_readme_filling_notices_a_change_and_a_wrong_name(stored):
-    text = "x <!--=1c/measured-->9<!--/--> y"
-    assert readme.fill(text, stored) == "x <!--=1c/measured-->1.25<!--/--> y"  # the two-step example
-    with pytest.raises(ValueError, match="not there"):
-        readme.fill("<!--=1c/numbers/nothing-->9<!--/-->", stored)
-    with pytest.raises(ValueError, match="not made"):
-        readme.fill("<!-- begin: nothing -->\n<!-- end: nothing -->", stored)
-
-
-def test_readme_mentions_every_figure_and_every_figure_exists():
-    text = (ROOT / "theory" / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"figures/(\w+\.png)", text))
-    there = {p.name for p in (ROOT / "theory" / "figures").glob("*.png")}
-    assert named == there and len(there) >= 6
-    assert max(p.stat().st_size for p in (ROOT / "theory" / "figures").glob("*.png")) < 200_000
-
-
-@pytest.mark.parametrize("arguments", [["--wrong"], ["--no-figures", "extra"]])
-def test_wrong_usage_is_one_line_and_status_2(arguments):
-    done = subprocess.run([sys.executable, "-m", "theory", *arguments], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert len(done.stderr.strip().splitlines()) == 1 and arguments[-1] in done.stderr
-    assert done.stdout == ""
-
-
-def test_readme_without_json_is_one_line_and_status_2(tmp_path, capsys):
-    with pytest.raises(SystemExit) as stop:
-        command.main(["--readme"], root=tmp_path)
-    assert stop.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_without_matplotlib_table_and_json_are_still_made(tmp_path, capsys, monkeypatch, rows):
-    monkeypatch.setattr(command, "compute", lambda: rows)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)  # what Python puts there to forbid an import
-    monkeypatch.delitem(sys.modules, "theory.figures", raising=False)
-    monkeypatch.delattr("theory.figures", raising=False)
-    assert command.main([], root=tmp_path) == 0
-    out = capsys.readouterr().out
-    assert "figures skipped" in out and "pip install matplotlib" in out and "Lemma 4.1" in out
-    assert len(json.loads((tmp_path / "results" / "theory.json").read_text())) == len(rows)
-
-
-def test_figures_are_drawn_whole(tmp_path, stored):
-    pytest.importorskip("matplotlib")
-    from theory import figures
-
-    paths = figures.draw_all(stored, tmp_path)
-    assert {p.name for p in paths} == {p.name for p in (ROOT / "theory" / "figures").glob("*.png")}
-    assert all(p.read_bytes()[:4] == b"\x89PNG" for p in paths)
-    assert list(tmp_path.glob("*.tmp")) == []
-
-
-def test_status_1_when_a_statement_fails(tmp_path, monkeypatch, rows):
-    broken = [dict(rows[0], holds=False)] + rows[1:]
-    monkeypatch.setattr(command, "compute", lambda: broken)
-    assert command.main(["--no-figures"], root=tmp_path) == 1
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    target = tmp_path / "a.json"
-    report.write_whole(target, "old")
-    with monkeypatch.context() as m:
-        m.setattr(report.os, "replace", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
-        with pytest.raises(OSError):
-            report.write_whole(target, "new and longer")
-    assert target.read_text() == "old"
+    assert {r["whose"] for r in rows} == {"paper", "ours"}
 
 
 def test_compare_is_not_generous():
@@ -145,6 +22,19 @@ def test_compare_is_not_generous():
     assert report.compare(0.5, ">=", 0.5) and not report.compare(0.4, ">=", 0.5)
     with pytest.raises(ValueError):
         report.compare(1, "<", 2)
+
+
+def test_a_row_says_whose_it_is_and_which_kind_its_counter_test_is():
+    args = dict(statement="", checked="", paper="", measured=1, relation="<=", expected=1, counter=("x", 2))
+    assert report.row("9a", "ours", **args)["counter_test"]["kind"] == "dropped"
+    assert report.row("9a", "paper", **args, exchanged=True)["counter_test"]["kind"] == "exchanged"
+    with pytest.raises(ValueError, match="nobody"):
+        report.row("9a", "nobody", **args)
+
+
+def test_t_statistic_by_hand():
+    # 1, 2, 3: mean 2, standard deviation 1, standard error 1 / sqrt(3): t = 2 sqrt(3).
+    assert report.t_statistic([1, 2, 3]) == pytest.approx(2 * 3**0.5)
 
 
 # --- 4. expressivity ------------------------------------------------------------------------------------------------
@@ -203,8 +93,30 @@ def test_needed_bound_by_hand():
 
 
 def test_recovery_is_exact_with_support_and_impossible_without():
-    assert expressivity.recovery_error(77) < 1e-12
-    assert expressivity.recovery_error(77, leak=0.0) > 0.5
+    assert expressivity.recovery_gap(77) < 1e-12
+    assert expressivity.recovery_gap(77, leak=0.0) > 0.5
+    # By hand, the logits that do it: pi* = (.1, .9), pi_i = (.8, .2), l = log(pi* / pi_i) gives (.1, .9) back.
+    star, expert = np.array([0.1, 0.9]), np.array([0.8, 0.2])
+    assert expressivity.fuse(np.log(star / expert), np.log(expert)) == pytest.approx(star)
+
+
+def test_no_expert_by_hand():
+    # One token, two of them, Q = (1, 0), uniform: logits up to B give e^B / (e^B + e^-B) to the better one.
+    m = mdp.MDP([np.array([[1.0, 0.0]])], mdp.token_transitions(2, 1))
+    value = expressivity.best_bounded(m, expressivity.uniform_expert(m), 1.5)[0][0]
+    assert value == pytest.approx(1 / (1 + np.exp(-3.0)))
+
+
+def test_experts_are_worth_having_from_a_coverage_on_by_hand():
+    # losses with experts 1, 3, 5 at 100%, 50%, 0%: a loss of 2 without any is met half way between 100% and 50%.
+    covers, losses = [1.0, 0.5, 0.0], [1.0, 3.0, 5.0]
+    assert [expressivity.worth(covers, losses, x) for x in (2.0, 3.0, 6.0, 0.5)] == [0.75, 0.5, 0.0, 1.0]
+
+
+def test_size_of_4g_bounds_the_loss_and_half_of_it_does_not():
+    B = expressivity.needed_bound(0.02 / 3, 0.01)
+    enough, half = np.array([expressivity.gaps(s, 0.0, [B, B / 2])[1:] for s in range(100, 105)]).T
+    assert enough.max() <= 0.01 * 6 * 7 / 2 < half.max()
 
 
 def test_a_router_of_the_wrong_sign_is_worse_than_none():
@@ -232,6 +144,13 @@ def test_eq6_tight_by_hand():
     assert mdp.J_star(m) == pytest.approx(1.1) and mdp.J(m, pi) == pytest.approx(0.9)
     assert fusion_bound.largest_q(m, pi) == pytest.approx(1.0)
     assert fusion_bound.average_tv(m, pi, star, mdp.occupancy(m, star)) == pytest.approx(0.1)
+
+
+def test_eq6_tight_example_needs_the_end_of_all_payment_by_hand():
+    # T = 2, Delta = .1, payment goes on: pi' earns .9 * .1 + .9 = .99 of 1.1, Qmax = .1 + .9 = 1: gap .11, bound .2.
+    m, pi, star = fusion_bound.tight_example(2, 0.1, ends=False)
+    assert mdp.J_star(m) - mdp.J(m, pi) == pytest.approx(0.11)
+    assert fusion_bound.largest_q(m, pi) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -389,8 +308,22 @@ def test_cdpo_u_curve_and_no_u_without_an_error_to_correct():
 
 
 def test_sequences_fused_token_by_token_are_not_the_product():
-    by_token, at_once = cdpo.sequence_example()
-    assert at_once < 1e-12 < 1e-3 < by_token
+    assert cdpo.sequence_example(independent=True) < 1e-9 < 1e-3 < cdpo.sequence_example(independent=False)
+
+
+def test_descend_takes_several_settings_at_once():
+    one, other = cdpo.setting(1, prompts=4), cdpo.setting(2, prompts=4)
+    pairs = [cdpo.population(x[1], x[2]) for x in (one, other)]
+    together = cdpo.descend(*map(np.stack, zip(one, other)), np.stack(pairs), 0.1, [0, 5, 20])
+    apart = [cdpo.descend(*x, p, 0.1, [0, 5, 20]) for x, p in zip((one, other), pairs)]
+    assert together == pytest.approx(np.array(apart), abs=1e-12)
+
+
+def test_right_but_flat_experts_are_flat_and_right():
+    _, experts, star, _ = learning.setting(3, flat=0.25)
+    for e, s in zip(experts, star):
+        assert (e.argmax(2) == s.argmax(1)).all() and (e.max(2) <= s.max(1) + 1e-12).all()
+    assert all(np.allclose(e, s) for e, s in zip(learning.setting(3, flat=1.0)[1], star))
 
 
 # --- 8. beyond the paper --------------------------------------------------------------------------------------------
@@ -428,23 +361,3 @@ def test_noise_gives_the_secret_away():
     assert seen == 0 and rule - best > 1  # the rule cannot know p
     seen, rule, best = beyond.hidden_path_with_slips(2, 4, 0.05)
     assert seen > 1e-4 and rule == pytest.approx(best, abs=1e-12)
-
-
-# --- what the README says in words ----------------------------------------------------------------------------------
-
-
-def test_the_words_of_the_readme_agree_with_the_numbers(stored):
-    n = {r["item"]: r["numbers"] for r in stored}
-    assert n["2c"]["bound"]["mean"][1] > 6 > n["2c"]["gap_rule"]["mean"][1]  # "larger than T": it says nothing
-    assert (
-        n["4e"]["sparse"]["mean"][-1] < n["4e"]["sparse"]["mean"][0]
-    )  # with one reward at the end the gap does not grow
-    kl = {way: np.array(b["mean"]) for way, b in n["7d"]["kl"].items()}
-    assert (kl["no_expert"] < np.minimum(kl["through"], kl["alone"])).all()  # "has the lowest KL of all"
-    good = n["7d"]["good_experts_greedy"]  # "not distinguishable": within one standard error
-    assert abs(good["through"]["mean"] - good["no_expert"]["mean"]) < good["through"]["sd"] / 20**0.5
-    u = {k: b["mean"] for k, b in n["7f"]["kl"].items()}
-    assert n["7f"]["marks"][9] == 100
-    assert 50 <= n["7f"]["marks"][int(np.argmin(u["exact, beta 0.1"]))] <= 100
-    assert min(u["exact, beta 0.1"]) < min(u["16 pairs a prompt"]) < min(u["4 pairs a prompt"])  # "shallower"
-    assert n["8f"]["seen"][1] > 0 == n["8f"]["seen"][0]  # a slip of 0.01 is enough to see p

@@ -37,17 +37,22 @@ def plain(x):
     return x
 
 
-def row(item, statement, checked, paper, measured, relation, expected, counter, **numbers):
+def row(item, whose, statement, checked, paper, measured, relation, expected, counter, exchanged=False, **numbers):
     """A row as a dict.
 
-    paper: the paper's value or bound, in words. counter: (what is dropped, the number then measured), or with a third
-    entry when dropping the assumption also moves the expected value. numbers: whatever else the text or a figure shows.
+    whose: "paper" for a statement that the paper makes, "ours" for the rest. paper: the paper's value or bound, in
+    words. counter: (what is dropped, the number then measured), or with a third entry when that also moves the expected
+    value. exchanged: the counter-test drops no assumption, but exchanges a part of the statement for something that
+    looks as good. numbers: whatever else the text or a figure shows.
     """
+    if whose not in ("paper", "ours"):
+        raise ValueError(f"whose is 'paper' or 'ours', not {whose!r}")
     dropped, without, *moved = counter
     target = moved[0] if moved else expected
     return plain(
         {
             "item": item,
+            "whose": whose,
             "statement": statement,
             "checked": checked,
             "paper": paper,
@@ -56,6 +61,7 @@ def row(item, statement, checked, paper, measured, relation, expected, counter, 
             "measured": float(measured),
             "holds": compare(measured, relation, expected),
             "counter_test": {
+                "kind": "exchanged" if exchanged else "dropped",
                 "dropped": dropped,
                 "relation": relation,
                 "expected": float(target),
@@ -79,6 +85,12 @@ def band(samples):
     }
 
 
+def t_statistic(samples):
+    """|mean| in standard errors: below the 95% point of Student's t, 0 lies within the mean's 95% interval."""
+    x = np.asarray(samples, float)  # (seeds,)
+    return float(abs(x.mean()) / (x.std(ddof=1) / np.sqrt(len(x))))
+
+
 def write_whole(path, data):
     """Write text or bytes beside `path`, then rename: a reader sees the old file or the new one, never half of one."""
     path = Path(path)
@@ -89,7 +101,7 @@ def write_whole(path, data):
 
 
 def to_json(rows):
-    """The text of results/theory.json: one statement a line."""
+    """The text of extra/results/theory.json: one statement a line."""
     return "[\n" + ",\n".join(json.dumps(r, allow_nan=False) for r in rows) + "\n]\n"
 
 

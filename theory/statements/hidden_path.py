@@ -186,6 +186,7 @@ def statements():
     return [
         row(
             "3a",
+            "paper",
             statement="the family: V* = T, T - eps through p, T/2 + 1 - Delta - eps for every other expert path",
             checked="largest error over 64 expert paths (n = 2, T = 6), V* included",
             paper="as printed",
@@ -196,6 +197,7 @@ def statements():
         ),
         row(
             "3b",
+            "paper",
             statement="property 1: some expert-only path loses only eps, so routing CAN express a good answer",
             checked="gap of the best router that knows p",
             paper="eps",
@@ -206,6 +208,7 @@ def statements():
         ),
         row(
             "3c",
+            "paper",
             statement="property 2: on good prefixes some expert loses at most max(eps, Delta)",
             checked="largest coverage loss over all good prefixes",
             paper="max(eps, Delta)",
@@ -217,6 +220,7 @@ def statements():
         ),
         row(
             "3d",
+            "paper",
             statement="property 3: the Q* seen along the prefix is the same for every p until T/2 tokens are written",
             checked="largest difference between secrets, prefixes shorter than T/2",
             paper="0",
@@ -228,6 +232,7 @@ def statements():
         ),
         row(
             "3e",
+            "ours",
             statement="exact minimax gap over randomised routers: (1 - n^(-T/2)) (T/2 - 1 + Delta) + eps",
             checked=f"largest error of the formula against brute force over all n^T paths x all p, {len(sizes)} sizes",
             paper="at least T/2 - 2",
@@ -247,6 +252,7 @@ def statements():
         ),
         row(
             "3f",
+            "paper",
             statement="Theorem 4.3: the gap is at least T/2 - 2, for n >= 2",
             checked="smallest (exact gap - (T/2 - 2)), n = 2..8, T = 2..32",
             paper=">= 0",

@@ -1,8 +1,8 @@
-"""Everything measured in theory/README.md comes from results/theory.json, through this file.
+"""Everything measured in theory/README.md and theory/statements/README.md comes from the JSON files, through this file.
 
 Two kinds of places are filled in: blocks, between `<!-- begin: NAME -->` and `<!-- end: NAME -->`, and single numbers
-in a sentence, `<!--=ITEM/key/key-->...<!--/-->`, where the keys lead through one row of the JSON. tests/test_theory.py
-fails when the two differ.
+in a sentence, `<!--=ITEM/key/key-->...<!--/-->`, where the keys lead through one row of extra/results/theory.json, or,
+after `toy/`, through extra/results/toy_mdp.json. tests/theory fails when the two differ.
 """
 
 import re
@@ -23,22 +23,44 @@ def statements_table(rows):
         c = r["counter_test"]
         ours = f"{number(r['measured'])} (must be {r['relation']} {number(r['expected'])})"
         moved = "" if c["expected"] == r["expected"] else f" (must be {c['relation']} {number(c['expected'])})"
-        without = f"{c['dropped']}: {number(c['measured'])}{moved}"
-        lines.append([r["item"], r["statement"], r["checked"], r["paper"], ours, number(r["holds"]), without])
-    dropped = "dropped: then measured, and the statement fails"
-    return table(["", "statement", "what is checked", "paper", "ours", "holds", dropped], lines)
+        without = f"*{c['kind']}:* {c['dropped']}: {number(c['measured'])}{moved}"
+        cells = [r["item"], r["statement"], r["whose"], r["checked"], r["paper"], ours, number(r["holds"]), without]
+        lines.append(cells)
+    counter = "counter-test: then measured, and the statement fails"
+    return table(["", "statement", "whose", "what is checked", "in the paper", "measured", "holds", counter], lines)
 
 
-def blocks(rows):
+def tokens(x):
+    """A mean loss of the toy MDP for people: three decimals, and what is smaller as such."""
+    return "0" if x < 1e-12 else f"{x:.3f}" if x >= 0.0005 else "< 0.001"
+
+
+def toy_table(toy):
+    """The table of toy_mdp.py: choosing, then added logits for each bound, with experts and without."""
+    names = ["any size" if B is None else f"≤ {number(B)}" for B in toy["bounds"]]
+    lines = [
+        [f"{100 * c:.0f}%", tokens(alone), *[f"{tokens(x)} / {tokens(y)}" for x, y in zip(both, toy["no_expert"])]]
+        for c, alone, both in zip(toy["coverages"], toy["choosing"], toy["with_experts"])
+    ]
+    return table(["covered", "choosing", *[f"logits {x}: experts / none" for x in names]], lines)
+
+
+def blocks(rows, toy):
     """Every generated block, by name: {name: markdown}."""
     by = {r["item"]: r["numbers"] for r in rows}
     out = {f"item {k}": statements_table([r for r in rows if r["item"][0] == k]) for k in "12345678"}
     held = sum(r["holds"] for r in rows)
     failed = sum(r["counter_test"]["conclusion_fails"] for r in rows)
+    dropped = [r["item"] for r in rows if r["counter_test"]["kind"] == "dropped"]
+    exchanged = [r["item"] for r in rows if r["counter_test"]["kind"] == "exchanged"]
     out["summary"] = (
-        f"{len(rows)} statements checked, {held} hold. {failed} of {len(rows)} fail, as they should, once one of their "
-        "assumptions is dropped."
+        f"{len(rows)} statements checked, {held} hold, and {failed} of {len(rows)} fail, as they should, in their "
+        f"counter-test: {len(dropped)} drop an assumption, {len(exchanged)} ({', '.join(exchanged)}) exchange a part of "
+        "the statement for something that looks as good."
     )
+    papers, our = ([r["item"] for r in rows if r["whose"] == who] for who in ("paper", "ours"))
+    out["whose"] = f"The paper's, {len(papers)} of {len(rows)}: {', '.join(papers)}. The other {len(our)} are ours."
+    out["toy"] = toy_table(toy)
 
     n = by["2c"]
     out["eq5"] = table(
@@ -86,13 +108,14 @@ def blocks(rows):
         ["logits up to B =", *map(number, n["bounds"])],
         [["gap, experts leak 0.01 (n = 2, T = 16)", *map(number, n["gap_T16_leak_001"])]],
     )
-    n = by["4d"]
+    n, nobody = by["4d"], by["4h"]["no_expert"]
     out["coverage"] = table(
         ["covered prefixes", "best routing", *[f"logits up to {b}" for b in n["bounded"]]],
         [
             [f"{100 * c:.0f}%", spread(n["routing"], k), *[spread(b, k) for b in n["bounded"].values()]]
             for k, c in enumerate(n["covers"])
-        ],
+        ]
+        + [["no expert, at any coverage", *[spread(nobody, k) for k in range(6)]]],
     )
     n = by["4e"]
     out["horizon"] = table(
@@ -104,8 +127,16 @@ def blocks(rows):
     )
     n = by["4f"]
     out["bounded"] = table(
-        ["B", "both experts and logits", "expert 1 and logits"],
-        [[number(b), spread(n["fused"], k), spread(n["alone"], k)] for k, b in enumerate(n["bounds"])],
+        ["B", "both experts and logits", "expert 1 and logits", "no expert and logits"],
+        [
+            [number(b), *[spread(n[way], k) for way in ("fused", "alone", "no_expert")]]
+            for k, b in enumerate(n["bounds"])
+        ],
+    )
+    n = by["4h"]
+    out["worth"] = table(
+        ["B", *map(number, n["bounds"])],
+        [["experts lose less than none from this coverage on", *[f"{100 * c:.0f}%" for c in n["worth_from"]]]],
     )
     out["needed"] = table(
         ["expert's probability of the right token", "B that makes it 0.99"],
@@ -161,29 +192,29 @@ def blocks(rows):
     return out
 
 
-def lookup(rows, path):
-    """The number at ITEM/key/key, keys and list positions, in the row of that item."""
+def lookup(rows, toy, path):
+    """The number at ITEM/key/key, keys and list positions, in the row of that item; at toy/key/key in `toy`."""
     item, *keys = path.strip().split("/")
-    value = next(r for r in rows if r["item"] == item)
+    value = toy if item == "toy" else next(r for r in rows if r["item"] == item)
     for k in keys:
         value = value[int(k)] if isinstance(value, list) else value[k]
     return value
 
 
-def fill(text, rows):
-    """README text with every block and number as the rows have it. ValueError for one that does not exist."""
-    made = blocks(rows)
+def fill(text, rows, toy, name):
+    """The text of page `name` with every block and number as the JSON has it. ValueError for one that is not there."""
+    made = blocks(rows, toy)
 
     def block(match):
         if match[1] not in made:
-            raise ValueError(f"theory/README.md asks for a block {match[1]!r}, which is not made")
+            raise ValueError(f"{name} asks for a block {match[1]!r}, which is not made")
         return f"<!-- begin: {match[1]} -->\n{made[match[1]]}\n<!-- end: {match[1]} -->"
 
     def inline(match):
         try:
-            return f"<!--={match[1]}-->{number(lookup(rows, match[1]))}<!--/-->"
+            return f"<!--={match[1]}-->{number(lookup(rows, toy, match[1]))}<!--/-->"
         except (StopIteration, KeyError, IndexError, ValueError, TypeError) as problem:
-            raise ValueError(f"theory/README.md asks for a number {match[1]!r}, which is not there") from problem
+            raise ValueError(f"{name} asks for a number {match[1]!r}, which is not there") from problem
 
     text = re.sub(r"<!-- begin: ([\w ]+) -->.*?<!-- end: \1 -->", block, text, flags=re.S)
     return re.sub(r"<!--=([^>]*?)-->.*?<!--/-->", inline, text, flags=re.S)

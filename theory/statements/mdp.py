@@ -52,8 +52,8 @@ def random_mdp(rng, A, T, window=None, stochastic=False):
 
 
 def lookahead(P_t, V_next):
-    """E[V(next state) | s, a], shape (S_t, A), for either kind of transition."""
-    return V_next[P_t] if P_t.ndim == 2 else P_t @ V_next
+    """E[V(next state) | s, a], shape (S_t, A), for either kind of transition (leading axes of V_next stay, if it is sure)."""
+    return V_next[..., P_t] if P_t.ndim == 2 else P_t @ V_next
 
 
 def push(P_t, d_sa, S_next):

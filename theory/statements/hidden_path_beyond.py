@@ -76,6 +76,7 @@ def statements():
     return [
         row(
             "3g",
+            "ours",
             statement="experts that leak probability outside their tree are rescued by chance",
             checked="largest error of the closed form against DP (n = 2; T = 4, 6, 8; leak 0 to 0.2)",
             paper="not treated",
@@ -93,6 +94,7 @@ def statements():
         ),
         row(
             "3h",
+            "ours",
             statement="retries: after K episodes p has been walked with probability at most K / n^(T/2)",
             checked=f"best over all {N**K} sequences of {K} guesses among {N} paths",
             paper="not treated",
@@ -104,6 +106,7 @@ def statements():
         ),
         row(
             "3i",
+            "ours",
             statement="strictly deterministic experts: added logits change nothing (log 0 + anything = -inf)",
             checked="gap with logits up to 5 in favour of the outside token (n = 2, T = 8, leak 0)",
             paper="not treated",

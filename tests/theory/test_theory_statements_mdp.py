@@ -1,11 +1,11 @@
-"""theory/, sections 1 to 3: the MDP and Lemma 4.1, coverage, the hidden path. The rest is in test_theory.py."""
+"""theory/, sections 1 to 3: the MDP and Lemma 4.1, coverage, the hidden path. The rest is in test_theory_statements.py."""
 
 import itertools
 
 import numpy as np
 import pytest
 
-from theory import coverage, expressivity, hidden_path, hidden_path_beyond, lemma, mdp
+from theory.statements import coverage, expressivity, hidden_path, hidden_path_beyond, lemma, mdp
 
 
 # --- 1. the MDP and Lemma 4.1 ---------------------------------------------------------------------------------------
@@ -69,6 +69,8 @@ def test_eq5_tight_by_hand():
     V, Q = mdp.optimal(m)
     assert max(x.max() for x in coverage.coverage_loss(experts, V, Q)) == pytest.approx(0.1)
     assert mdp.J_star(m) - mdp.J(m, coverage.rule_of_eq5(experts, Q)) == pytest.approx(0.2)
+    m, experts = coverage.tight_example(2, 0.1, right_at=[1])  # now only the first token loses
+    assert mdp.J_star(m) - mdp.J(m, coverage.rule_of_eq5(experts, mdp.optimal(m)[1])) == pytest.approx(0.1)
 
 
 def test_eq5_needs_every_prefix_by_hand():

@@ -13,7 +13,7 @@ import numpy as np
 
 from .coverage import best_routing, expert_values, follow, make_experts
 from .mdp import MDP, J, optimal, random_mdp, softmax, sweep
-from .report import band, row
+from .report import band, row, t_statistic
 
 
 def fuse(log_router, log_expert):
@@ -32,25 +32,35 @@ def needed_bound(p, delta):
 
 
 def bounded_values(experts_t, Q_t, B):
-    """max over |l| <= B of E_{a ~ pi_i e^l / Z} Q(s, a), for each expert: (n, S_t).
+    """max over |l| <= B of E_{a ~ pi_i e^l / Z} Q(s, a), for each expert: (n, S_t); (n, K, S_t) for K bounds at once.
 
     The objective is a ratio of two functions linear in u = e^l, so a maximum is at a corner, u = e^B or e^-B; raising a
     token helps exactly when its Q exceeds the current value, so the raised ones are the k best. Try every k.
+    Takes Q_t (S_t, A) and a number B, or Q_t (K, S_t, A) and B (K,).
     """
-    order = np.argsort(-Q_t, axis=1)  # (S, A) best first
-    q = np.take_along_axis(Q_t, order, 1)  # (S, A)
-    p = np.take_along_axis(experts_t, order[None], 2)  # (n, S, A)
-    up, up_q = p.cumsum(2), (p * q).cumsum(2)  # (n, S, A): mass, and value, of the k best
-    low = np.exp(-2 * B)  # weights relative to e^B, so that a large B cannot overflow
+    e = experts_t if Q_t.ndim == 2 else experts_t[:, None]  # (n, S, A) or (n, 1, S, A)
+    order = np.argsort(-Q_t, axis=-1)  # (..., S, A) best first
+    q = np.take_along_axis(Q_t, order, -1)  # (..., S, A)
+    p = np.take_along_axis(e, order[None], -1)  # (n, ..., S, A)
+    up, up_q = p.cumsum(-1), (p * q).cumsum(-1)  # (n, ..., S, A): mass, and value, of the k best
+    low = np.exp(-2 * np.asarray(B))[..., None, None]  # weights relative to e^B, so that a large B cannot overflow
     # mass of the best k + low * the rest. p may be 0 there: then that k is no candidate
-    mass = up + low * (up[..., -1:] - up)  # (n, S, A)
-    total = up_q + low * (up_q[..., -1:] - up_q)  # (n, S, A)
-    return np.where(mass > 0, total / np.where(mass > 0, mass, 1), -np.inf).max(2)
+    mass = up + low * (up[..., -1:] - up)  # (n, ..., S, A)
+    total = up_q + low * (up_q[..., -1:] - up_q)  # (n, ..., S, A)
+    return np.where(mass > 0, total / np.where(mass > 0, mass, 1), -np.inf).max(-1)
 
 
 def best_bounded(mdp, experts, B):
-    """V, a list of (S_t,), of the best policy that picks an expert and adds logits |l| <= B. B = 0 is routing."""
-    return sweep(mdp, lambda t, Q: bounded_values(experts[t], Q, B).max(0))[0]
+    """V, a list of (S_t,), of the best policy that picks an expert and adds logits |l| <= B. B = 0 is routing.
+
+    With B (K,), several bounds at once: (K, S_t) each.
+    """
+    shape = np.shape(B)
+
+    def choose(t, Q):
+        return bounded_values(experts[t], np.broadcast_to(Q, shape + Q.shape[-2:]), B).max(0)
+
+    return sweep(mdp, choose)[0]
 
 
 def best_mixture_by_ascent(mdp, experts, steps=400, lr=2.0):
@@ -101,23 +111,19 @@ def instance(seed, cover, T=6, window=None, A=4, n=2, leak=0.02, sparse=False):
 def gaps(seed, cover, bounds, **shape):
     """V* minus what is reachable: routing, then logits bounded by each B in `bounds`: (1 + len(bounds),)."""
     mdp, experts, V, _ = instance(seed, cover, **shape)
-    return [V[0][0] - best_routing(mdp, experts)[0][0]] + [
-        V[0][0] - best_bounded(mdp, experts, B)[0][0] for B in bounds
-    ]
+    routing = best_routing(mdp, experts)[0][0]
+    return V[0][0] - np.array([routing, *best_bounded(mdp, experts, np.array(bounds))[0][:, 0]])
 
 
-def recovery_error(seed, leak=0.02):
-    """Eq. (1) with log pi_router = log pi* - log pi_i, pi* > 0: largest |fused - pi*| over states and experts."""
-    mdp, experts, _, Q = instance(seed, 0.5, leak=leak)
-    worst = 0.0
-    for e, q in zip(experts, Q):
-        star = softmax(q / 0.1)  # (S, A)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            log_e = np.log(e)  # (n, S, A)
-            l = np.nan_to_num(np.log(star) - log_e, posinf=0.0)  # (n, S, A); where pi_i = 0 no logit helps
-            fused = fuse(l, log_e)  # (n, S, A)
-        worst = max(worst, abs(fused - star).max())
-    return worst
+def uniform_expert(mdp):
+    """One expert that knows nothing, so that only the logits are left: (1, S_t, A) each."""
+    return [np.full((1,) + r.shape, 1 / r.shape[1]) for r in mdp.r]
+
+
+def recovery_gap(seed, leak=0.02, B=50.0):
+    """What logits |l| <= B, without a choice of expert, lose against V*: the larger of the two experts' losses."""
+    mdp, experts, V, _ = instance(seed, 0.5, leak=leak)
+    return max(V[0][0] - best_bounded(mdp, [e[i : i + 1] for e in experts], B)[0][0] for i in range(2))
 
 
 def statements():
@@ -129,37 +135,41 @@ def statements():
 
     cross, Q = crossing_example(), np.array([0.0, 1.0, 0.0])
     mix = cross.mean(0)
-    rng = np.random.default_rng(0)
-    pis, w = rng.dirichlet(np.ones(5), size=(2000, 3)), rng.dirichlet(np.ones(3), size=2000)  # (2000, 3, 5), (2000, 3)
-    excess = np.einsum("ki,kia->ka", w, pis) - pis.max(1)  # (2000, 5)
-    added = softmax(np.log(pis[:, 0]) + rng.normal(size=(2000, 5))) - pis.max(1)  # (2000, 5)
 
     covers, bounds, seeds = np.linspace(1, 0, 11), [1.0, 2.0, 3.0, 4.0, 6.0], range(40)
-    by_cover = np.array([[gaps(s, c, bounds) for c in covers] for s in seeds])  # (40, 11, 6)
-    full = np.array([gaps(s, 1.0, [50.0], leak=1e-12) for s in seeds])  # (40, 2)
-    half = by_cover[:, 5]  # (40, 6)
+    by_cover = np.array([[gaps(s, c, bounds) for c in covers] for s in seeds])  # (40, 11, 6) routing, then each bound
 
     horizons = [2, 4, 8, 16, 32, 64]
     by_T = np.array([[gaps(s, 0.5, [2.0, 4.0], T=T, window=2) for T in horizons] for s in seeds])  # (40, 6, 3)
     late = np.array([[gaps(s, 0.5, [], T=T, window=2, sparse=True) for T in horizons] for s in seeds])[
         ..., 0
     ]  # (40, 6)
-    doubling = by_T[:, -1, 0].mean() / by_T[:, -2, 0].mean()
+    doubling = by_T[:, -1, 0] - 2 * by_T[:, -2, 0]  # (40,) 0 when twice the tokens cost twice as much
+    late_doubling = late[:, -1] - 2 * late[:, -2]  # (40,)
 
     many = [instance(s, 0.5) for s in seeds]
     grid = [0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0]
-    routing = np.array([best_routing(m, e)[0][0] for m, e, _, _ in many])  # (40,)
     star = np.array([V[0][0] for _, _, V, _ in many])  # (40,)
-    fused = np.array([[best_bounded(m, e, B)[0][0] for B in grid] for m, e, _, _ in many])  # (40, 9)
+    routing = star - by_cover[:, 5, 0]  # (40,)
+    fused = np.array([best_bounded(m, e, np.array(grid))[0][:, 0] for m, e, _, _ in many])  # (40, 9)
     only_1 = [(m, [x[:1] for x in e]) for m, e, _, _ in many]
-    alone = np.array([[best_bounded(m, e, B)[0][0] for B in grid] for m, e in only_1])  # (40, 9)
+    alone = np.array([best_bounded(m, e, np.array(grid))[0][:, 0] for m, e in only_1])  # (40, 9)
     wrong = np.array([star[k] - J(m, wrong_sign(m, e, Q_, 1.0)) for k, (m, e, _, Q_) in enumerate(many)])  # (40,)
 
-    delta, leak = 0.01, 0.02 / 3
-    lifted = 1 - boosted(leak, needed_bound(leak, delta))
+    bare = [(m, uniform_expert(m)) for m, *_ in many]
+    nobody = np.array([best_bounded(m, e, np.array(grid + [6.0]))[0][:, 0] for m, e in bare])  # (40, 10)
+    nobody = star[:, None] - nobody  # (40, 10) the gap with no expert
+    same = nobody[:, [0] + [(grid + [6.0]).index(b) for b in bounds]]  # (40, 6): at the bounds of by_cover
+    extra = by_cover - same[:, None]  # (40, 11, 6): what two experts lose more than none
+    worth_from = [worth(covers, by_cover[:, :, k].mean(0), same[:, k].mean()) for k in range(6)]
+
+    delta, leak, T = 0.01, 0.02 / 3, 6
+    B_delta, limit = needed_bound(leak, delta), delta * T * (T + 1) / 2
+    lifted = np.array([gaps(s, 0.0, [B_delta, B_delta / 2])[1:] for s in seeds])  # (40, 2)
     return [
         row(
             "4a",
+            "ours",
             statement="best deterministic, randomised and mixed routing have one value (linear in the weights)",
             checked="largest difference: all routers enumerated, or mixtures by ascent, against DP (20 tiny trees)",
             paper="the same",
@@ -173,39 +183,26 @@ def statements():
             ascent_reaches_within=abs(by_mixing - by_dp).max(),
         ),
         row(
-            "4b",
-            statement="a mixture gives no token more than the largest expert probability (it CAN change the arg max)",
-            checked="largest excess over the cap, 2000 random mixtures of 3 experts",
-            paper="not stated as a cap",
-            measured=excess.max(),
-            relation="<=",
-            expected=0,
-            counter=("logits are added instead: largest excess", added.max()),
-            mixture=mix,
-            experts=cross,
-        ),
-        row(
             "4c",
-            statement="exact recovery: log pi_router = log pi* - log pi_i gives pi*, whichever expert is picked",
-            checked="largest |fused - pi*| on 20 trees",
+            "paper",
+            statement="recovery: large logits added to any one expert reach V*, if pi_i > 0",
+            checked="largest gap of one expert with logits up to 50, by DP, 20 trees x 2 experts",
             paper="exact",
-            measured=max(recovery_error(s) for s in range(20)),
+            measured=max(recovery_gap(s) for s in range(20)),
             relation="<=",
             expected=1e-12,
-            counter=("pi_i > 0 (experts now give 0 to most tokens)", recovery_error(0, leak=0.0)),
+            counter=("pi_i > 0 (experts now give 0 to most tokens)", min(recovery_gap(s, leak=0.0) for s in range(20))),
         ),
         row(
             "4d",
-            statement="separation: with half the prefixes covered, logits (|l| <= 6) lose less than the best routing",
-            checked="share of 40 trees in which routing loses more, by at least 1e-6 (T = 6, 4 tokens, 2 experts)",
+            "ours",
+            statement="separation: with half the prefixes covered, routing loses more than the logits of 4g can lose at all",
+            checked="mean gap of the best routing, 40 trees (T = 6, 4 tokens, 2 experts)",
             paper="logits reach V*",
-            measured=(half[:, 0] - half[:, -1] >= 1e-6).mean(),
-            relation="==",
-            expected=1,
-            counter=(
-                "coverage fails (now every prefix is covered, leak 1e-12)",
-                (full[:, 0] - full[:, 1] >= 1e-6).mean(),
-            ),
+            measured=by_cover[:, 5, 0].mean(),
+            relation=">=",
+            expected=limit,
+            counter=("half of the prefixes uncovered (now every prefix is covered)", by_cover[:, 0, 0].mean()),
             covers=covers,
             bounds=bounds,
             routing=band(by_cover[..., 0]),
@@ -213,13 +210,16 @@ def statements():
         ),
         row(
             "4e",
+            "ours",
             statement="separation against the horizon: the routing gap grows linearly",
-            checked="mean gap at T = 64 over that at T = 32 (40 windowed MDPs, half covered)",
-            paper="not treated; linear means 2",
-            measured=doubling,
-            relation=">=",
-            expected=1.9,
-            counter=("reward at every token (now only at the last)", late[:, -1].mean() / late[:, -2].mean()),
+            checked="|t| of gap(T = 64) - 2 gap(T = 32), 40 windowed MDPs, half covered; 95% point of Student's t",
+            paper="not treated; linear means 0",
+            measured=t_statistic(doubling),
+            relation="<=",
+            expected=2.023,
+            counter=("reward at every token (now only at the last)", t_statistic(late_doubling)),
+            ratio=by_T[:, -1, 0].mean() / by_T[:, -2, 0].mean(),
+            sparse_ratio=late[:, -1].mean() / late[:, -2].mean(),
             horizons=horizons,
             routing=band(by_T[..., 0]),
             bounded_2=band(by_T[..., 1]),
@@ -228,35 +228,76 @@ def statements():
         ),
         row(
             "4f",
-            statement="bounded logits with the same choice of experts are never worse than routing (l = 0 is routing)",
-            checked="smallest (best bounded - best routing), 40 trees x 9 bounds",
-            paper=">= 0",
-            measured=(fused - routing[:, None]).min(),
+            "ours",
+            statement="small logits do not replace the choice: expert 1 with logits up to 1 loses more than routing",
+            checked="mean (best routing - best of expert 1 with logits), 40 trees, half covered",
+            paper="not treated",
+            measured=(routing - alone[:, 3]).mean(),
             relation=">=",
             expected=0,
-            counter=(
-                "the choice of experts: logits up to B = 1 on expert 1 alone, mean gain over routing",
-                (alone[:, 3] - routing).mean(),
-            ),
+            counter=("small logits (now up to 4)", (routing - alone[:, 7]).mean()),
             bounds=grid,
             routing=band(star - routing),
             fused=band(star[:, None] - fused),
             alone=band(star[:, None] - alone),
             crossing=float(np.interp(0, (alone - routing[:, None]).mean(0), grid)),
             wrong_sign=band(wrong),
+            no_expert=band(nobody[:, :9]),
         ),
         row(
             "4g",
-            statement="how large: B = (1/2) log((1 - p)(1 - delta) / (p delta)) lifts a token from p to 1 - delta",
-            checked=f"1 - lifted probability, p = {leak:.4f}, delta = {delta}",
+            "ours",
+            statement="how large: B = (1/2) log((1 - p)(1 - d) / (p d)), p what the expert gives the right token: loss <= d T(T+1)/2",
+            checked=f"largest gap, 40 trees without any covered prefix (p = {leak:.4f}, d = {delta}, B = {B_delta:.2f})",
             paper="not given",
-            measured=lifted,
-            relation="==",
-            expected=delta,
-            counter=("half that B", 1 - boosted(leak, needed_bound(leak, delta) / 2)),
+            measured=lifted[:, 0].max(),
+            relation="<=",
+            expected=limit,
+            counter=("half that B", lifted[:, 1].max()),
+            bound=B_delta,
             table=[[p, needed_bound(p, 0.01)] for p in (0.1, 0.01, 0.001, 1e-6)],
         ),
+        row(
+            "4h",
+            "ours",
+            statement="experts can hurt: with half the prefixes covered, logits up to 3 lose less with NO expert (a uniform one)",
+            checked="smallest (gap with two experts - gap with none), same bound, 40 trees",
+            paper="not treated",
+            measured=extra[:, 5, 3].min(),
+            relation=">=",
+            expected=0,
+            counter=("half of the prefixes uncovered (now every prefix is covered): the mean", extra[:, 0, 3].mean()),
+            covers=covers,
+            bounds=[0.0] + bounds,
+            with_experts={f"{100 * c:.0f}%": band(by_cover[:, k]) for k, c in enumerate(covers)},
+            no_expert=band(same),
+            worth_from=worth_from,
+        ),
+        row(
+            "4i",
+            "ours",
+            statement="experts are worth having when logits are small: 90% covered, logits up to 1 lose more without them",
+            checked="mean (gap with no expert - gap with two), same bound, 40 trees",
+            paper="not treated",
+            measured=-extra[:, 1, 1].mean(),
+            relation=">=",
+            expected=0,
+            counter=("small logits (now up to 3)", -extra[:, 1, 3].mean()),
+            uniform_needs=[[size, needed_bound(1 / size, 0.01)] for size in (4, 1000, 100000)],
+        ),
     ]
+
+
+def worth(covers, with_experts, without):
+    """The coverage from which two experts lose less than none, for one B: covers and with_experts (K,), full first.
+
+    Interpolated between neighbours; 1 when none of `covers` is enough, 0 when all are.
+    """
+    better = np.asarray(with_experts) <= without  # (K,)
+    if better.all() or not better.any():
+        return 0.0 if better.all() else 1.0
+    k = int(np.argmin(better))  # the first coverage that is too low
+    return float(np.interp(without, with_experts[k - 1 : k + 1], covers[k - 1 : k + 1]))
 
 
 def wrong_sign(mdp, experts, Q, B):

@@ -1,7 +1,7 @@
-"""The pictures of theory/README.md, drawn from the rows of results/theory.json alone (the simplex, an illustration,
-from six numbers here).
+"""The pictures of theory/README.md (simplex) and theory/statements/README.md (all), as ../figures/NAME.png.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; lines differ in style or marker as well. Needs
+They are drawn from the rows of extra/results/theory.json alone (the simplex, an illustration, from a few numbers here),
+on white with a margin, so that they can be read on a dark page too. Colours are Okabe and Ito's, which colour-blind readers can tell apart; lines differ in style or marker as well. Needs
 matplotlib.
 """
 
@@ -50,7 +50,7 @@ def simplex(rows):
     """Experts, what mixing them reaches, what bounded logits on one of them reach, and a pi* that only logits reach."""
     experts = np.array([[0.62, 0.30, 0.08], [0.25, 0.67, 0.08], [0.46, 0.22, 0.32]])
     star = np.array([0.12, 0.16, 0.72])
-    fig, ax = plt.subplots(figsize=(8.2, 5.2))
+    fig, ax = plt.subplots(figsize=(8.6, 4.9))
     paper = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
     ax.fill(*corner(np.eye(3)).T, facecolor="none", edgecolor=BLACK, linewidth=1.2)
     around = np.array([[1, -1, -1], [1, 1, -1], [-1, 1, -1], [-1, 1, 1], [-1, -1, 1], [1, -1, 1], [1, -1, -1]])
@@ -58,17 +58,17 @@ def simplex(rows):
         edges = [np.linspace(a, b, 60) for a, b in zip(around, around[1:])]
         logits = np.concatenate(edges) * B  # (360, 3) the boundary of |l| <= B
         xy = corner(softmax(np.log(experts[2]) + logits))
-        ax.plot(*xy.T, style, color=BLUE, linewidth=1.6, label=f"reach of expert 3 + logits |l| ≤ {B:g}")
-    ax.fill(*corner(experts).T, facecolor=ORANGE, alpha=0.45, edgecolor=ORANGE, label="all mixtures of the experts")
+        ax.plot(*xy.T, style, color=BLUE, linewidth=1.6, label=f"adding logits |l| ≤ {B:g} to expert 3 reaches this")
+    ax.fill(*corner(experts).T, facecolor=ORANGE, alpha=0.45, edgecolor=ORANGE, label="mixing reaches this triangle")
     steps = np.linspace(0, 1, 30)[:, None] * (np.log(star) - np.log(experts[2]))  # (30, 3)
     ax.plot(
         *corner(softmax(np.log(experts[2]) + steps)).T,
         color=GREEN,
         linewidth=2,
-        label="l = s · (log π* − log π₃), s from 0 to 1",
+        label="growing logits, from expert 3 to the target",
     )
-    ax.plot(*corner(experts).T, "o", color=RED, markersize=8)
-    for k, (dx, dy) in enumerate(((-0.02, 0.05), (0.0, 0.05), (-0.1, 0.015))):
+    ax.plot(*corner(experts).T, "o", color=RED, markersize=8, label="choosing reaches these points", linestyle="none")
+    for k, (dx, dy) in enumerate(((-0.02, 0.05), (0.095, 0.0), (-0.1, 0.015))):
         ax.text(
             *(corner(experts[k]) + (dx, dy)),
             f"expert {k + 1}",
@@ -79,16 +79,18 @@ def simplex(rows):
             fontsize=9,
         )
     ax.plot(*corner(star), "*", color=GREEN, markersize=16)
-    ax.text(*(corner(star) + (-0.045, 0.0)), "π*", ha="center", va="center", color=GREEN, fontsize=14, bbox=paper)
+    ax.text(*(corner(star) + (-0.045, 0.0)), "target π*", ha="right", va="center", color="#00684c", fontsize=11, bbox=paper)
     for k, (dx, dy) in enumerate(((0.05, -0.035), (-0.05, -0.035), (0, 0.03))):
         ax.text(*(corner(np.eye(3)[k]) + (dx, dy)), f"only token {'abc'[k]}", ha="center", va="center")
     ax.set_aspect("equal")
     ax.axis("off")
     ax.set_xlim(-0.03, 1.62)
     ax.set_ylim(-0.06, 0.92)
-    ax.legend(loc="upper right", bbox_to_anchor=(1.0, 0.98))
+    handles, labels = ax.get_legend_handles_labels()
+    order = [labels.index(x) for x in sorted(labels, key=lambda x: ("choosing", "mixing", "adding", "growing").index(x.split()[0]))]
+    ax.legend([handles[k] for k in order], [labels[k] for k in order], loc="upper right", bbox_to_anchor=(1.0, 0.98))
     ax.set_title(
-        f"Mixtures give token c at most {experts[:, 2].max():.2f}, its best expert's share; added logits reach π*",
+        "Where one can get by choosing, mixing and adding logits, with three tokens a, b, c",
         loc="left",
     )
     return fig
@@ -162,22 +164,24 @@ def hidden_path(rows):
 
 
 def bounded_logits(rows):
-    """How large the logits must be, with and without a choice of experts."""
-    n = numbers(rows, "4f")
-    fig, ax = plt.subplots(figsize=(8, 3.9))
+    """How large the logits must be, with a choice of experts, with one and with none; and when experts are worth it."""
+    n, m = numbers(rows, "4f"), numbers(rows, "4h")
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9.2, 4.2), width_ratios=(1.55, 1))
     B = n["bounds"]
-    banded(ax, B, n["alone"], BLUE, "expert 1 alone + logits", marker="s")
-    banded(ax, B, n["fused"], GREEN, "choice of experts + logits", marker="o")
-    ax.axhline(n["routing"]["mean"], color=RED, linestyle="--", label="best routing, no logits")
-    ax.axvline(n["crossing"], color=BLACK, linestyle=":", linewidth=1)
-    ax.text(n["crossing"] + 0.06, 1.75, f"one expert overtakes\nrouting at B ≈ {n['crossing']:.1f}")
-    ax.set(
-        xlabel="bound B on every logit, |l| ≤ B (nats)",
-        ylabel="V* − value (reward over T = 6 tokens)",
-        ylim=(0, 3.1),
-    )
-    ax.set_title("Small logits on one expert lose to routing; added to the choice they never hurt", loc="left")
-    ax.legend(loc="upper right")
+    banded(left, B, n["alone"], BLUE, "expert 1 alone + logits", marker="s")
+    banded(left, B, n["fused"], GREEN, "choice of experts + logits", marker="o")
+    banded(left, B, n["no_expert"], BLACK, "no expert + logits", "--", "v")
+    left.axhline(n["routing"]["mean"], color=RED, linestyle="--", label="best routing, no logits")
+    left.set(xlabel="bound B on every logit, |l| ≤ B (nats)", ylabel="V* − value (reward over T = 6 tokens)", ylim=(0, 3.1))
+    left.set_title("Half of the prefixes covered: from B = 1 on,\nlogits lose less without experts", loc="left")
+    left.legend(loc="upper right")
+    from_here = 100 * np.array(m["worth_from"])
+    right.plot(m["bounds"], from_here, color=BLACK, marker="o", markersize=4, linewidth=1.8)
+    right.fill_between(m["bounds"], from_here, 100, color=GREEN, alpha=0.25, linewidth=0)
+    right.text(0.15, 87, "experts are\nworth having", color="#00543d", fontsize=8.5)
+    right.text(2.6, 30, "better without\nexperts")
+    right.set(xlabel="bound B (nats)", ylabel="covered prefixes (%)", ylim=(0, 102), xlim=(0, 6))
+    right.set_title("The larger the logits,\nthe fuller coverage must be", loc="left")
     return fig
 
 
@@ -239,7 +243,7 @@ def draw_all(rows, folder):
             fig, data = draw(rows), io.BytesIO()
             fig.tight_layout()
             # no version in the file: same bytes, same picture
-            fig.savefig(data, format="png", dpi=100, metadata={"Software": None})
+            fig.savefig(data, format="png", dpi=100, facecolor="white", pad_inches=0.15, metadata={"Software": None})
             plt.close(fig)
             paths.append(folder / f"{draw.__name__}.png")
             write_whole(paths[-1], data.getvalue())
