@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # bash run.sh            from nothing to routed answers: .venv, requirements, every missing training, a table, three answers
 # bash run.sh test       the same set-up, then the tests
-# bash run.sh [--seed N] [--out DIR] [--device auto|cuda|mps|cpu] [--family llama|gemma]    another run: every script gets these
+# bash run.sh [--seed N] [--out DIR] [--device auto|cuda|mps|cpu]    another run: every script gets these
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -9,11 +9,11 @@ check() {  # before minutes are spent: what not every script takes is for one of
     while [ $# -gt 0 ]; do
         case "$1" in
             --help | -h) sed -n 's/^# //p' run.sh; exit ;;
-            --seed=* | --out=* | --device=* | --family=*) shift ;;
-            --seed | --out | --device | --family)
+            --seed=* | --out=* | --device=*) shift ;;
+            --seed | --out | --device)
                 [ $# -gt 1 ] || { echo "error: $1 needs a value" >&2; exit 2; }
                 shift 2 ;;
-            *) echo "error: run.sh does not take $1, only --seed N, --out DIR, --device D, --family F, or test first" >&2; exit 2 ;;
+            *) echo "error: run.sh does not take $1, only --seed N, --out DIR, --device D, or test first" >&2; exit 2 ;;
         esac
     done
 }
@@ -36,7 +36,7 @@ if [ "${1:-}" = test ]; then
 fi
 $python train_sft.py "$@"
 $python train_cdpo.py "$@"
-$python quickstart.py "$@"
+$python -m toy_experts.evaluate "$@"
 echo
 printf '%s\n' "Zoe has 12 cakes. She buys 5 more. Then she doubles the number. How many cakes are there now?" \
     "Define a function pick(xs) that returns the largest of the odd numbers in xs, each plus 3, or 0 if there are none." \

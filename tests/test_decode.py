@@ -82,8 +82,8 @@ def test_decode_equals_decode_batch_and_the_definition(models, method):
             torch.testing.assert_close(torch.tensor(trace.weights), torch.tensor(weights), rtol=1e-4, atol=1e-5)
         if method == "fusionroute":
             assert ([t for t in tokens if t != END], picks) == naive_fused_greedy(router, experts, p, END, MAX_NEW)
-    assert len({len(t.tokens) for t in together}) > 1               # rows ended at different times
     if METHODS[method] == {}:
+        assert len({len(t.tokens) for t in together}) > 2           # rows ended at different times
         assert all(len(set(t.pick)) > 1 for t in together)          # experts fell behind and caught up
         assert all(t.expert_choice != t.tokens for t in together)   # the router changed something
     else:
