@@ -88,17 +88,23 @@ def short_table(r):
     meta, note, quick = r["table1"]["meta"]["llama"], "", r["quickstart"]
     if "router" not in ours:  # a table from before it had this row
         averages["router"] = [row["router"] for row in quick["seeds"].values()]
-        note = (f" * From another measurement: seeds {', '.join(quick['seeds'])}, {quick['meta']['settings']['prompts']} prompts per "
-                "benchmark and seed.")
-    rows = [["method", *(b.removeprefix("toy-") for b in BENCHES), "average ± sd", "FusionRoute minus it"]]
+        note = f" (* Measured apart: {len(quick['seeds'])} seeds, {quick['meta']['settings']['prompts']} prompts.)"
+    rows = [["method", "average", "FusionRoute minus it"]]
     for method in sorted(averages, key=lambda m: -mean(averages[m])):
         marker, d = "*" if method not in ours else "", differences.get(f"fusionroute - {method}")
-        cells = [f"{100 * mean(ours[method][b]):.0f}" for b in BENCHES] if method in ours else [""] * len(BENCHES)
-        rows.append([NAMES[method] + marker, *cells, spread(averages[method]) + marker, signed(d) if d else ""])
+        rows.append([NAMES[method] + marker, spread(averages[method]) + marker, signed(d) if d else ""])
     return "\n".join([
-        f"Per cent right in content and form: mean over seeds {', '.join(map(str, meta['seeds']))} with {meta['prompts per benchmark']} test "
-        "prompts per benchmark and seed; ± standard deviation over the seeds; FusionRoute's lead in points with its 95% interval "
-        f"(bootstrap over seeds and prompts, paired).{note}", "", *table(rows)])
+        f"Per cent right, average of five benchmarks: mean ± standard deviation over {len(meta['seeds'])} seeds, "
+        f"{meta['prompts per benchmark']} test prompts a benchmark; the lead in points with a 95% interval.{note}", "", *table(rows)])
+
+
+def times(r):
+    """How long `bash run.sh` takes."""
+    meta = r["quickstart"]["meta"]
+    s = meta["seconds"]
+    trained = sum(s[name] for name in ("base", "math", "code", "instruct"))
+    return (f"On {meta['machine']} the first takes about {s['total'] / 60:.0f} minutes after the installation: {trained} seconds for base and "
+            f"experts, {s['router_sft']} for phase 1, {s['router']} for phase 2, {s['evaluation']} for the table.")
 
 
 # --- the tables of extra/paper/README.md --------------------------------------------------------------------------------------------------
@@ -209,7 +215,7 @@ def ablation_table(r, name):
 
 def blocks(r):
     """page -> {block: text}; extra.common.fill puts them between their markers."""
-    return {ROOT / "README.md": {"table": short_table(r)},
+    return {ROOT / "README.md": {"times": times(r), "table": short_table(r)},
             PAPER_WING / "README.md": {"commands": commands(r), "quickstart": quick_table(r), "table1": main_table(r, "llama"), "winrate": win_table(r, "llama"), "cost": cost_table(r, "llama"), "gemma": gemma_tables(r)}}
 
 
