@@ -11,7 +11,7 @@ import fusionroute
 import train_cdpo
 import train_sft
 from decode import WEIGHTS
-from toy_experts import evaluate, run, tasks, tokenizer
+from toy_experts import batch, evaluate, run, tasks, tokenizer
 from toy_experts import pairs as toy_pairs
 from toy_experts import train as toy
 from toy_experts.data import Data, scored
@@ -99,10 +99,10 @@ def train(s, mine):
     router.requires_grad_(False)
 
     def loop(decode, model):
-        return lambda ids: decode(model, experts, ids, tokenizer.END, evaluate.MAX_NEW)[0]
+        return lambda ids: decode(model, experts, ids, tokenizer.END, batch.MAX_NEW)[0]
 
     def ours(model, experts, ids, end, max_new):
-        return [evaluate.decode_batch(model, experts, [ids], max_new)[0].answer()]
+        return [batch.decode_batch(model, experts, [ids], max_new)[0].answer()]
 
     rows = [["right answers, per cent", *(b.removeprefix("toy-") for b in tasks.BENCHMARKS), "average"]]
     for name, decode, model in [("yours, phase 1", mine.fused_greedy, router_sft),

@@ -15,7 +15,7 @@ import torch
 from model import GPT, GPTConfig
 from toy_experts import run, tokenizer
 from toy_experts import train as toy
-from toy_experts.evaluate import accuracy
+from toy_experts.batch import accuracy
 
 ROOT = Path(__file__).parent.parent
 STEPS = {"base": 12, "math": 6, "code": 6, "instruct": 6}

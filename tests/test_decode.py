@@ -11,7 +11,7 @@ from decode import Step
 from fusionroute import Router, fuse, naive_fused_greedy
 from model import GPT, GPTConfig, generate, sample
 from toy_experts import show, tokenizer
-from toy_experts.evaluate import METHODS, answers, decode_batch
+from toy_experts.batch import METHODS, answers, decode_batch
 from toy_experts.tasks import Item
 
 CONFIG = GPTConfig(vocab_size=19, d_model=16, n_layer=2, n_head=2, n_kv_head=1, head_dim=8, d_ff=24, max_len=64)

@@ -44,7 +44,7 @@ from extra.speed.training import memory_section, over, spread, training_section,
 from fusionroute import Router, fuse
 from model import GPT, GPTConfig, generate
 from toy_experts import run, tasks, tokenizer
-from toy_experts.evaluate import MAX_NEW, decode_batch
+from toy_experts.batch import MAX_NEW, decode_batch
 from toy_experts.train import EXPERTS
 
 END = tokenizer.END

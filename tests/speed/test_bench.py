@@ -15,7 +15,7 @@ from fusionroute import Router
 from model import GPT, GPTConfig, generate
 from tests.speed.conftest import mistake
 from toy_experts import run, tokenizer
-from toy_experts.evaluate import decode_batch
+from toy_experts.batch import decode_batch
 
 CONFIG = GPTConfig(vocab_size=tokenizer.VOCAB_SIZE, d_model=16, n_layer=2, n_head=4, n_kv_head=2, head_dim=4, d_ff=24, max_len=160)
 PROMPT = tokenizer.encode_prompt("What is 38 mod 5?")

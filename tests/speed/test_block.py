@@ -11,7 +11,7 @@ from extra.speed import block
 from extra.speed.block import Lookup, block_decode, ended
 from fusionroute import Router, naive_fused_greedy
 from model import GPT, GPTConfig, sample
-from toy_experts import evaluate, tasks, tokenizer
+from toy_experts import batch as toy_batch, tasks, tokenizer
 
 CONFIG = GPTConfig(vocab_size=19, d_model=16, n_layer=2, n_head=2, n_kv_head=1, head_dim=8, d_ff=24, max_len=64)
 END = 3
@@ -36,7 +36,7 @@ def models():
 
 @pytest.fixture
 def small(monkeypatch):
-    """decode.decode and evaluate.decode_batch with this file's end token, and answers of 30 tokens."""
+    """decode.decode and toy_batch.decode_batch with this file's end token, and answers of 30 tokens."""
     monkeypatch.setattr(tokenizer, "END", END)
     monkeypatch.setattr(decode, "MAX_NEW", 30)
     torch.set_default_dtype(torch.float64)  # decode_batch collects its logits in torch's default type
@@ -59,7 +59,7 @@ def test_equals_the_ground_floor(models, small, monkeypatch, sure):
     and of the definition, whatever the block. Drafts must have been kept and refused, or the test shows little."""
     monkeypatch.setattr(block, "SURE", sure)
     router, experts = models
-    batch, kept = evaluate.decode_batch(router, experts, PROMPTS, max_new=30), []
+    batch, kept = toy_batch.decode_batch(router, experts, PROMPTS, max_new=30), []
     for p, row in zip(PROMPTS, batch):
         steps = list(decode.decode(router, experts, p))
         tokens, picks = naive_fused_greedy(router, experts, p, END, 30)
