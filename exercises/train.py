@@ -10,7 +10,7 @@ from tqdm import tqdm
 import fusionroute
 import train_cdpo
 import train_sft
-from decode import WEIGHTS
+from toy_experts.run import WEIGHTS
 from toy_experts import batch, evaluate, run, tasks, tokenizer
 from toy_experts import pairs as toy_pairs
 from toy_experts import train as toy
