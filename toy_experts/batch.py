@@ -86,7 +86,8 @@ def decode_batch(router, experts, prompts, max_new=MAX_NEW, use_router=True, use
             pick = torch.full_like(rows, only)                                # (b,)
             weights = F.one_hot(pick, len(experts)).float()                   # (b, n)
         if use_expert:
-            expert_logits = torch.empty(len(rows), router.lm.config.vocab_size, device=device)
+            expert_logits = torch.empty(len(rows), router.lm.config.vocab_size, device=device,
+                                        dtype=router.W.weight.dtype)          # (b, V)
             for i in pick.unique().tolist():         # an expert that nobody picked does not run
                 mine = (pick == i).nonzero()[:, 0]                            # (m,)
                 expert_logits[mine] = read_on(experts[i], caches[i], rows[mine], text, have)[0]
