@@ -21,7 +21,6 @@ import json
 import os
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -30,8 +29,6 @@ from model import sample
 from toy_experts import run, show, tokenizer
 from toy_experts.evaluate import MAX_NEW, METHODS
 from toy_experts.train import load_router
-
-WEIGHTS = Path(__file__).parent / "toy_experts" / "weights"  # a trained run that comes with the code
 
 
 @dataclass
@@ -136,13 +133,12 @@ def main(argv=None):
     s = Settings(**args)
     if prompt is not None:
         encode(prompt, float("inf"))                # an empty prompt is refused before any loading
-    folder = run.run_dir(s)
-    if not folder.exists() and (s.seed, s.out) == (0, "out") and WEIGHTS.exists():
-        print("(no run of your own yet: these are the weights in toy_experts/weights)",
-              file=sys.stderr)
-        folder = WEIGHTS
     which, flags = "router_sft" if s.method == "sft_only" else "router", run.flags(s)
-    hint = f"run python train_sft.py{flags}, then python train_cdpo.py{flags}"
+    folder, hint = run.run_dir(s), f"run python train_sft.py{flags}, then python train_cdpo.py{flags}"
+    if not flags and not (folder / f"{which}.pt").exists():
+        folder = run.WEIGHTS
+        print("(there is no run in out/seed0 yet: this is the one in toy_experts/weights)",
+              file=sys.stderr)
     router, experts, _ = load_router(folder, which, run.device(s.device), hint)
     if prompt is not None:
         return respond(prompt, router, experts, s, as_json)

@@ -125,6 +125,7 @@ def main(argv=None):
     show_answer("before", router, experts, item)
     print("expect at the first pair step: rewards and margin 0, as pi_theta is still pi_ref. Plain DPO "
           "would start at a loss of log 2 = 0.693; here the bias moves it: -log sigmoid(bias) a pair")
+    run.expect("router", ["sft", "pair"])
     plan = make_plan(s, sft.lengths, pairs.lengths)
     log = train(s, router.requires_grad_(True), sft, pairs, ref, plan)
     show_answer("after", router, experts, item)

@@ -103,6 +103,7 @@ def main(argv=None):
     show_answer("before", router, experts, item)
     print(f"expect at step 1: loss_lm {lm:.3f}, the instruction expert's, as the router is a copy of "
           f"it; loss_expert {expert:.3f}, the mean of all experts' in S, as W = 0 weights them alike")
+    run.expect("router_sft", ["sft"])
     log = train(s, router.requires_grad_(True), sft)
     show_answer("after", router, experts, item)
     shares = accuracy(router, experts, s.seed)
