@@ -147,7 +147,8 @@ def test_sampled_drafts_are_kept_where_the_experts_say_nothing(models, monkeypat
 
 
 def test_speculative_sampling_gives_p_and_keeps_what_can_be_kept():
-    """10^5 drafts from q: the outcome follows p, by chi-square (24 degrees of freedom, false alarm below 1e-6 at 77), and 1 - TV(p, q) stay."""
+    """10^5 drafts from q: the outcome follows p, by chi-square (24 degrees of freedom, false alarm below 1e-6 at 77), and a share
+    1 - TV(p, q) stays."""
     g, n, V, temperature = torch.Generator().manual_seed(3), 10**5, 25, 0.7
     q, p = (torch.randn(V, generator=g).log_softmax(-1) for _ in "qp")
     p[:5] = -30.0                                                # q drafts what p never says
