@@ -1,18 +1,19 @@
-"""FusionRoute (arXiv 2601.05106): the router, Eq. (1), the losses of Eq. (2) and Eq. (3). Everything here is a pure function.
+"""FusionRoute (arXiv 2601.05106): the router, Eq. (1), and the losses of Eq. (2) and Eq. (3).
 
-Where the paper leaves a choice open, or where we depart from it:
+Everything here is a pure function: tensors in, tensors out. Nothing knows about the toy.
 
-1. log pi_agg = sum_i w_i log pi_i(y_t) uses softmax(w) as the weights. Raw weights make the loss unbounded below (put a large
-   negative w on a bad expert). The result is not renormalised over the vocabulary: this is the paper's formula taken literally, it
-   needs one number per expert and token, and in a first trial it routed better than the renormalised reading.
-2. L_LM and L_expert of Eq. (2) are both divided by the number of answer tokens in the batch, so that lambda weighs two sums over
-   the same tokens (the sum of L_expert simply skips those outside S), whatever the batch.
-3. Experts are never differentiated. Training needs two numbers of each expert at each position, the log-probability of the given
-   token and the argmax, and `score` computes them once per data set: a router step costs the same for any number of experts.
+Choices that the paper leaves open, and departures from it:
+1. The weights in log pi_agg = sum_i w_i log pi_i(y_t) are softmax(W h). With raw weights the loss
+   has no lower bound: a large negative weight on a bad expert makes it as small as one likes. The
+   sum is not normalised over the vocabulary; this is the formula as the paper prints it.
+2. L_LM and L_expert are both divided by the number of answer tokens in the batch, so that lambda
+   means the same for every batch. (L_expert leaves out the tokens outside S in its sum.)
+3. Experts get no gradient. Training needs two numbers of an expert at each position: the
+   log-probability of the next token, and the expert's own choice. `score` computes them once,
+   before training, so a training step costs the same for any number of experts.
 
-Shapes: B rows, T positions, V vocabulary, n experts. Row t of the logits has read the tokens up to and with number t, and speaks of
-the one after them, which is what Eq. (2) calls y_t: "targets" are the tokens shifted by one, and expert scores are stored in the same
-alignment.
+Shapes: B rows, T positions, V vocabulary, n experts. Row t of the logits is about token t + 1: the
+"targets" are the tokens shifted by one place, and the experts' scores are stored in that order too.
 """
 
 import torch
@@ -21,90 +22,84 @@ import torch.nn.functional as F
 
 
 class Router(nn.Module):
-    """A language model theta_LM and one linear projection W of its final hidden state to n routing weights."""
+    """A language model theta_LM, and a linear map W from its hidden state to n routing weights."""
 
     def __init__(self, lm, n_experts):
         super().__init__()
         self.lm = lm
         self.W = nn.Linear(lm.config.d_model, n_experts, bias=False)
-        nn.init.zeros_(self.W.weight)  # all experts equal at the start
+        nn.init.zeros_(self.W.weight)                    # at the start no expert is preferred
 
     def forward(self, ids, cache=None, new=None):
-        """ids (B, T) -> next-token logits (B, T, V), routing weights w (B, T, n). cache, new: as in GPT.forward."""
-        logits, hidden = self.lm(ids, cache, new)  # (B, T, V), (B, T, d)
-        return logits, self.W(hidden.to(self.W.weight.dtype))  # W is float32 even where the language model is bfloat16
+        """ids (B, T) -> logits (B, T, V), routing weights w (B, T, n). cache, new: see GPT."""
+        logits, hidden = self.lm(ids, cache, new)        # (B, T, V), (B, T, d)
+        return logits, self.W(hidden)                    # (B, T, V), (B, T, n)
 
 
-# --- decoding: Eq. (1) ----------------------------------------------------------------------------------------------------------------
-
-
-def wide(x):
-    """x, in float32 where it comes in 16 bits: rounded there, log-probabilities of a large vocabulary would tie and their sums drift."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+# --- decoding: Eq. (1) --------------------------------------------------------------------------
 
 
 def fuse(router_logits, expert_logits):
-    """Eq. (1): log pi_final = log pi_theta + log pi_expert, up to a constant. (..., V), (..., V) -> (..., V).
+    """Eq. (1): log pi_final = log pi_theta + log pi_expert, up to a constant. Both (..., V).
 
-    Uniform router logits leave the expert alone, uniform expert logits the router alone.
+    If the router's logits are uniform, the expert decides alone, and the other way round.
     """
-    return F.log_softmax(wide(router_logits), -1) + F.log_softmax(wide(expert_logits), -1)
+    return F.log_softmax(router_logits, -1) + F.log_softmax(expert_logits, -1)    # (..., V)
 
 
 @torch.no_grad()
 def naive_fused_greedy(router, experts, prompt, end, max_new):
-    """The definition, slow and obvious: every model reads everything anew for every token. decode.py must agree with it.
+    """The definition of decoding, slow and without caches. The tests hold decode.py equal to it.
 
-    prompt: token ids. Returns (tokens, picks): the answer without its end token, and the expert picked for each token, the end
-    token's included.
+    prompt: token ids. Returns the answer's tokens (without `end`), and the expert that was picked
+    for each token (and for the end token).
     """
-    ids, picks = torch.tensor([prompt]), []                            # (1, T)
+    ids, picks = torch.tensor([prompt]), []                                       # (1, T)
     while len(picks) < max_new:
-        router_logits, w = router(ids)                                 # (1, T, V), (1, T, n)
-        picks.append(int(w[0, -1].argmax()))                           # I* = argmax_i w_i
-        expert_logits = [expert(ids)[0][0, -1] for expert in experts]  # n times (V,)
-        token = fuse(router_logits[0, -1], expert_logits[picks[-1]]).argmax()
+        router_logits, w = router(ids)                                            # (1, T, V), (1, T, n)
+        picks.append(int(w[0, -1].argmax()))                                      # I* = argmax_i w_i
+        expert_logits, _ = experts[picks[-1]](ids)                                # (1, T, V)
+        token = fuse(router_logits[0, -1], expert_logits[0, -1]).argmax()         # ()
         if token == end:
             break
-        ids = torch.cat([ids, token.view(1, 1)], 1)
+        ids = torch.cat([ids, token.view(1, 1)], 1)                               # (1, T+1)
     return ids[0, len(prompt):].tolist(), picks
 
 
-# --- expert scores: all that training needs to know of the experts -----------------------------------------------------------------------
-
-
-LOGITS = 2**28  # at most so many (1 GiB in float32) are computed at a time: with a large vocabulary, batches are smaller
+# --- what training needs to know about the experts ----------------------------------------------
 
 
 def token_logp(logits, targets):
-    """log pi(y_t) of each target. logits (B, T, V), targets (B, T) -> (B, T)."""
-    return -F.cross_entropy(wide(logits).flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+    """log pi(y_t) of each target token. logits (B, T, V), targets (B, T) -> (B, T)."""
+    nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")  # (B*T,)
+    return -nll.view(targets.shape)                                               # (B, T)
 
 
 @torch.no_grad()
 def score(experts, ids, lengths, batch=128):
-    """Each expert's log-probability of every next token, and its own choice there; one expert at a time, each sample once.
+    """Each expert's log-probability of every next token, and the token it would choose itself.
 
-    ids (N, T) padded, lengths (N,) -> logp (N, T-1, n) float, choice (N, T-1, n) int32, aligned with the targets ids[:, 1:].
+    ids (N, T) padded, lengths (N,) -> logp (N, T-1, n), choice (N, T-1, n), one row per sample.
     """
-    logp = torch.zeros(*ids[:, 1:].shape, len(experts))                        # (N, T-1, n)
-    choice = torch.zeros(*ids[:, 1:].shape, len(experts), dtype=torch.int32)   # (N, T-1, n)
+    shape = (*ids[:, 1:].shape, len(experts))                                     # N, T-1, n
+    logp, choice = torch.zeros(shape), torch.zeros(shape, dtype=torch.int32)
     for i, expert in enumerate(experts):
-        device, vocabulary = expert.embed.weight.device, expert.embed.weight.size(0)
-        size = max(1, min(batch, LOGITS // (vocabulary * int(lengths.max()))))
-        for rows in lengths.argsort().split(size):                             # similar lengths together: little padding
-            x = ids[rows, :int(lengths[rows].max())].to(device)                # (b, t)
-            logits, _ = expert(x[:, :-1])                                      # (b, t-1, V)
-            logp[rows, :x.size(1) - 1, i] = token_logp(logits, x[:, 1:]).float().cpu()
+        device = next(expert.parameters()).device
+        for rows in lengths.argsort().split(batch):      # similar lengths together: less padding
+            x = ids[rows, :int(lengths[rows].max())].to(device)                   # (b, t)
+            logits, _ = expert(x[:, :-1])                                         # (b, t-1, V)
+            logp[rows, :x.size(1) - 1, i] = token_logp(logits, x[:, 1:]).cpu()
             choice[rows, :x.size(1) - 1, i] = logits.argmax(-1).to("cpu", torch.int32)
     return logp, choice
 
 
-# --- phase 1: Eq. (2) ---------------------------------------------------------------------------------------------------------------------
+# --- phase 1: Eq. (2) ---------------------------------------------------------------------------
 
 
 def informative(choice):
-    """The set S: positions where the experts' own argmax tokens are not all the same. choice (..., n) -> (...) bool.
+    """The set S: positions at which the experts do not all choose the same token.
+
+    choice (..., n) -> bool (...). Elsewhere it does not matter which expert is picked.
 
     >>> informative(torch.tensor([[3, 3, 3], [3, 3, 8]])).tolist()
     [False, True]
@@ -113,62 +108,66 @@ def informative(choice):
 
 
 def log_pi_agg(w, logp):
-    """log pi_agg(y_t) = sum_i w_i log pi_i(y_t), the weights through a softmax (departure 1). w, logp (..., n) -> (...)."""
+    """log pi_agg(y_t) = sum_i w_i log pi_i(y_t), the weights by softmax. (..., n) twice -> (...)."""
     return (w.softmax(-1) * logp).sum(-1)
 
 
-def mean(x, count=None):
-    """The sum of x over count, or over how many x are (of none: 0). On several GPUs parallel.py has one over the batches of all."""
-    return x.sum() / (max(x.numel(), 1) if count is None else count)
+def sft_loss(logits, w, targets, mask, logp, choice, lam):
+    """Eq. (2): L_SFT = L_LM(theta_LM) + lambda * L_expert.
 
-
-def sft_loss(logits, w, targets, mask, logp, choice, lam, positions=informative, agg=log_pi_agg, mean=mean):
-    """Eq. (2): L_SFT = L_LM(theta_LM) + lambda * L_expert, L_expert = sum over S of -log pi_agg(y_t).
-
-    logits (B, T, V), w (B, T, n), targets (B, T), mask (B, T) True on answer tokens, logp and choice (B, T, n): the experts'
-    scores. Returns the loss and a dict of what to log. Another rule for S or for log pi_agg makes a neighbour of the method:
-    see baselines.py.
+    L_LM is the usual cross-entropy of the router's language model. L_expert is -log pi_agg(y_t),
+    summed over S: it teaches W to prefer the experts that find the right token likely.
+    logits (B, T, V), w (B, T, n), targets (B, T), mask (B, T) True on answer tokens, logp and
+    choice (B, T, n) from `score`. Returns the loss and a dict of what to log.
     """
-    count = mask.sum()
-    S = mask & positions(choice)                                 # (B, T)
-    lm = mean(-token_logp(logits, targets)[mask], count)         # L_LM
-    expert = mean(-agg(w, logp)[S], count)                       # L_expert
-    pick = w[S].argmax(-1) if w.size(-1) else None               # (|S|,), I*; no experts, no routing: plain fine-tuning
-    return lm + lam * expert, {
-        "loss_lm": lm.detach(), "loss_expert": expert.detach(), "informative": mean(S, count),
-        "routing": [mean(pick == i) for i in range(w.size(-1))]}
+    answer_tokens = mask.sum()
+    S = mask & informative(choice)                                                # (B, T)
+    loss_lm = -token_logp(logits, targets)[mask].sum() / answer_tokens            # L_LM
+    loss_expert = -log_pi_agg(w, logp)[S].sum() / answer_tokens                   # L_expert
+    pick = w[S].argmax(-1)                                                        # (|S|,)
+    routing = [(pick == i).sum() / max(1, len(pick)) for i in range(w.size(-1))]
+    return loss_lm + lam * loss_expert, {
+        "loss_lm": loss_lm, "loss_expert": loss_expert, "informative": S.sum() / answer_tokens,
+        "routing": routing}
 
 
-# --- phase 2: Eq. (3) ---------------------------------------------------------------------------------------------------------------------
+# --- phase 2: Eq. (3) ---------------------------------------------------------------------------
 
 
 def sequence_logp(logits, targets, mask):
-    """log pi(y | x): the log-probabilities of the answer's tokens, summed. (B, T, V), (B, T), (B, T) -> (B,)."""
+    """log pi(y | x), summed over the answer's tokens. (B, T, V), (B, T), (B, T) -> (B,)."""
     return (token_logp(logits, targets) * mask).sum(-1)
 
 
 def routed_logp(w, logp, mask):
-    """log pi_expert(y | x), the expert at each token being the one that the router picks there. w, logp (B, T, n) -> (B,)."""
-    pick = w.argmax(-1, keepdim=True)                            # (B, T, 1), I*
-    return (logp.gather(-1, pick)[..., 0] * mask).sum(-1)        # (B,)
+    """log pi_expert(y | x): at each token the expert that the router picks. (B, T, n) -> (B,)."""
+    pick = w.argmax(-1, keepdim=True)                                             # (B, T, 1), I*
+    return (logp.gather(-1, pick)[..., 0] * mask).sum(-1)                         # (B,)
 
 
-def cdpo_loss(theta_w, theta_l, ref_w, ref_l, expert_w, expert_l, beta, mean=mean):
-    """Eq. (3): -log sigmoid( beta [log pi_theta/pi_ref (y_w) - log pi_theta/pi_ref (y_l)] + stopgrad(bias) ),
-    bias = beta [log pi_expert(y_w) - log pi_expert(y_l)].
+def cdpo_loss(theta_chosen, theta_rejected, ref_chosen, ref_rejected, expert_chosen,
+              expert_rejected, beta):
+    """Eq. (3): DPO in which the experts are a fixed bias.
 
-    Six sequence log-probabilities (B,), for the chosen answer y_w and the rejected y_l under the router's language model, the
-    frozen reference and the routed experts. An expert that already prefers y_w by far makes the bias large and the gradient
-    small; one that prefers y_l makes it negative, and the router is pushed to correct it. Returns the loss and what to log.
+    L_CDPO = -log sigmoid( beta [log pi_theta/pi_ref(y_w) - log pi_theta/pi_ref(y_l)]
+                           + stopgrad( beta [log pi_expert(y_w) - log pi_expert(y_l)] ) )
 
-    >>> z = torch.zeros(1)
-    >>> round(float(cdpo_loss(z, z, z, z, z, z, beta=0.1)[0]), 4)  # nothing learned, expert indifferent: log 2
+    y_w is the chosen answer and y_l the rejected one. The arguments are the six sequence
+    log-probabilities (B,): of the router's language model, of the frozen reference, and of the
+    routed experts. If the experts already prefer y_w, the bias is large and the gradient small. If
+    they prefer y_l, the bias is negative, and the router is pushed to correct them. beta is
+    usually 0.1 to 0.5. Returns the loss and a dict of what to log.
+
+    >>> z = torch.zeros(1)                  # nothing learned yet, experts indifferent: log 2
+    >>> round(float(cdpo_loss(z, z, z, z, z, z, beta=0.1)[0]), 4)
     0.6931
     """
-    reward_w, reward_l = beta * (theta_w - ref_w), beta * (theta_l - ref_l)  # (B,)
-    bias = (beta * (expert_w - expert_l)).detach()                           # (B,)
-    margin = reward_w - reward_l                                             # (B,)
-    loss = mean(-F.logsigmoid(margin + bias))
+    reward_chosen = beta * (theta_chosen - ref_chosen)                            # (B,)
+    reward_rejected = beta * (theta_rejected - ref_rejected)                      # (B,)
+    margin = reward_chosen - reward_rejected                                      # (B,)
+    bias = (beta * (expert_chosen - expert_rejected)).detach()                    # (B,), stopgrad
+    loss = -F.logsigmoid(margin + bias).mean()
     return loss, {
-        "reward_w": mean(reward_w).detach(), "reward_l": mean(reward_l).detach(), "margin": mean(margin).detach(),
-        "accuracy": mean(margin > 0), "bias": mean(bias), "fused_accuracy": mean(margin + bias > 0)}
+        "reward_chosen": reward_chosen.mean(), "reward_rejected": reward_rejected.mean(),
+        "margin": margin.mean(), "accuracy": (margin > 0).float().mean(), "bias": bias.mean(),
+        "fused_accuracy": (margin + bias > 0).float().mean()}

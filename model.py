@@ -1,11 +1,11 @@
 """A small decoder-only GPT in the style of Llama, from scratch.
 
-RMSNorm, rotary positions, grouped-query attention, SwiGLU, optionally tied embeddings, a key/value cache, and `generate`.
-Base model, experts, reference model and the router's language model are all this one class. The second half of GPTConfig makes the
-same block a Llama-3 or a Gemma-2 (`GPT.from_pretrained`); at its defaults, all of it is switched off.
+RMSNorm, rotary positions, grouped-query attention, SwiGLU, an output layer that shares the
+embedding's weights, a key/value cache, and `generate`. The base model, the experts, the reference
+model and the router's language model are all this one class.
 
-Shapes: B rows (prompts), T tokens read now, S tokens a row can attend to, V vocabulary, d width, H query heads, K key/value
-heads (H a multiple of K: each key/value head serves G = H / K query heads), hd head size.
+Shapes: B rows, T tokens read now, S tokens a row can look back at, V vocabulary, d width, H query
+heads, K key/value heads (each serves H / K query heads), hd head size.
 """
 
 from dataclasses import dataclass
@@ -14,126 +14,97 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-import fast
-
 
 @dataclass
 class GPTConfig:
     vocab_size: int = 512
-    d_model: int = 96        # width d of the residual stream
+    d_model: int = 96          # width d
     n_layer: int = 3
-    n_head: int = 4          # query heads H
-    n_kv_head: int = 2       # key/value heads K
-    head_dim: int = 24       # hd; its own field because Gemma-2 does not tie it to d_model / n_head
-    d_ff: int = 256          # hidden width of the feed-forward layer
-    max_len: int = 256       # longest sequence, prompt and answer together
+    n_head: int = 4            # query heads H
+    n_kv_head: int = 2         # key/value heads K
+    head_dim: int = 24         # hd
+    d_ff: int = 256            # hidden width of the feed-forward layer
+    max_len: int = 256         # longest sequence, prompt and answer together
     rope_theta: float = 500.0  # short texts need only short wavelengths
     norm_eps: float = 1e-5
-    tied: bool = True        # the output layer shares the embedding's weights
-    # Llama-3.1 and later read further than they were first trained to, with their slow rotations slowed down (`rope_table`)
-    rope_factor: float = 1.0   # how many times slower the slowest become; 1: none does
-    rope_low: float = 1.0      # slowed in full: rotations of fewer turns than this within rope_original tokens
-    rope_high: float = 4.0     # untouched: rotations of more turns than this; a linear passage in between
-    rope_original: int = 8192  # the longest sequence before
-    rope_float32: bool = False  # angles in float32, which rounds those of far positions: so these models were trained
-    # Gemma-2
-    gelu: bool = False         # GELU (its tanh approximation) in the place of SiLU: GeGLU
-    post_norm: bool = False    # a second norm behind each sublayer, before the sum
-    one_plus: bool = False     # norms multiply by 1 + weight
-    embed_scaled: bool = False  # embeddings are multiplied by sqrt(d_model)
-    query_scalar: float = 0.0  # attention scores are divided by its square root; 0: head_dim
-    attn_cap: float = 0.0      # attention scores stay within +-cap, by way of tanh; 0: no cap
-    logit_cap: float = 0.0     # and so do the final logits
-    window: int = 0            # layers 0, 2, 4, ... see the last `window` tokens only, their own included; 0: everything
 
 
 class Cache:
-    """Keys and values of the tokens that each row has read: one buffer a layer, and one length a row.
+    """The keys and values of what each row has read: one buffer per layer, one length per row.
 
-    Rows may have different lengths, and only what lies below a row's length counts: a row takes tokens back by lowering it.
+    Only the part below a row's length counts. Rows may have different lengths.
 
-    kv: per layer (2, B, K, max_len, hd), keys, then values.  length: (B,) tokens read.  rows: whom of the B this object speaks for.
+    kv: per layer (2, B, K, max_len, hd), first keys, then values. length: (B,) tokens read.
+    rows: which of the B rows this object is about; None means all of them.
     """
 
     def __init__(self, config, n_rows, max_len, device=None, dtype=None):
         shape = (2, n_rows, config.n_kv_head, max_len, config.head_dim)
         self.kv = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.length = torch.zeros(n_rows, dtype=torch.long, device=device)  # (B,)
-        self.rows = self.ready = None                                       # ready: see fast.py
+        self.rows = None
 
     def keep(self, rows):
-        """Drop all rows but these, rows (b,) long, for good."""
+        """Drop all rows but these, for good. rows (b,) long."""
         self.kv, self.length = [kv[:, rows] for kv in self.kv], self.length[rows]
 
     def select(self, rows):
-        """The same buffers seen by some rows only; rows (b,) long. The caller copies `length` back when it is done."""
+        """A view of some rows of the same buffers. rows (b,) long.
+
+        The view has a `length` of its own: the caller copies it back after the model has read.
+        """
         view = object.__new__(Cache)
         view.kv, view.length, view.rows = self.kv, self.length[rows], rows
         return view
 
     def append(self, layer, k, v, pos, end):
-        """Write k, v (B, T, K, hd) at positions pos (B, T); return all keys and values below `end`, (B, K, end, hd) each."""
+        """Store k, v (B, T, K, hd) at positions pos (B, T); return keys and values (B, K, end, hd)."""
         rows = torch.arange(len(pos), device=pos.device) if self.rows is None else self.rows
-        self.kv[layer][:, rows[:, None], :, pos] = torch.stack([k, v], 2)  # (B, T, 2, K, hd)
-        kv = self.kv[layer][..., :end, :]
+        self.kv[layer][:, rows[:, None], :, pos] = torch.stack([k, v], 2)   # (B, T, 2, K, hd)
+        kv = self.kv[layer][..., :end, :]                                   # (2, B, K, end, hd)
         return (kv if self.rows is None else kv[:, rows]).unbind()
 
 
 def rope_table(config):
-    """cos and sin of every rotation, (max_len, hd / 2): position p turns the pair (i, i + hd/2) by p * theta^(-2i/hd)."""
-    dtype = torch.float32 if config.rope_float32 else torch.float64
-    freq = 1 / config.rope_theta ** (torch.arange(0, config.head_dim, 2, dtype=dtype) / config.head_dim)  # (hd/2,)
-    if config.rope_factor != 1:  # a pair that did not get round even once has met only a part of its angles: keep it within them
-        turns = config.rope_original / (2 * torch.pi / freq)                                               # (hd/2,)
-        keep = ((turns - config.rope_low) / (config.rope_high - config.rope_low)).clamp(0, 1)              # (hd/2,)
-        freq = (1 - keep) * freq / config.rope_factor + keep * freq                                        # (hd/2,)
-    angle = torch.arange(config.max_len, dtype=dtype)[:, None] * freq                                      # (max_len, hd/2)
-    return angle.cos(), angle.sin()
+    """cos and sin of every rotation, (max_len, hd / 2) each.
+
+    Position p turns the pair (i, i + hd/2) of a head by the angle p * theta^(-2i/hd).
+    """
+    i = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim  # (hd/2,)
+    p = torch.arange(config.max_len, dtype=torch.float64)                           # (max_len,)
+    angle = p[:, None] * (1 / config.rope_theta**i)                                 # (max_len, hd/2)
+    return angle.cos().float(), angle.sin().float()
 
 
 def rotate(x, cos, sin):
-    """x (B, T, heads, hd) turned by its positions' angles; cos, sin (B or 1, T, 1, hd/2)."""
+    """Turn x (B, T, heads, hd) by its positions' angles; cos, sin (B or 1, T, 1, hd/2)."""
     a, b = x.chunk(2, dim=-1)                                     # (B, T, heads, hd/2) each
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)  # (B, T, heads, hd)
 
 
-def soft_cap(x, cap):
-    """cap * tanh(x / cap): about x where x is small, and never beyond cap. A cap of 0 is none."""
-    return cap * torch.tanh(x / cap) if cap else x
+def attention(q, k, v, mask):
+    """softmax(q k' / sqrt(hd)) v. q (B, H, T, hd); k, v (B, K, S, hd); mask (B or 1, T, S).
 
-
-LONG = 256  # longer inputs, which the toy has none of, go to torch's own kernel: the same without keeping every score, (B, H, T, S)
-
-
-def attention(q, k, v, mask, scale, cap=0.0):
-    """softmax(scale q k') v with grouped queries. q (B, H, T, hd); k, v (B, K, S, hd); mask (B or 1, T, S), True = may see.
-
-    No mask: S = T, and every token sees itself and all before it.
+    mask is True where a token may look. The query heads that share a key/value head stand side by
+    side in one matrix, so that one product serves all of them.
     """
     B, H, T, hd = q.shape
     K, G = k.size(1), H // k.size(1)
-    if T > LONG and not cap:
-        k, v = k.repeat_interleave(G, 1), v.repeat_interleave(G, 1)  # (B, H, S, hd): not all of torch's kernels know groups
-        return F.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None], is_causal=mask is None, scale=scale)
-    if mask is None:
-        mask = torch.ones(1, T, T, dtype=torch.bool, device=q.device).tril()
-    q = q.reshape(B, K, G * T, hd)                             # query heads of one group side by side: one matmul serves them
-    scores = soft_cap((q @ k.transpose(-1, -2)) * scale, cap)  # (B, K, G*T, S)
-    scores = scores.view(B, K, G, T, -1).masked_fill(~mask[:, None, None], float("-inf")).view(B, K, G * T, -1)
-    return (scores.softmax(-1) @ v).view(B, H, T, hd)
+    q = q.reshape(B, K, G * T, hd)
+    scores = (q @ k.transpose(-1, -2)) * hd**-0.5                 # (B, K, G*T, S)
+    scores = scores.view(B, K, G, T, -1).masked_fill(~mask[:, None, None], float("-inf"))
+    p = scores.view(B, K, G * T, -1).softmax(-1)                  # (B, K, G*T, S)
+    return (p @ v).view(B, H, T, hd)
 
 
 class RMSNorm(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(c.d_model) if c.one_plus else torch.ones(c.d_model))
-        self.eps, self.one_plus = c.norm_eps, c.one_plus
+        self.weight = nn.Parameter(torch.ones(c.d_model))
+        self.eps = c.norm_eps
 
     def forward(self, x):
-        if not self.one_plus:
-            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
-        y = F.rms_norm(x, x.shape[-1:], eps=self.eps)
-        return torch.addcmul(y, y, self.weight)  # y (1 + weight), without rounding 1 + weight to a short float
+        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
 
 
 class Block(nn.Module):
@@ -145,13 +116,10 @@ class Block(nn.Module):
         self.wk = nn.Linear(c.d_model, c.n_kv_head * c.head_dim, bias=False)
         self.wv = nn.Linear(c.d_model, c.n_kv_head * c.head_dim, bias=False)
         self.wo = nn.Linear(c.n_head * c.head_dim, c.d_model, bias=False)
-        self.attn_post_norm = RMSNorm(c) if c.post_norm else nn.Identity()
         self.ff_norm = RMSNorm(c)
         self.w_gate = nn.Linear(c.d_model, c.d_ff, bias=False)
         self.w_up = nn.Linear(c.d_model, c.d_ff, bias=False)
         self.w_down = nn.Linear(c.d_ff, c.d_model, bias=False)
-        self.ff_post_norm = RMSNorm(c) if c.post_norm else nn.Identity()
-        self.scale = (c.query_scalar or c.head_dim) ** -0.5
 
     def attend(self, x, cos, sin, mask, cache, layer, pos, end):
         B, T, _ = x.shape
@@ -162,160 +130,123 @@ class Block(nn.Module):
             k, v = k.transpose(1, 2), v.transpose(1, 2)                   # (B, K, T, hd)
         else:
             k, v = cache.append(layer, k, v, pos, end)                    # (B, K, end, hd)
-        y = attention(q.transpose(1, 2), k, v, mask, self.scale, self.c.attn_cap)  # (B, H, T, hd)
+        y = attention(q.transpose(1, 2), k, v, mask)                      # (B, H, T, hd)
         return self.wo(y.transpose(1, 2).reshape(B, T, -1))               # (B, T, d)
 
     def feed_forward(self, x):
-        gate = self.w_gate(x)                                             # (B, T, d_ff)
-        gate = F.gelu(gate, approximate="tanh") if self.c.gelu else F.silu(gate)
-        return self.w_down(gate * self.w_up(x))                           # GeGLU or SwiGLU, (B, T, d)
+        return self.w_down(F.silu(self.w_gate(x)) * self.w_up(x))         # (B, T, d)
 
     def forward(self, x, *where):
-        x = x + self.attn_post_norm(self.attend(self.attn_norm(x), *where))
-        return x + self.ff_post_norm(self.feed_forward(self.ff_norm(x)))  # (B, T, d)
+        x = x + self.attend(self.attn_norm(x), *where)                    # (B, T, d)
+        return x + self.feed_forward(self.ff_norm(x))                     # (B, T, d)
 
 
 class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
-        if config.n_head % config.n_kv_head or config.head_dim % 2:
-            raise ValueError(f"{config.n_head} query heads over {config.n_kv_head} key/value heads of size {config.head_dim}: the "
-                             "first must be a multiple of the second, the size even")
-        self.config, self.ready = config, None  # ready: see fast.py
+        self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = RMSNorm(config)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         for name, p in self.named_parameters():
             if name == "embed.weight":
-                nn.init.normal_(p, std=0.1 if config.embed_scaled else 0.3)  # chosen on validation: at toy width, smaller ones learn slowly
-            elif p.dim() == 2:  # unit gain; what is added to the stream starts smaller, so that depth does not inflate it (GPT-2)
-                small = (2 * config.n_layer) ** -0.5 if name.endswith(("wo.weight", "w_down.weight")) else 1.0
-                nn.init.normal_(p, std=small * p.size(1) ** -0.5)
-        if config.tied:
-            self.head.weight = self.embed.weight
-        cos, sin = rope_table(config)
-        self.register_buffer("cos", cos.float(), persistent=False)  # (max_len, hd/2)
-        self.register_buffer("sin", sin.float(), persistent=False)
+                nn.init.normal_(p, std=0.3)  # chosen on validation: tiny models learn slowly from less
+            elif p.dim() == 2:  # what is added to the residual stream starts smaller, as in GPT-2
+                added = name.endswith(("wo.weight", "w_down.weight"))
+                scale = (2 * config.n_layer) ** -0.5 if added else 1.0
+                nn.init.normal_(p, std=scale * p.size(1) ** -0.5)
+        self.head.weight = self.embed.weight
+        cos, sin = rope_table(config)                                     # (max_len, hd/2) each
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, ids, cache=None, new=None):
-        """ids (B, T) -> logits (B, T, V) of each next token, final hidden states (B, T, d).
+        """ids (B, T) -> logits (B, T, V) of the next token, final hidden states (B, T, d).
 
-        With a cache, row b's tokens stand behind the cache.length[b] tokens it has read, and count as read afterwards. Rows may
-        bring different numbers of tokens, right-padded: new (B,) says how many are real, at least one each. Padding then repeats
-        the row's last real token in that token's own place, which changes nothing, so [:, -1] is every row's last real output.
-        Raises ValueError when a row would grow past config.max_len.
+        With a cache, the new tokens follow the cache.length[b] tokens that row b has read already.
+        Rows may bring different numbers of new tokens, padded on the right: new (B,) says how many
+        are real (at least one). Padding then repeats the row's last real token in the same place,
+        which changes nothing, so that [:, -1] is every row's last real output.
+        Raises ValueError if a row would become longer than config.max_len.
         """
-        if fast.applies(self, ids, cache, new):
-            return fast.forward(self, ids, cache)                               # the same in fewer operations
-        step = torch.arange(ids.size(1), device=ids.device)[None]               # (1, T)
+        step = torch.arange(ids.size(1), device=ids.device)[None]             # (1, T)
         if new is not None:
-            step = torch.minimum(step, new[:, None] - 1)                        # (B, T)
-            ids = ids.gather(1, step)                                           # (B, T)
-        pos = step if cache is None else cache.length[:, None] + step           # (1 or B, T)
-        end = ids.size(1) if cache is None else int(pos.max()) + 1
+            step = torch.minimum(step, new[:, None] - 1)                      # (B, T)
+            ids = ids.gather(1, step)                                         # (B, T)
+        pos = step if cache is None else cache.length[:, None] + step         # (1 or B, T)
+        end = int(pos.max()) + 1
         if end > self.config.max_len:
             raise ValueError(f"{end} tokens, but the model reads at most {self.config.max_len}")
-        mask = near = None                                                      # all of the past
-        if cache is not None or self.config.window:
-            ago = pos[:, :, None] - torch.arange(end, device=ids.device)        # (1 or B, T, end): how many tokens back
-            mask = ago >= 0                                                     # (1 or B, T, end): nobody sees the future
-            near = mask & (ago < self.config.window) if self.config.window else mask  # and every second layer not the far past
-        cos, sin = self.cos[pos][:, :, None], self.sin[pos][:, :, None]         # (1 or B, T, 1, hd/2)
-        x = self.embed(ids)                                                     # (B, T, d)
-        if self.config.embed_scaled:
-            x = x * x.new_tensor(self.config.d_model**0.5)                      # rounded to x's dtype, as Gemma was trained
+        mask = pos[:, :, None] >= torch.arange(end, device=ids.device)        # (1 or B, T, end)
+        cos, sin = self.cos[pos][:, :, None], self.sin[pos][:, :, None]       # (1 or B, T, 1, hd/2)
+        x = self.embed(ids)                                                   # (B, T, d)
         for layer, block in enumerate(self.blocks):
-            x = block(x, cos, sin, mask if layer % 2 else near, cache, layer, pos, end)
+            x = block(x, cos, sin, mask, cache, layer, pos, end)              # (B, T, d)
         if cache is not None:
-            cache.length = pos[:, -1] + 1                                       # (B,)
-        hidden = self.norm(x)                                                   # (B, T, d)
-        return soft_cap(self.head(hidden), self.config.logit_cap), hidden
-
-    def __getstate__(self):
-        return {**self.__dict__, "ready": None}  # a copy of the model gathers its own
-
-    def _apply(self, *args, **kwargs):  # .to(), .double(), ...: what was gathered would keep the old weights in memory
-        self.ready = None
-        return super()._apply(*args, **kwargs)
+            cache.length = pos[:, -1] + 1                                     # (B,)
+        hidden = self.norm(x)                                                 # (B, T, d)
+        return self.head(hidden), hidden                                      # (B, T, V), (B, T, d)
 
     def new_cache(self, n_rows, max_len=None):
         p = self.embed.weight
         return Cache(self.config, n_rows, max_len or self.config.max_len, p.device, p.dtype)
 
-    @staticmethod
-    def from_pretrained(directory, dtype=torch.float32, device="cpu", vocab_size=None):
-        """The Llama or Gemma-2 model in a directory in the format of Hugging Face: see pretrained.load."""
-        import pretrained  # not at the top: it imports this file, and needs packages that the toy does not
-        return pretrained.load(directory, device, dtype, vocab_size)
 
-    def save_pretrained(self, directory, tokenizer=None):
-        """Write config.json and model.safetensors, which from_pretrained and transformers load: see pretrained.save."""
-        import pretrained
-        pretrained.save(directory, self, tokenizer)
+def sample(logits, temperature=0.0, top_p=1.0, u=None):
+    """One token a row. logits (B, V), u (B,) uniform random numbers in [0, 1) -> (B,).
 
-
-def sample(logits, temperature=0.0, top_k=0, top_p=1.0, u=None):
-    """One token a row. logits (B, V), u (B,) uniform numbers in [0, 1) -> (B,). Temperature 0 is greedy; top_k 0 keeps all.
-
-    top_k keeps the k likeliest tokens; top_p the smallest set of likeliest tokens with at least that probability together.
+    Temperature 0 is greedy. top_p keeps the smallest set of the likeliest tokens that has at least
+    that probability together.
     """
     if temperature == 0:
-        return logits.max(-1).indices                               # argmax, and faster
-    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # the largest is 0 at any temperature: no overflow
-    logits, order = logits.sort(dim=-1, descending=True, stable=True)  # (B, V)
-    if top_k:
-        logits[:, top_k:] = float("-inf")
-    p = logits.softmax(-1)                                          # (B, V), likeliest first
-    p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0)                 # drop a token if those before it suffice
-    cdf = p.cumsum(-1) / p.sum(-1, keepdim=True)                    # (B, V)
-    index = (cdf <= u[:, None]).sum(-1).clamp(max=p.size(-1) - 1)   # (B,): the first token whose share of [0, 1) holds u
-    index = torch.minimum(index, (p > 0).sum(-1) - 1)               # rounding must not reach a dropped token
-    return order.gather(1, index[:, None])[:, 0]                    # (B,)
+        return logits.argmax(-1)                                              # (B,)
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature           # no overflow
+    logits, order = logits.sort(dim=-1, descending=True, stable=True)         # (B, V)
+    p = logits.softmax(-1)                                                    # (B, V)
+    p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0)     # drop a token if those before it suffice
+    cdf = p.cumsum(-1) / p.sum(-1, keepdim=True)                              # (B, V)
+    index = (cdf <= u[:, None]).sum(-1)                 # the first token whose share of [0, 1) has u
+    index = torch.minimum(index, (p > 0).sum(-1) - 1)   # rounding must not reach a dropped token
+    return order.gather(1, index[:, None])[:, 0]                              # (B,)
 
 
 class Uniform:
-    """One stream of uniform random numbers a row, seeded seed, seed + 1, ...: a row draws the same alone as in a batch."""
+    """A stream of random numbers for each row, seeded seed, seed + 1, ...
+
+    So a row draws the same numbers alone as in a batch.
+    """
 
     def __init__(self, n_rows, seed):
         self.streams = [torch.Generator().manual_seed(seed + b) for b in range(n_rows)]
 
     def __call__(self, rows, device):
-        return torch.stack([torch.rand((), generator=self.streams[b]) for b in rows]).to(device)  # (b,)
+        return torch.stack([torch.rand((), generator=self.streams[b]) for b in rows]).to(device)
 
 
-def ended(tokens, end):
-    """Whether a list of token ids stops with `end`: an id, or several (a model may have more than one).
+@torch.no_grad()
+def generate(model, prompts, max_new, end, temperature=0.0, top_p=1.0, seed=0):
+    """Continue prompts, token-id lists of any lengths, until `end` or max_new tokens.
 
-    >>> ended([7, 3], 3), ended([7, 3], (2, 3)), ended([3, 7], 3), ended([], 3)
-    (True, True, False, False)
-    """
-    return tokens[-1:] == [end] if isinstance(end, int) else any(t in end for t in tokens[-1:])
-
-
-@torch.inference_mode()
-def generate(model, prompts, max_new, end, temperature=0.0, top_k=0, top_p=1.0, seed=0):
-    """Continue prompts (a list of token-id lists of any lengths) until `end` or max_new tokens. Returns lists without `end`.
-
-    A row gets the same tokens alone as in a batch (sampling: row b alone with seed + b).
+    Returns lists without `end`. A row gets the same tokens alone (with seed + b) as in a batch.
     """
     device, uniform = model.embed.weight.device, Uniform(len(prompts), seed)
-    lengths = torch.tensor([len(p) for p in prompts], device=device)
-    ids = nn.utils.rnn.pad_sequence([torch.tensor(p) for p in prompts], batch_first=True).to(device)  # (B, T)
+    lengths = torch.tensor([len(p) for p in prompts], device=device)          # (B,)
+    ids = nn.utils.rnn.pad_sequence([torch.tensor(p) for p in prompts], batch_first=True)
     cache = model.new_cache(len(prompts), min(ids.size(1) + max_new, model.config.max_len))
     out, active = [[] for _ in prompts], list(range(len(prompts)))
-    logits, _ = model(ids, cache, lengths if len(prompts) > 1 else None)
+    logits, _ = model(ids.to(device), cache, lengths if len(prompts) > 1 else None)
     for i in range(max_new):
         u = uniform(active, device) if temperature else None
-        token = sample(logits[:, -1], temperature, top_k, top_p, u)  # (b,)
-        alive = [j for j, t in enumerate(token.tolist()) if not ended([t], end)]
+        token = sample(logits[:, -1], temperature, top_p, u)                  # (b,)
+        alive = [j for j, t in enumerate(token.tolist()) if t != end]
         for j in alive:
             out[active[j]].append(int(token[j]))
         active = [active[j] for j in alive]
         if not active or i + 1 == max_new:
             break
-        if len(alive) < len(token):  # rows that have ended leave the batch
+        if len(alive) < len(token):                     # rows that have ended leave the batch
             cache.keep(torch.tensor(alive, device=device))
             token = token[alive]
-        logits, _ = model(token[:, None], cache)
+        logits, _ = model(token[:, None], cache)                              # (b, 1, V)
     return out

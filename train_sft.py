@@ -1,117 +1,117 @@
-"""Phase 1 of FusionRoute: supervised fine-tuning of the router with the routing loss, Eq. (2). Read next: train_cdpo.py.
+"""Phase 1 of FusionRoute: supervised fine-tuning of the router with the routing loss, Eq. (2).
 
-    python train_sft.py            trains the toy experts first where they are missing, then the router
-    diff train_sft.py train_cdpo.py    in the loop: what CDPO adds; before it: pairs and pi_ref
-    python train_sft.py --init DIR --experts math=DIR code=DIR --data train.jsonl    models and data of your own: see own.py
-    torchrun --nproc_per_node=4 train_sft.py ...    the same on several GPUs, with the same result: see parallel.py
-    python train_sft.py --init DIR --data math.jsonl --name math    no experts: Eq. (2) is plain fine-tuning, which makes an expert
+    python train_sft.py                trains the toy's experts first, where they are missing
+    diff train_sft.py train_cdpo.py    what CDPO adds
 
-The router starts from the instruction expert, as in the paper. Departures from it, and choices of ours:
-1. The paper passes once over 200k samples at a learning rate of 1e-5, which are the defaults with --experts; the toy, four times over
-   2400 at 4e-3, as its models are tiny and know little.
+Read fusionroute.py first, and train_cdpo.py next. Departures from the paper, and choices of ours:
+1. The paper passes once over 200k samples at a learning rate of 1e-5. The toy passes four times over
+   2400 samples at 4e-3: its models are tiny and know little.
 2. W starts at 0, so that no expert is preferred, and has a learning rate of its own.
-3. AdamW with betas (0.9, 0.98) and weight decay 0.01; 20 steps of warm-up, then a cosine to a tenth of the peak; gradients clipped to
-   norm 1 (common.py, both phases).
+3. AdamW with betas (0.9, 0.98) and weight decay 0.01; 20 steps of warm-up, then a cosine down to a
+   tenth; gradients clipped to norm 1.
 
-Writes OUT/seedN/router_sft.pt and router_sft.log.jsonl: loss, loss_lm and loss_expert (the two terms of Eq. (2)), informative (the share
-of answer tokens in S), and route_* (the share of each expert in the routing, inside S). Killed and started again, it goes on from the
-last saved step, with the same result.
+Writes router_sft.pt and router_sft.log.jsonl into OUT/seedN. A step logs: loss; loss_lm and
+loss_expert, the two terms of Eq. (2); informative, the share of answer tokens in S; and route_*,
+how often each expert is picked in S.
 """
 
 import time
+from copy import deepcopy
 from dataclasses import dataclass
+from random import Random
 
 import torch
 from tqdm import tqdm
 
-import baselines
-import common
-import own
-import parallel
-from fusionroute import Router, sft_loss
-from toy_experts.world import World
+from fusionroute import Router, informative, sft_loss
+from toy_experts import run, tasks
+from toy_experts import train as toy
+from toy_experts.data import batches, scored
+from toy_experts.batch import accuracy, show_answer, validation_item
+
+BATCH, LR_W = 16, 3e-3     # samples a step; peak learning rate of W
 
 
 @dataclass
 class Settings:
-    seed: int = 0              # selects the run: all data and weights follow from it
-    out: str = "out"           # runs are kept in OUT/seedN/
-    device: str = "auto"       # auto, cuda, mps or cpu
-    family: str = "llama"      # architecture of the toy's models: llama or gemma (Gemma-2)
-    gap: float = 0.25          # share of each benchmark's sub-skills that no expert is trained on
-    samples: int = 2400        # SFT samples, equal shares of the benchmarks and general prompts
-    epochs: int = 4            # passes over them
-    batch: int = 16            # samples a step
-    lr: float = 4e-3           # peak learning rate of theta_LM
-    lr_w: float = 3e-3         # peak learning rate of W
-    lam: float = 1 / 3         # lambda of Eq. (2), the weight of the routing loss
-    loss: str = "paper"        # paper is Eq. (2); its neighbours are in baselines.SFT_LOSSES
-    name: str = "router_sft"   # what is written: OUT/seedN/NAME.pt
-    save_every: int = 100      # steps between saved states
-    fsdp: bool = False         # under torchrun: divide the router among the processes, in place of a copy for each
+    seed: int = 0          # selects the run: all data and weights follow from it
+    out: str = "out"       # runs are kept in OUT/seedN/
+    device: str = "auto"   # auto, cuda, mps or cpu
+    gap: float = 0.25      # share of each benchmark's sub-skills that no expert is trained on
+    samples: int = 2400    # SFT samples, equal shares of the benchmarks and general prompts
+    epochs: int = 4        # passes over them
+    lr: float = 4e-3       # peak learning rate of theta_LM
+    lam: float = 1 / 3     # lambda of Eq. (2), the weight of the routing loss
 
     def __post_init__(self):
-        common.positive(self, "samples", "epochs", "batch", "lr", "lr_w", "save_every")
-        common.positive(self, "lam", or_zero=True)
-        common.one_of(self, "loss", baselines.SFT_LOSSES)
-        common.file_stem(self, "name")
-        parallel.check(self)
+        run.positive(self, "samples", "epochs", "lr")
+        run.positive(self, "lam", or_zero=True)
+
+
+def train(s, router, sft, loss=sft_loss):
+    """Train the router in place on sft (toy_experts.data.Data); returns the log."""
+    plan = [rows for e in range(s.epochs) for rows in batches(sft.lengths, BATCH, s.seed * 1000 + e)]
+    optimizer = torch.optim.AdamW([{"params": router.lm.parameters(), "lr": s.lr},
+                                   {"params": router.W.parameters(), "lr": LR_W}],
+                                  betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: toy.schedule(step, len(plan), warmup=20))
+    log, device = run.Log(toy.EXPERTS), router.W.weight.device
+    for rows in tqdm(plan, desc="phase 1", mininterval=1.0):
+        x, mask, logp, choice = sft.batch(rows, device)          # (B, T), (B, T-1), (B, T-1, n) twice
+        logits, w = router(x[:, :-1])                            # (B, T-1, V), (B, T-1, n)
+        total, terms = loss(logits, w, x[:, 1:], mask, logp, choice, s.lam)
+        optimizer.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(router.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        log.add(total, terms)
+    return log
+
+
+def first_losses(sft, rows):
+    """L_LM and L_expert of a batch before any training, from the experts' scores alone.
+
+    The router is a copy of the instruction expert, so L_LM is that expert's. W = 0 makes all
+    weights 1/n, so log pi_agg is the mean of the experts' log-probabilities.
+    """
+    _, mask, logp, choice = sft.batch(rows, "cpu")               # (B, T-1), (B, T-1, n) twice
+    lm = -logp[..., toy.EXPERTS.index("instruct")][mask].sum() / mask.sum()
+    return float(lm), float(-logp.mean(-1)[mask & informative(choice)].sum() / mask.sum())
 
 
 def main(argv=None):
-    s, world = own.settings(Settings, __doc__, argv, "init", "experts", "data", "dtype", "bf16", "max_len")
-    world = world or World()  # the toy, which own.py exchanges for models and data of your own
-    folder, device = common.prepare(s)
-    recipe = world.start(s)
-    path, state_path = folder / f"{s.name}{world.suffix}", folder / f"{s.name}.state.pt"
+    s = run.settings(Settings, __doc__, argv)
+    folder, device = run.prepare(s)
+    experts = toy.ensure(toy.Settings(s.seed, s.out, s.device, s.gap))
+    names = dict(zip(toy.EXPERTS, map(run.fingerprint, experts)))
+    recipe, path = run.recipe(s) | {"experts": names}, folder / "router_sft.pt"
     if path.exists():
-        common.check_same(path, world.recipe_of(path, "start again"), recipe)
-        return print(f"{path} is there already")
+        saved = run.load_model(path, "start again", router=True)[1]["recipe"]
+        run.check_same(path, saved, recipe)
+        return print(f"{path} is there already; remove it to see its training again")
 
     begun = time.time()
-    # What training needs to know of the experts: two numbers per expert and token. After this they are not needed.
-    ids, mask, lengths, logp, choice = world.scored(folder, world.sft(recipe))
-    choices = recipe["experts"] | ({"router": ""} if s.loss == "co_llm_self" else {})  # what W chooses among
-    router = Router(world.first_router(), len(choices))
-    plan = [rows for epoch in range(s.epochs) for rows in common.batches(lengths, s.batch, s.seed * 1000 + epoch)]
+    items = tasks.mixed("train", s.samples, Random(f"sft {s.seed}"))
+    sft = scored([toy.sample(item) for item in items], experts)
+    router = Router(deepcopy(experts[toy.EXPERTS.index("instruct")]), len(experts)).to(device)
 
-    router = parallel.spread(router.requires_grad_(True), device, s.fsdp)
-    experts = world.experts if s.loss in baselines.READ_EXPERTS else None
-    world.experts = None  # so that they are freed where nothing reads them
-    optimizer = torch.optim.AdamW([{"params": router.lm.parameters(), "peak": s.lr}, {"params": router.W.parameters(), "peak": s.lr_w}],
-                                  lr=s.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    start, log = parallel.resume(state_path, recipe, router, optimizer)
+    item = validation_item(s.seed)
+    lm, expert = first_losses(sft, batches(sft.lengths, BATCH, s.seed * 1000)[0])
+    print(f"a validation prompt, of a kind that no expert knows: {item.prompt}")
+    show_answer("before", router, experts, item)
+    print(f"expect at step 1: loss_lm {lm:.3f}, the instruction expert's, as the router is a copy of "
+          f"it; loss_expert {expert:.3f}, the mean of all experts' in S, as W = 0 weights them alike")
+    run.expect("router_sft", ["sft"])
+    log = train(s, router.requires_grad_(True), sft)
+    show_answer("after", router, experts, item)
+    shares = accuracy(router, experts, s.seed)
+    print("right on 20 validation prompts each: " + ", ".join(f"{b} {x:.0%}" for b, x in shares.items()))
 
-    seen, clock = 0, time.time()
-    bar = tqdm(range(start, len(plan)), desc="phase 1", initial=start, total=len(plan), mininterval=1.0)
-    for step in bar:
-        rows, mean = parallel.share(plan[step])                                   # all of it, without torchrun
-        T = int(lengths[rows].max())
-        x = ids[rows, :T].to(device)                                              # (B, T)
-        y, m = x[:, 1:], mask[rows, 1:T].to(device)                               # (B, T-1) both: targets, which of them count
-        logits, w = router(x[:, :-1])                                             # (B, T-1, V), (B, T-1, n)
-        expert_logp = logp[rows, :T - 1].to(device)                               # (B, T-1, n)
-        expert_choice = choice[rows, :T - 1].to(device)                           # (B, T-1, n)
-        full = baselines.read(experts, x[:, :-1]) if experts else None            # (B, T-1, n, V): the paper's loss does without
-        if s.loss == "paper":
-            loss, info = sft_loss(logits, w, y, m, expert_logp, expert_choice, s.lam, mean=mean)
-        else:
-            loss, info = baselines.sft_variant(s.loss, logits, w, y, m, expert_logp, expert_choice, s.lam, full, mean)
-        info |= {f"route_{name}": share for name, share in zip(choices, info.pop("routing"))}
-
-        common.update(loss, router, optimizer, common.schedule(step, len(plan), warmup=20))
-        log.append({"step": step, **{k: round(float(v), 5) for k, v in ({"loss": loss.detach()} | info).items()}})
-        seen += int(lengths[rows].sum())
-        bar.set_postfix_str(f"loss {log[-1]['loss']:.3f}, {seen / (time.time() - clock):,.0f} tokens/s", refresh=False)
-        if (step + 1) % s.save_every == 0:
-            parallel.save_state(state_path, recipe, step + 1, router, optimizer, log)
-
-    router = parallel.whole(router)
-    if parallel.first():
-        common.write_log(folder / f"{s.name}.log.jsonl", log)
-        world.save(path, router, recipe, time.time() - begun, choices)
-        state_path.unlink(missing_ok=True)
+    log.save(folder / "router_sft.log.jsonl")
+    run.save_model(path, router, recipe, time.time() - begun, names)
 
 
 if __name__ == "__main__":
-    parallel.run(main)
+    run.run(main)

@@ -1,12 +1,16 @@
-"""Trains the toy world: one base model, then three experts fine-tuned from it (math, code, instruct), as the paper's experts are
-fine-tunes of one base.
+"""Trains the toy's frozen models: one base model, and three experts (math, code, instruct) that are
+fine-tuned from it, as the paper's experts are fine-tuned from one base.
 
-    python -m toy_experts.train --seed 0
+    python -m toy_experts.train
 
-The base sees drills in arithmetic and copying, a few whole question-answer documents, mostly mathematical, and unpaired halves (a prompt alone,
-an answer alone), so that every word of the vocabulary has been met in context. An expert sees its own domain, and a little of the base's mix, so that it
-still speaks the others' language. The sub-skills in `held_out` are in nobody's question-answer documents: that is the coverage
-gap, and only the router's data closes it. Writes base.pt, math.pt, code.pt and instruct.pt into OUT/seedN/.
+The base sees exercises in arithmetic and copying, some whole questions with answers (most of them
+mathematical), and many halves: a prompt alone, or an answer alone, so that it has met every word of
+the vocabulary. An expert sees questions and answers of its own domain, and a little of the base's
+data, so that it still speaks the others' language.
+
+The sub-skills in tasks.held_out are in no question-answer document of any of these models. This is
+the coverage gap: only the router's data closes it. Writes base.pt, math.pt, code.pt and instruct.pt
+into OUT/seedN.
 """
 
 import time
@@ -17,49 +21,44 @@ from random import Random
 import torch
 from tqdm import tqdm
 
-import common
 from fusionroute import token_logp
 from model import GPT, GPTConfig
-from toy_experts import tasks, tokenizer
+from toy_experts import run, tasks, tokenizer
+from toy_experts.data import answer_only, batches, pack
 
-EXPERTS = list(tasks.DOMAINS)  # the order of the routing weights, everywhere
+EXPERTS = list(tasks.DOMAINS)  # math, code, instruct: the order of the routing weights, everywhere
+STEPS = {"base": 3400, "math": 2000, "code": 600, "instruct": 2000}
+LR = {"base": 2e-3, "math": 1.5e-3, "code": 1.5e-3, "instruct": 1.5e-3}
+BATCH = 16     # documents a step
+REPLAY = 0.15  # share of the base's kind of document in an expert's data
 
 
 @dataclass
 class Settings:
-    seed: int = 0              # selects the run: all data and weights follow from it
-    out: str = "out"           # runs are kept in OUT/seedN/
-    device: str = "auto"       # auto, cuda, mps or cpu
-    family: str = "llama"      # architecture of all models: llama or gemma (Gemma-2)
-    gap: float = 0.25          # share of each benchmark's sub-skills that no expert is trained on, 0 to 0.75
-    d_model: int = 96          # width of base and experts
-    n_layer: int = 3           # depth of base and experts
-    base_steps: int = 3400     # training steps of the base
-    math_steps: int = 2000     # training steps of the math expert
-    code_steps: int = 600      # training steps of the code expert
-    instruct_steps: int = 2000 # training steps of the instruction expert
-    batch: int = 16            # documents a step
-    base_lr: float = 2e-3      # peak learning rate of the base
-    lr: float = 1.5e-3         # peak learning rate of the experts
-    replay: float = 0.15       # share of the base's mix in an expert's data
+    seed: int = 0         # selects the run: all data and weights follow from it
+    out: str = "out"      # runs are kept in OUT/seedN/
+    device: str = "auto"  # auto, cuda, mps or cpu
+    gap: float = 0.25     # share of each benchmark's sub-skills that no expert learns, 0 to 0.75
 
     def __post_init__(self):
-        common.positive(self, "base_steps", "math_steps", "code_steps", "instruct_steps", "batch", "base_lr", "lr")
-        if not (0 <= self.gap <= 0.75 and 0 <= self.replay <= 1):
-            raise common.UserError(f"--gap {self.gap} --replay {self.replay}: must be within [0, 0.75] and [0, 1]")
-        if self.n_layer < 1 or self.d_model < 24 or self.d_model % 24:
-            raise common.UserError(f"--d_model {self.d_model} --n_layer {self.n_layer}: width must be a multiple of 24, depth >= 1")
+        if not 0 <= self.gap <= 0.75:
+            raise run.UserError(f"--gap is {self.gap}, and must be from 0 to 0.75")
 
 
-# The base's documents: drills in arithmetic and copying, a few whole question-answer documents, and for the rest unpaired halves.
+# --- documents -----------------------------------------------------------------------------------
+
+# The base's documents: exercises, whole questions with answers, and for the rest halves.
 DRILLS = 0.35
-WHOLE = {"toy-gsm8k": 0.06, "toy-math500": 0.12, "toy-mbpp": 0.02, "toy-humaneval": 0.02, "toy-ifeval": 0.14}
-EQUALS, STOP = tokenizer.encoding.encode_single_token(" = "), tokenizer.encoding.encode_single_token(".")
+WHOLE = {"toy-gsm8k": 0.06, "toy-math500": 0.12, "toy-mbpp": 0.02, "toy-humaneval": 0.02,
+         "toy-ifeval": 0.14}
+EQUALS = tokenizer.encoding.encode_single_token(" = ")
+STOP = tokenizer.encoding.encode_single_token(".")
 
 
 def covered(s, bench):
     """The sub-skills of a benchmark that experts may learn."""
-    return [skill for skill in tasks.SKILLS[bench] if skill not in tasks.held_out(bench, s.gap, s.seed)]
+    held_out = tasks.held_out(bench, s.gap, s.seed)
+    return [skill for skill in tasks.SKILLS[bench] if skill not in held_out]
 
 
 def fact(rng):
@@ -74,24 +73,26 @@ def fact(rng):
         a = rng.randint(2, 9 if b > 4 else 20)
     if op == "/":
         a = a * b
-    return f"{a} {op} {b} = { {'+': a + b, '-': a - b, '*': a * b, '/': a // b, '//': a // b}[op]}."
+    results = {"+": a + b, "-": a - b, "*": a * b, "/": a // b, "//": a // b}
+    return f"{a} {op} {b} = {results[op]}."
 
 
 def drill(rng):
-    """A line of facts in which only the results are learned, or a list of words said twice of which the second time is learned."""
+    """Facts of which only the results are learned, or a list of words to be said a second time."""
+    encode = tokenizer.encoding.encode_ordinary
     if rng.random() < 0.4:
         words = rng.sample(tasks.WORDS, rng.randint(3, 8))
-        first, again = (tokenizer.encoding.encode_ordinary(rng.choice(["", " "]) + " ".join(words) + ".") for _ in range(2))
-        return common.answer_only(first, again)
-    ids, learn = tokenizer.encoding.encode_ordinary(" ".join(fact(rng) for _ in range(6))), []
+        first, again = (encode(rng.choice(["", " "]) + " ".join(words) + ".") for _ in range(2))
+        return answer_only(first, again)
+    ids, learn = encode(" ".join(fact(rng) for _ in range(6))), []
     for i, t in enumerate(ids):
         learn.append(i > 0 and (ids[i - 1] == EQUALS or learn[-1] and ids[i - 1] != STOP))
     return ids, learn
 
 
-def whole(rng, bench, skills):
-    item = tasks.draw(bench, "train", rng, skills)
-    return common.answer_only(tokenizer.encode_prompt(item.prompt), tokenizer.encode_answer(item.answer))
+def sample(item):
+    """A question with its answer; only the answer is learned."""
+    return answer_only(tokenizer.encode_prompt(item.prompt), tokenizer.encode_answer(item.answer))
 
 
 def base_document(s, rng):
@@ -101,86 +102,114 @@ def base_document(s, rng):
     for bench, share in WHOLE.items():
         x -= share
         if x < 0:
-            return whole(rng, bench, covered(s, bench))
-    item = tasks.draw(rng.choice(tasks.BENCHMARKS + ["general"]), "train", rng)  # a half: a prompt, or an answer to nothing
-    prompt, answer = tokenizer.encode_prompt(item.prompt), [tokenizer.ASSISTANT] + tokenizer.encode_answer(item.answer)
-    return common.answer_only([], prompt if rng.random() < 0.5 else answer)
+            return sample(tasks.draw(bench, "train", rng, covered(s, bench)))
+    item = tasks.draw(rng.choice(tasks.BENCHMARKS + ["general"]), "train", rng)  # of this a half
+    prompt = tokenizer.encode_prompt(item.prompt)
+    answer = [tokenizer.ASSISTANT] + tokenizer.encode_answer(item.answer)
+    return answer_only([], prompt if rng.random() < 0.5 else answer)
 
 
 def expert_document(s, rng, domain):
-    if rng.random() < s.replay:
+    if rng.random() < REPLAY:
         return base_document(s, rng)
     bench = rng.choice(tasks.DOMAINS[domain])
-    return whole(rng, bench, covered(s, bench))
+    return sample(tasks.draw(bench, "train", rng, covered(s, bench)))
 
 
-# Gemma-2's own in the proportions of its checkpoints: heads wider than the width shares out, a window that most documents outgrow.
-GEMMA = dict(gelu=True, post_norm=True, one_plus=True, embed_scaled=True, head_dim=32, query_scalar=24.0, attn_cap=50.0, logit_cap=30.0,
-             window=32)
+def documents(s, name):
+    """All training documents of the model `name`, each a sample (ids, learn)."""
+    rng, n = Random(f"{name} {s.seed}"), STEPS[name] * BATCH
+    if name == "base":
+        return [base_document(s, rng) for _ in range(min(n, 40_000))]
+    return [expert_document(s, rng, name) for _ in range(min(n, 20_000))]
 
 
-def new_gpt(s):
-    heads = s.d_model // 24
-    return GPT(GPTConfig(vocab_size=tokenizer.VOCAB_SIZE, d_model=s.d_model, n_layer=s.n_layer, n_head=heads,
-                         n_kv_head=heads // 2 if heads % 2 == 0 else heads, d_ff=s.d_model * 8 // 3,
-                         **(GEMMA if s.family == "gemma" else {})))
+# --- training ------------------------------------------------------------------------------------
 
 
-def train(name, model, documents, steps, batch, lr, seed):
-    """Plain language-model training, in place; documents: (ids, learn) samples."""
-    ids, mask, lengths = common.pack(documents)
-    device = model.embed.weight.device
-    optimizer = torch.optim.AdamW([{"params": model.parameters(), "peak": lr}], betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+def new_gpt():
+    return GPT(GPTConfig(vocab_size=tokenizer.VOCAB_SIZE))
+
+
+def schedule(step, steps, warmup):
+    """The learning rate's factor: a linear rise, then a cosine down to a tenth."""
+    if step < warmup:
+        return (step + 1) / warmup
+    t = torch.tensor((step - warmup) / max(1, steps - warmup))
+    return float(0.1 + 0.9 * 0.5 * (1 + torch.cos(torch.pi * t)))
+
+
+def train(name, model, samples, seed):
+    """Ordinary language-model training, in place."""
+    ids, mask, lengths = pack(samples)
+    steps, device = STEPS[name], model.embed.weight.device
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR[name], betas=(0.9, 0.98),
+                                  weight_decay=0.01, fused=True)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: schedule(i, steps, 30))
     plan = []
     while len(plan) < steps:
-        plan += common.batches(lengths, batch, seed + len(plan))
-    seen, start = 0, time.time()
-    bar = tqdm(range(steps), desc=name, mininterval=1.0)
-    for step in bar:
-        rows = plan[step]
-        x = ids[rows, :int(lengths[rows].max())].to(device)                  # (B, T)
-        m = mask[rows, 1:x.size(1)].to(device)                               # (B, T-1)
-        logits, _ = model(x[:, :-1])                                         # (B, T-1, V)
+        plan += batches(lengths, BATCH, seed + len(plan))
+    bar = tqdm(plan[:steps], desc=name, mininterval=1.0)
+    for step, rows in enumerate(bar):
+        x = ids[rows, :int(lengths[rows].max())].to(device)               # (B, T)
+        m = mask[rows, 1:x.size(1)].to(device)                            # (B, T-1)
+        logits, _ = model(x[:, :-1])                                      # (B, T-1, V)
         loss = -token_logp(logits, x[:, 1:])[m].mean()
-        common.update(loss, model, optimizer, common.schedule(step, steps, warmup=30))
-        seen += int(lengths[rows].sum())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
         if step % 50 == 49:
-            bar.set_postfix_str(f"loss {loss.item():.3f}, {seen / (time.time() - start):,.0f} tokens/s")
+            bar.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
     return model
 
 
-def ensure(s, only=None):
-    """Train what is missing of base and experts; returns the experts, frozen, in the order of EXPERTS.
+def ensure(s):
+    """Train what is missing of base and experts. Returns the experts, frozen, in EXPERTS' order.
 
-    What is there already must have been trained with the settings s, or with the fields of s named in `only`.
+    What is there already must have been trained with the settings s.
     """
-    folder, device = common.prepare(s)
-    asked = {k: v for k, v in common.recipe(s).items() if only is None or k in only}
+    folder, device = run.prepare(s)
     models = {}
     for i, name in enumerate(["base"] + EXPERTS):
         path = folder / f"{name}.pt"
         if not path.exists():
-            rng, begun = Random(f"{name} {s.seed}"), time.time()
             print(f"there is no {path} yet: training it")
-            if name == "base":
-                torch.manual_seed(s.seed)
-                model, steps, lr = new_gpt(s), s.base_steps, s.base_lr
-                documents = [base_document(s, rng) for _ in range(min(steps * s.batch, 40_000))]
-            else:
-                model, steps, lr = deepcopy(models["base"]).requires_grad_(True), getattr(s, f"{name}_steps"), s.lr
-                documents = [expert_document(s, rng, name) for _ in range(min(steps * s.batch, 20_000))]
-            train(name, model.to(device), documents, steps, s.batch, lr, s.seed * 1000 + i)
-            common.save_model(path, model, tokenizer.FINGERPRINT, common.recipe(s), time.time() - begun)
-        models[name], content = common.load_model(path, tokenizer.FINGERPRINT, "start again", device)
-        common.check_same(path, content["recipe"], asked, remove=f"the folder {folder}")  # all in it was made from these
+            begun = time.time()
+            torch.manual_seed(s.seed)
+            model = new_gpt() if name == "base" else deepcopy(models["base"]).requires_grad_(True)
+            train(name, model.to(device), documents(s, name), s.seed * 1000 + i)
+            run.save_model(path, model, run.recipe(s), time.time() - begun)
+        models[name], content = run.load_model(path, "start again", device)
+        run.check_same(path, content["recipe"], run.recipe(s), remove=f"the folder {folder}")
     return [models[name] for name in EXPERTS]
 
 
+def load_router(folder, name, device, hint):
+    """The router NAME.pt in a folder, frozen, its experts, and the router's checkpoint.
+
+    UserError unless they belong together: W's rows are about these experts' exact weights.
+    """
+    experts = [run.load_model(folder / f"{e}.pt", hint, device)[0] for e in EXPERTS]
+    path = folder / f"{name}.pt"
+    router, content = run.load_model(path, hint, device, router=True)
+    for e, expert in zip(EXPERTS, experts):
+        if expert.config != router.lm.config:
+            raise run.UserError(f"{e}.pt and {name}.pt in {folder} are models of different sizes or "
+                                "vocabularies: their logits cannot be added")
+    if list(content["experts"]) != EXPERTS:
+        raise run.UserError(f"{path} routes among {', '.join(map(str, content['experts']))}, not "
+                            f"among {', '.join(EXPERTS)}")
+    run.check_same(path, content["experts"], dict(zip(EXPERTS, map(run.fingerprint, experts))))
+    return router, experts, content
+
+
 def main(argv=None):
-    s = common.settings(Settings, __doc__, argv)
+    s = run.settings(Settings, __doc__, argv)
     ensure(s)
-    print(f"experts ready in {common.run_dir(s)}")
+    print(f"experts ready in {run.run_dir(s)}")
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run.run(main)

@@ -1,0 +1,244 @@
+"""What FusionRoute is compared with: merging, decoders without a router, and the reward model that two of them need.
+
+Each row of the tables is a limit or a neighbour of one fused decoder, so that a difference has one cause:
+
+    row of the tables                   name in the code       trained by (train.TRAINING)                  decodes with
+    FusionRoute                         fusionroute            Sft(), then Cdpo()                           Eq. (1)
+    phase 1 only                        sft_only               Sft()                                        Eq. (1)
+    routing only                        routing_only           as FusionRoute                               the picked expert alone
+    router                              router                 as FusionRoute                               the router's language model
+    through the fusion, phase 1         fused_sft              Sft(loss="fused_own", lr=2e-3)               Eq. (1)
+    through the fusion, both            fused_full             the same, then Cdpo(phase1="fused_sft")      Eq. (1)
+    Co-LLM-style routing                co_llm                 Sft(loss="co_llm")                           the picked expert alone
+    Co-LLM-style, or the router itself  co_llm_self            Sft(loss="co_llm_self")                      the picked expert or the router
+    Fine-tuned Model                    fine_tuned             both phases with loss="plain"                the router's language model
+    math, code, instruction expert      math_expert, ...       toy_experts/train.py                         that expert
+    oracle expert (a bound)             oracle_expert          nothing: it asks the checker                 the best expert for the prompt
+    product of experts (no router)      uniform_average        nothing                                      the mean of all log pi_i
+    TaskArithmetic, DARE                task_arithmetic, dare  nothing: merge                               one model out of three
+    Sequence Selection                  sequence_selection     Reward()                                     the best of three answers
+    Collab                              collab                 Reward()                                     the best of three tokens
+
+Rows called "tuned" have the setting that won on validation prompts; task_arithmetic_paper and dare_paper have the paper's (scale 1;
+p 0.9). The Fine-tuned Model has the same start, data, pairs and budget as FusionRoute.
+
+    python -m extra.paper.baselines    trains the reward model: OUT/seedN/reward.pt
+
+The reward model is a small GPT with one number as its output, trained on preference pairs (Bradley-Terry). It starts where the router
+starts. A `Router` with one output is such a model: its "routing weight" is the score. No baseline sees the checkers at test time.
+
+Departures from the papers of these baselines:
+1. Collab scores a proposal after a look-ahead of `lookahead` tokens of the proposing expert, greedy, by our reward model. Where all
+   experts propose the same token, nothing is scored, because every choice would be the same.
+2. Co-LLM lets a trained base model defer to one assistant. Here the router defers to one of the experts at every token (`co_llm`).
+   `co_llm_self` adds the router's language model itself as one more choice, which is closer to the original.
+3. DARE drops entries of the task vectors by a seeded coin for each entry, in every tensor alike.
+"""
+
+import time
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from extra.common import add_flags, one_of
+from extra.paper import models, variants
+from extra.paper.models import Settings
+from fusionroute import Router
+from model import generate
+from toy_experts import pairs as toy_pairs
+from toy_experts import run
+from toy_experts import train as toy
+from toy_experts.data import answer_only, batches, pack
+from toy_experts.batch import read_on
+
+# --- merging: one model from base and experts ---------------------------------------------------------------------------------------------
+
+
+def merge(base, experts, scale, drop=0.0, seed=0):
+    """TaskArithmetic: theta_base + scale * sum_i (theta_i - theta_base), as a new GPT. With drop = p it is DARE: every entry of every
+    task vector is dropped with probability p, and the others are divided by 1 - p, so that its expectation stays."""
+    merged, coin = deepcopy(base), torch.Generator().manual_seed(seed)
+    weights = {name: p.detach().cpu() for name, p in base.named_parameters()}
+    for expert in experts:
+        for name, p in expert.named_parameters():
+            delta = p.detach().cpu() - weights[name]
+            keep = torch.rand(delta.shape, generator=coin) >= drop
+            merged.get_parameter(name).data += (scale * keep * delta / (1 - drop)).to(p.device)
+    return merged
+
+
+# --- decoding without a router --------------------------------------------------------------------------------------------------------------
+
+
+def buffers(prompts, room, models):
+    """What a decoder starts with: text (B, longest + room), have (B,) tokens in it, rows (B,) all of them, one cache a model."""
+    lms = [getattr(model, "lm", model) for model in models]
+    device = lms[0].embed.weight.device
+    have = torch.tensor([len(p) for p in prompts], device=device)                                     # (B,)
+    text = torch.zeros(len(prompts), int(have.max()) + room, dtype=torch.long, device=device)         # (B, T)
+    for b, p in enumerate(prompts):
+        text[b, :len(p)] = torch.tensor(p)
+    caches = [lm.new_cache(len(prompts), min(text.size(1), lm.config.max_len)) for lm in lms]
+    return text, have, torch.arange(len(prompts), device=device), caches
+
+
+def extend(text, have, rows, token, end):
+    """Write one token (b,) to each of rows (b,), in place; returns the rows that go on. The end token is not written."""
+    rows, token = rows[token != end], token[token != end]
+    text[rows, have[rows]] = token
+    have[rows] += 1
+    return rows
+
+
+def written(prompts, text, have):
+    return [text[b, len(p):have[b]].tolist() for b, p in enumerate(prompts)]
+
+
+@torch.no_grad()
+def uniform_average(experts, prompts, end, max_new):
+    """Greedy under the mean of all experts' log-probabilities. prompts: token-id lists; returns answers without the end token."""
+    text, have, rows, caches = buffers(prompts, max_new, experts)
+    for _ in range(max_new):
+        logits = sum(read_on(e, c, rows, text, have)[0].log_softmax(-1) for e, c in zip(experts, caches))  # (b, V)
+        rows = extend(text, have, rows, logits.argmax(-1), end)
+        if not len(rows):
+            break
+    return written(prompts, text, have)
+
+
+def sequence_selection(experts, reward, prompts, end, max_new):
+    """Every expert writes a whole greedy answer; the reward model picks one. Arguments and result as in uniform_average."""
+    answers = [generate(expert, prompts, max_new, end) for expert in experts]                         # n times B
+    scores = torch.stack([score_whole(reward, prompts, a, end, max_new) for a in answers])            # (n, B)
+    return [answers[i][b] for b, i in enumerate(scores.argmax(0).tolist())]
+
+
+@torch.no_grad()
+def score_whole(reward, prompts, answers, end, max_new):
+    """The reward of whole answers, (B,). An answer that stopped at max_new has no end token."""
+    ids, _, lengths = pack([answer_only(p, a + [end] * (len(a) < max_new)) for p, a in zip(prompts, answers)])
+    r = reward(ids.to(reward.W.weight.device))[1][..., 0].cpu()                                       # (B, T)
+    return r.gather(1, lengths[:, None] - 1)[:, 0]                                                    # (B,)
+
+
+@torch.no_grad()
+def collab(experts, reward, prompts, end, max_new, lookahead):
+    """At every token each expert proposes its own, goes on by itself up to `lookahead` tokens in all, and the reward model scores what
+    it would have written; the best proposal stays. Arguments and result as in uniform_average."""
+    text, have, rows, (*caches, reward_cache) = buffers(prompts, max_new + lookahead, [*experts, reward])
+    room = reward_cache.kv[0].size(3)                                                                 # may end before text does
+    for _ in range(max_new):
+        lookahead = min(lookahead, room - int(have.max()))
+        proposal = torch.stack([read_on(e, c, rows, text, have)[0].argmax(-1) for e, c in zip(experts, caches)], 1)  # (b, n)
+        token = proposal[:, 0].clone()                                                                # (b,)
+        split = (proposal != proposal[:, :1]).any(1)                                                  # (b,): elsewhere nothing to choose
+        if split.any():
+            scores = [look_ahead(e, c, reward, reward_cache, rows[split], proposal[split, i], text, have, end, lookahead)
+                      for i, (e, c) in enumerate(zip(experts, caches))]                               # n times (s,)
+            best = torch.stack(scores, 1).argmax(1, keepdim=True)                                     # (s, 1)
+            token[split] = proposal[split].gather(1, best)[:, 0]
+        rows = extend(text, have, rows, token, end)
+        if not len(rows):
+            break
+    return written(prompts, text, have)
+
+
+def look_ahead(expert, cache, reward, reward_cache, rows, token, text, have, end, lookahead):
+    """The reward of each row's text with token (s,) and the expert's greedy continuation, (s,). Leaves text and caches as they were."""
+    trial, count, active = text.clone(), have.clone(), rows
+    for step in range(lookahead):
+        trial[active, count[active]] = token                                                          # here the end token counts too
+        count[active] += 1
+        active = active[token != end]
+        if not len(active) or step + 1 == lookahead:
+            break
+        token = read_on(expert, cache, active, trial, count)[0].argmax(-1)                            # (a,)
+    score = read_on(reward, reward_cache, rows, trial, count)[1][:, 0]                                # (s,)
+    cache.length[rows], reward_cache.length[rows] = have[rows], have[rows]                            # the trial is forgotten
+    return score
+
+
+# --- the reward model ---------------------------------------------------------------------------------------------------------------------
+
+BATCH = 16  # pairs a step
+
+
+@dataclass(frozen=True)
+class Reward:
+    rejected: str = "experts"  # whose mistakes the rejected answers are: fused, router, experts or corrupted
+    prompts: int = 2000        # prompts from which pairs are made, as in phase 2
+    epochs: int = 4            # passes over the pairs
+    lr: float = 1e-3           # peak learning rate of the language model
+    lr_w: float = 1e-2         # peak learning rate of the output, which starts at zero
+    prefixes: int = 1          # 1: train on answers cut short as well, which Collab scores; 0: on whole answers only
+
+    def __post_init__(self):
+        run.positive(self, "prompts", "epochs", "lr", "lr_w")
+        run.positive(self, "prefixes", or_zero=True)
+        one_of(self, "rejected", variants.SOURCES)
+
+
+def reward_loss(r_chosen, r_rejected):
+    """Bradley-Terry: -log sigmoid(r_chosen - r_rejected), mean over pairs; both (B,)."""
+    return -F.logsigmoid(r_chosen - r_rejected).mean()
+
+
+def train_reward(s, name="reward", spec=Reward()):
+    """Train the reward model of a run and write NAME.pt, unless it is there."""
+    begun, (router, experts, _) = time.time(), models.load_router(s, "router_sft")
+    directory, device = run.prepare(models.place(s))
+    path, recipe = directory / f"{name}.pt", {"seed": s.seed} | asdict(spec) | {"router_sft": run.fingerprint(router)}
+    if path.exists():
+        run.check_same(path, models.load_model(path, "start again", router=True)[1]["recipe"], recipe)
+        return print(f"{path} is there already")
+    found = variants.sample_pairs(router, experts, s.seed, spec.prompts, spec.rejected)
+    ids, mask, lengths = pack(toy_pairs.samples(found))                            # rows 2i and 2i + 1: chosen and rejected of pair i
+    first, size, last = mask.int().argmax(1), mask.sum(1), lengths - 1             # (2P,): where an answer begins, its tokens, its end
+    order = torch.randperm(len(ids) // 2, generator=torch.Generator().manual_seed(s.seed))  # (P,): the pairs are sorted by length
+    held, rest = order.tensor_split([max(1, len(order) // 10)])                    # a tenth of the pairs only measures
+    plan = [rest[rows] for e in range(spec.epochs) for rows in batches(lengths[::2][rest], BATCH, s.seed * 1000 + e)]
+    model = Router(deepcopy(experts[toy.EXPERTS.index("instruct")]), 1).to(device).requires_grad_(True)
+    optimizer = torch.optim.AdamW([{"params": model.lm.parameters(), "lr": spec.lr}, {"params": model.W.parameters(), "lr": spec.lr_w}],
+                                  betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: toy.schedule(step, len(plan), warmup=20))
+    coin, log = torch.Generator().manual_seed(s.seed), run.Log([])
+
+    def scores(pair, offset=None):
+        """Of chosen and rejected, (B,) each: whole, or cut after the token `offset` (B,) of the answer. pair (B,)."""
+        rows = torch.stack([2 * pair, 2 * pair + 1], 1).flatten()                  # (2B,): chosen, rejected in turn
+        at = last[rows] if offset is None else first[rows] + offset.repeat_interleave(2)  # (2B,)
+        r = model(ids[rows, :int(at.max()) + 1].to(device))[1][..., 0]             # (2B, T): a score at every prefix
+        return r.gather(1, at[:, None].to(device)).view(-1, 2).unbind(1)           # (B,), (B,)
+
+    for pair in tqdm(plan, desc="reward model", mininterval=1.0):
+        loss = reward_loss(*scores(pair))
+        if spec.prefixes:
+            shorter = torch.minimum(size[2 * pair], size[2 * pair + 1])            # (B,)
+            loss = (loss + reward_loss(*scores(pair, (torch.rand(len(pair), generator=coin) * shorter).long()))) / 2
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        log.add(loss, {}, "pair")
+    with torch.no_grad():
+        r_chosen, r_rejected = scores(held)
+    log.append({"pairs": len(ids) // 2, "held_out_accuracy": round(float((r_chosen > r_rejected).float().mean()), 4)})
+    print(f"the reward model prefers the chosen answer in {log[-1]['held_out_accuracy']:.0%} of {len(held)} held-out pairs")
+    log.save(directory / f"{name}.log.jsonl")
+    run.save_model(path, model, recipe, time.time() - begun, {"reward": ""})
+
+
+def main(argv=None):
+    p = run.parser(Settings, __doc__)
+    add_flags(p, Reward, vars(Reward()))
+    args = vars(p.parse_args(argv))
+    spec = Reward(**{name: args.pop(name) for name in vars(Reward())})
+    train_reward(Settings(**args), spec=spec)
+
+
+if __name__ == "__main__":
+    run.run(main)

@@ -1,0 +1,212 @@
+"""Every trained model of the tables: a recipe for each checkpoint, and what trains it with the ground floor's own loops.
+
+    python -m extra.paper.train fine_tuned     trains OUT/seed0/fine_tuned.pt, and first what it starts from
+
+A recipe is a phase (Sft, Cdpo or Reward) with the settings that differ from the ground floor's. TRAINING holds the recipes of all
+checkpoints; tune.py chose their settings on validation prompts. The loops are train_sft.train and train_cdpo.train; a recipe's loss is
+handed in (variants.py). Trained by either, router_sft.pt and router.pt are the same files.
+"""
+
+import contextlib
+import time
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from random import Random
+from types import SimpleNamespace
+
+import train_cdpo
+import train_sft
+from extra.common import file_stem, one_of
+from extra.paper import models, variants
+from extra.paper.baselines import Reward, train_reward
+from extra.paper.models import Settings
+from fusionroute import Router, score
+from toy_experts import pairs as toy_pairs
+from toy_experts import run, tasks
+from toy_experts import train as toy
+from toy_experts.data import Data, batches, scored
+
+# --- recipes ------------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sft:
+    """Phase 1."""
+    loss: str = "paper"                              # a name of variants.SFT_LOSSES
+    samples: int = train_sft.Settings.samples
+    epochs: int = train_sft.Settings.epochs
+    lr: float = train_sft.Settings.lr
+    lr_w: float = train_sft.LR_W
+    lam: float = train_sft.Settings.lam
+
+    def __post_init__(self):
+        one_of(self, "loss", variants.SFT_LOSSES)
+        run.positive(self, "samples", "epochs", "lr", "lr_w")
+        run.positive(self, "lam", or_zero=True)
+
+
+@dataclass(frozen=True)
+class Cdpo:
+    """Phase 2. Its SFT batches keep the samples and the loss of the phase 1 that it continues."""
+    phase1: str = "router_sft"                       # the checkpoint that is trained further
+    pairs_of: str = ""                               # the checkpoint whose mistakes are the pairs; "": phase1
+    loss: str = "paper"                              # a name of variants.PAIR_LOSSES
+    rejected: str = "fused"                          # a name of variants.SOURCES
+    mix: int = 1                                     # 0 leaves the SFT batches out
+    prompts: int = train_cdpo.Settings.prompts
+    epochs: int = train_cdpo.Settings.epochs
+    lr: float = train_cdpo.Settings.lr
+    lr_w: float = train_cdpo.LR_W
+    lam: float = train_cdpo.Settings.lam
+    beta: float = train_cdpo.Settings.beta
+
+    def __post_init__(self):
+        one_of(self, "loss", variants.PAIR_LOSSES)
+        one_of(self, "rejected", variants.SOURCES)
+        one_of(self, "mix", (0, 1))
+        file_stem(self, "phase1", *["pairs_of"] * bool(self.pairs_of))
+        run.positive(self, "prompts", "epochs", "lr", "lr_w", "beta")
+        run.positive(self, "lam", or_zero=True)
+
+
+TRAINING = {  # in this order: each needs some of those before it
+    "router_sft": Sft(),
+    "router": Cdpo(),
+    "fine_tuned_sft": Sft(loss="plain", lr=2e-3),
+    "fine_tuned": Cdpo(loss="plain", lr=2.5e-5, phase1="fine_tuned_sft", pairs_of="router_sft"),
+    "co_llm": Sft(loss="co_llm"),
+    "co_llm_self": Sft(loss="co_llm_self"),
+    "fused_sft": Sft(loss="fused_own", lr=2e-3),
+    "fused_full": Cdpo(phase1="fused_sft"),
+    "reward": Reward(),  # one for Sequence Selection and Collab
+}
+
+
+def changed(spec):
+    """The settings of a recipe that differ from its phase's own, as a dict."""
+    return {name: value for name, value in asdict(spec).items() if value != getattr(type(spec), name)}
+
+
+# --- training -----------------------------------------------------------------------------------------------------------------------------
+
+MEMORY = {}  # what several trainings of one process share: samples and pairs with the experts' scores on them
+
+
+def once(make, *key):
+    if key not in MEMORY:
+        MEMORY[key] = make()
+    return MEMORY[key]
+
+
+def train(s, name, spec=None):
+    """Train the checkpoint NAME.pt of the run s by a recipe (default: that of TRAINING), unless it is there."""
+    spec = spec or TRAINING[name]
+    file_stem(SimpleNamespace(name=name), "name")
+    {Sft: train_phase1, Cdpo: train_phase2, Reward: train_reward}[type(spec)](s, name, spec)
+
+
+def is_there(path, usual, recipe):
+    """Whether path has been trained already. UserError if it was by another recipe. usual: for what a ground floor's file does not say."""
+    if not path.exists():
+        return False
+    saved = models.load_model(path, "start again", router=True)[1]["recipe"]
+    run.check_same(path, usual | saved, recipe)
+    print(f"{path} is there already")
+    return True
+
+
+@contextlib.contextmanager
+def rate_of_W(script, lr_w):
+    """The learning rate of W is a constant of the ground floor's scripts; here it is another for a while."""
+    usual, script.LR_W = script.LR_W, lr_w
+    try:
+        yield
+    finally:
+        script.LR_W = usual
+
+
+def sft_samples(s, n, experts, names):
+    """Phase 1's n samples, scored. names: the experts' fingerprints, by their names."""
+    def make():
+        return scored([toy.sample(item) for item in tasks.mixed("train", n, Random(f"sft {s.seed}"))], experts)
+    return once(make, "sft", s.seed, n, *names.values())
+
+
+def train_phase1(s, name, spec):
+    directory, device = run.prepare(models.place(s))
+    hint = "run python -m extra.paper.evaluate" + models.flags(s)
+    experts = models.load_experts(s, hint)
+    gap = run.load(directory / "base.pt", ("recipe",), hint)["recipe"]["gap"]
+    names = dict(zip(toy.EXPERTS, map(run.fingerprint, experts)))
+    path, recipe = directory / f"{name}.pt", {"seed": s.seed, "gap": gap} | asdict(spec) | {"experts": names}
+    if is_there(path, asdict(Sft()), recipe):
+        return
+    begun, sft = time.time(), sft_samples(s, spec.samples, experts, names)
+    choices = names | ({"router": ""} if spec.loss == "co_llm_self" else {})       # what W chooses among
+    router = Router(deepcopy(experts[toy.EXPERTS.index("instruct")]), len(choices)).to(device)
+    settings = train_sft.Settings(seed=s.seed, samples=spec.samples, epochs=spec.epochs, lr=spec.lr, lam=spec.lam)
+    with rate_of_W(train_sft, spec.lr_w):
+        log = train_sft.train(settings, router.requires_grad_(True), sft, variants.sft_loss_for(spec.loss, experts))
+    log.save(directory / f"{name}.log.jsonl")
+    run.save_model(path, router, recipe, time.time() - begun, choices)
+
+
+def train_phase2(s, name, spec):
+    router, experts, phase1 = models.load_router(s, spec.phase1)
+    sampler = models.load_router(s, spec.pairs_of)[0] if spec.pairs_of else router
+    directory, _ = run.prepare(models.place(s))
+    first, second = run.fingerprint(router), run.fingerprint(sampler)
+    recipe = {"seed": s.seed} | asdict(spec) | {"phase1": first, "sampler": second}
+    del recipe["pairs_of"]
+    path, usual = directory / f"{name}.pt", asdict(Cdpo()) | {"sampler": first}
+    if is_there(path, usual, recipe):
+        return
+    begun, names, source = time.time(), phase1["experts"], (s.seed, spec.prompts, spec.rejected, second)
+    sft = sft_samples(s, phase1["recipe"]["samples"], experts, names)
+    found = once(lambda: variants.sample_pairs(sampler, experts, s.seed, spec.prompts, spec.rejected), "pairs", *source)
+    both = once(lambda: scored(toy_pairs.samples(found), experts), "scored pairs", *source)  # chosen, rejected, chosen, ...
+    if spec.loss == "fused":
+        ref = variants.fused_reference(router, experts, both.ids, both.mask, both.lengths)                        # (2 pairs,)
+    else:
+        ref = (score([router.lm], both.ids, both.lengths)[0][..., 0] * both.mask[:, 1:]).sum(-1)                  # (2 pairs,)
+    pairs = Data(*(x.view(-1, 2, *x.shape[1:]) for x in both))
+    settings = train_cdpo.Settings(seed=s.seed, prompts=spec.prompts, epochs=spec.epochs, lr=spec.lr, lam=spec.lam, beta=spec.beta)
+    plan = train_cdpo.make_plan(settings, sft.lengths, pairs.lengths) if spec.mix else only_pairs(settings, pairs.lengths)
+    with rate_of_W(train_cdpo, spec.lr_w):
+        log = train_cdpo.train(settings, router.requires_grad_(True), sft, pairs, ref.view(-1, 2), plan,
+                               variants.pair_loss_for(spec.loss, experts),
+                               variants.sft_loss_for(phase1["recipe"].get("loss", "paper"), experts))
+    run.write(directory / ("pairs.jsonl" if name == "router" else f"{name}.pairs.jsonl"), toy_pairs.text(found))
+    log.save(directory / f"{name}.log.jsonl")
+    run.save_model(path, router, recipe, time.time() - begun, names)
+
+
+def only_pairs(s, lengths):
+    """train_cdpo.make_plan without SFT batches. lengths (pairs, 2)."""
+    plan = [("pair", rows) for e in range(s.epochs) for rows in batches(lengths.amax(1), train_cdpo.BATCH, s.seed * 1000 + e)]
+    Random(f"plan {s.seed}").shuffle(plan)
+    return plan
+
+
+# --- the command --------------------------------------------------------------------------------------------------------------------------
+
+
+def needed(name):
+    """The checkpoint NAME and those that it starts from, in order."""
+    spec = TRAINING[name]
+    before = [spec.phase1, spec.pairs_of] if isinstance(spec, Cdpo) else ["router_sft"] if isinstance(spec, Reward) else []
+    return [*dict.fromkeys(n for b in before if b for n in needed(b))] + [name]
+
+
+def main(argv=None):
+    p = run.parser(Settings, __doc__)
+    p.add_argument("name", choices=TRAINING, help="the checkpoint")
+    args = vars(p.parse_args(argv))
+    name, s = args.pop("name"), Settings(**args)
+    models.ensure(s)
+    for checkpoint in needed(name):
+        train(s, checkpoint)
+
+
+if __name__ == "__main__":
+    run.run(main)

@@ -1,0 +1,128 @@
+"""The settings of every method, ours and the baselines', chosen on validation prompts.
+
+    python -m extra.paper.tune --seed 0       every setting of the grid below on one seed: OUT/seed0/tuning.json
+    python -m extra.paper.tune --seeds 0 1    several, then writes extra/results/tuning.json: what was tried, and what won
+
+A setting's score is the mean accuracy over the five benchmarks, on validation prompts, averaged over the seeds. The winners are the
+settings in train.TRAINING, in evaluate.py, and the defaults of the ground floor (a test compares). No test prompt is read here. Phase 2
+is tuned after the winner of phase 1. Each score is kept as soon as it is there, so a killed run continues; the models are not kept.
+"""
+
+import functools
+import itertools
+import json
+from dataclasses import asdict, dataclass, replace
+from random import Random
+
+from extra.common import RESULTS, cached, several, write_family
+from extra.paper import baselines, evaluate, models
+from extra.paper import train as paper_train
+from model import generate
+from toy_experts import run, tasks, tokenizer
+
+
+@dataclass
+class Settings:
+    seed: int = 0          # selects the run
+    out: str = "out"       # runs are kept in OUT/seedN/
+    device: str = "auto"   # auto, cuda, mps or cpu
+    family: str = "llama"  # architecture of the toy's models: llama or gemma (Gemma-2)
+    prompts: int = 100     # validation prompts a benchmark
+
+    def __post_init__(self):
+        run.positive(self, "prompts")
+
+
+def grid(**values):
+    return [dict(zip(values, row)) for row in itertools.product(*values.values())]
+
+
+PHASE1, PHASE2 = grid(lr=[5e-4, 1e-3, 2e-3, 4e-3, 8e-3]), grid(lr=[2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4])
+PHASE1_OF = "router_sft", "fine_tuned_sft"  # what phase 2 starts from
+TRAINED = {  # checkpoint: (the method that it is judged as, what is tried); the rest of its settings as in train.TRAINING
+    "router_sft": ("sft_only", PHASE1),
+    "fine_tuned_sft": ("fine_tuned", PHASE1),
+    "router": ("fusionroute", PHASE2),
+    "fine_tuned": ("fine_tuned", PHASE2 + grid(lr=[5e-5, 1e-4, 2e-4], mix=[0])),
+    "co_llm": ("co_llm", grid(lr=[1e-3, 2e-3, 4e-3]) + grid(lr=[1e-3], lr_w=[1e-2])),
+    "fused_sft": ("fused_sft", grid(loss=["fused", "fused_own"], lr=[1e-3, 4e-3]) + grid(loss=["fused_own"], lr=[5e-4, 2e-3])),
+}
+REWARD = grid(rejected=["fused", "experts"], prefixes=[0, 1])
+LOOKAHEAD = grid(lookahead=[4, 8, 16, 32, 64])
+MERGED = {"task_arithmetic": grid(scale=[0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0]),
+          "dare": grid(drop=[0.1, 0.5, 0.9], scale=[0.1, 0.2, 0.3, 0.5, 1.0])}
+
+
+def train(s, checkpoint, tried):
+    """Train `checkpoint` with the settings `tried` as tune.pt; returns the model."""
+    path, spec = models.folder(s) / "tune.pt", replace(paper_train.TRAINING[checkpoint], **tried)
+    path.unlink(missing_ok=True)  # of a killed run, and of other settings
+    paper_train.train(s, "tune", spec)
+    model = models.load_model(path, "", run.device(s.device), router=True)[0]
+    path.unlink()
+    return model
+
+
+def tune(s):
+    """{what: [[tried, accuracy], ...]} for one seed; each new score is saved in OUT/seedN/tuning.json at once."""
+    path, device = models.folder(s) / "tuning.json", run.device(s.device)
+    asked = [run.recipe(s), *(asdict(paper_train.TRAINING[name]) for name in PHASE1_OF)]
+    models.ensure(s)
+    for name in PHASE1_OF:
+        paper_train.train(s, name)
+    known = cached(path, asked, dict)
+    experts = models.load_router(s, "router_sft")[1]
+    base = models.load_model(models.folder(s) / "base.pt", "", device)[0]
+    items = {b: tasks.dataset(b, "validation", s.prompts, Random(f"validation {b} {s.seed}")) for b in tasks.BENCHMARKS}
+    end, max_new = tokenizer.END, evaluate.MAX_NEW
+
+    def note(what, tried, make):
+        """Score what make() returns, a decoder from token-id prompts to answers, unless the score is known."""
+        key = f"{what} {json.dumps(tried)}"
+        if key not in known:
+            decoder, shares = make(), []
+            for b in tasks.BENCHMARKS:
+                texts = [tokenizer.encoding.decode(ids) for ids in evaluate.in_batches(decoder, items[b])]
+                shares.append(sum(map(tasks.check, items[b], texts)) / len(texts))
+            known[key] = round(sum(shares) / len(shares), 4)
+            run.write(path, json.dumps({"key": asked, "result": known}) + "\n")
+        print(f"{key}: {known[key]:.3f}")
+        out.setdefault(what, []).append([tried, known[key]])
+
+    def trained(checkpoint, method, tried):
+        router = train(s, checkpoint, tried)
+        how = {"fine_tuned": {"use_expert": False}, "co_llm": {"use_router": False}}.get(method, {})
+        ways = evaluate.traces(router, experts, **how)
+        return lambda prompts: [t.answer() for t in ways(prompts)]
+
+    out = {}
+    for checkpoint, (method, candidates) in TRAINED.items():
+        for tried in candidates:
+            note(checkpoint, tried, lambda: trained(checkpoint, method, tried))
+    for tried in REWARD:
+        reward = functools.cache(lambda: train(s, "reward", tried))  # trained when the first score is missing
+        note("sequence_selection", tried, lambda: lambda p: baselines.sequence_selection(experts, reward(), p, end, max_new))
+        for look in LOOKAHEAD if tried["prefixes"] else []:  # Collab scores beginnings
+            note("collab", tried | look, lambda: lambda p: baselines.collab(experts, reward(), p, end, max_new, **look))
+    for what, candidates in MERGED.items():
+        for tried in candidates:
+            note(what, tried, lambda: functools.partial(generate, baselines.merge(base, experts, **tried), max_new=max_new, end=end))
+    return out
+
+
+def main(argv=None):
+    runs, seeds = several(run.parser(Settings, __doc__), Settings, argv)
+    results = [tune(s) for s in runs]
+    if not seeds:
+        return
+    out = {}
+    for what in results[0]:
+        tried = [{"settings": t, "accuracy": [r[what][k][1] for r in results]} for k, (t, _) in enumerate(results[0][what])]
+        out[what] = {"won": max(tried, key=lambda t: sum(t["accuracy"]))["settings"], "tried": tried}
+    meta = {"seeds": seeds, "split": "validation", "prompts per benchmark": runs[0].prompts}
+    write_family(RESULTS / "tuning.json", runs[0].family, out, meta)
+    print("saved extra/results/tuning.json")
+
+
+if __name__ == "__main__":
+    run.run(main)

@@ -1,0 +1,241 @@
+"""The statistics against brute force, the splits, and everything that is published against the files it comes from."""
+
+import dataclasses
+import importlib
+import json
+from copy import deepcopy
+from random import Random
+
+import numpy as np
+import pytest
+
+import train_cdpo
+from extra.common import FAMILIES, write_family
+from extra.paper import ablate, baselines, evaluate, report, tune
+from extra.paper.train import TRAINING, Cdpo, Sft
+from toy_experts import run, tasks
+
+
+def test_the_ablations_are_what_they_say():
+    """Every cell trains what its methods read, and no two cells are the same training."""
+    for name, cells in ablate.ABLATIONS.items():
+        seen = set()
+        for cell in cells():
+            checkpoints = dict(cell.trained)
+            assert {checkpoint for checkpoint, _ in cell.methods.values()} <= set(checkpoints)
+            seen.add((cell.place, cell.gap, cell.size, *cell.trained))
+            for method, (checkpoint, how) in cell.methods.items():  # what a row decodes, and with what
+                spec = checkpoints[checkpoint]
+                assert how == {"routing_only": {"use_router": False}, "fine_tuned": {"use_expert": False}}.get(method, {})
+                assert isinstance(spec, Sft if name == "routing" or method == "sft_only" or checkpoint == "router_sft" else Cdpo)
+                if isinstance(spec, Cdpo):
+                    assert (spec.loss, checkpoints[spec.phase1].loss) == ("plain", "plain") or method != "fine_tuned"
+                    assert method != "fine_tuned" or checkpoint != "fine_tuned" or spec.pairs_of == "router_sft"
+        assert len(seen) == len(cells()) >= 3
+    assert [c.gap for c in ablate.coverage()] == [0, 0.1, 0.25, 0.5]
+    for cell in [*ablate.coverage(), *ablate.scale()]:  # the default folder is for the default gap and size only
+        assert (cell.place == "") == (cell.gap == 0.25 and cell.size == (96, 3))
+
+
+# --- statistics -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_interval_against_brute_force():
+    """The multinomial short cut gives what drawing seeds and prompts one by one gives."""
+    rng = Random(0)
+    outcomes = [[[rng.choice([-1, 0, 0, 1, 1]) for _ in range(30)] for _ in range(4)] for _ in range(2)]  # 2 benchmarks, 4 seeds
+    got, draws, coin = evaluate.interval(outcomes), [], Random(1)
+    for _ in range(4000):
+        seeds = [coin.randrange(4) for _ in range(4)]
+        draws.append(np.mean([[np.mean(coin.choices(bench[s], k=30)) for s in seeds] for bench in outcomes]))
+    assert got["mean"] == pytest.approx(np.mean([[np.mean(x) for x in bench] for bench in outcomes]), abs=1e-4)
+    assert (got["low"], got["high"]) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])), abs=0.015)
+
+
+def test_interval_in_its_limits():
+    assert evaluate.interval([[[1] * 9, [1] * 9]])["low"] == 1 and evaluate.interval([[[0] * 9, [0] * 9]])["p"] == 1
+    same = evaluate.interval([[[1, -1] * 50] * 4])
+    assert same["low"] < 0 < same["high"] and same["p"] > 0.5
+    seeds_differ = evaluate.interval([[[1] * 100, [-1] * 100, [1] * 100, [-1] * 100]])  # prompts agree, seeds do not
+    assert seeds_differ["high"] - seeds_differ["low"] > 1.4
+    assert evaluate.interval([[[1] * 95 + [-1] * 5] * 5])["p"] == 0
+
+
+def run_of(right, grades):
+    return {"right": {m: dict.fromkeys(tasks.BENCHMARKS, x) for m, x in right.items()}, "grades": grades}
+
+
+def test_difference_and_wins_by_hand():
+    results = [run_of({"a": "1110", "b": "1000"}, {"a": [7, 6.5, 1, 1], "b": [7, 6, 2, 0]})] * 2
+    d = evaluate.difference(results, "a", "b")
+    assert d["mean"] == 0.5 and d["seeds"] == [0.5, 0.5] and d["low"] < 0.5 < d["high"]
+    assert evaluate.difference(results, "b", "a")["mean"] == -0.5
+    w = evaluate.wins(results, "a", "b")
+    assert (w["wins"], w["ties"], w["losses"]) == ([2, 2], [1, 1], [1, 1]) and w["rate"]["mean"] == 0.625
+
+
+# --- splits ---------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_prompt_of_the_tables_was_trained_or_tuned_on(seed):
+    """The very sets that the scripts draw, by content: SFT, preference, validation (tuning) and test share no problem."""
+    def drawn(split, sizes):
+        return {i.key for b, n in sizes.items() for i in tasks.dataset(b, split, n, Random(f"{split} {b} {seed}"))}
+
+    s, t = evaluate.Settings(), tune.Settings()
+    test = drawn("test", {b: s.general if b == "general" else s.prompts for b in evaluate.BENCHES})
+    validation = drawn("validation", dict.fromkeys(tasks.BENCHMARKS, t.prompts))
+    sft = {i.key for i in tasks.mixed("train", 7200, Random(f"sft {seed}"))}
+    preference = {i.key for i in tasks.mixed("preference", train_cdpo.Settings().prompts, Random(f"preference {seed}"))}
+    sets = [test, validation, sft, preference]
+    assert s.prompts >= 300 and s.general >= 500 and all(len(x) > 200 for x in sets)
+    assert sum(map(len, sets)) == len(set().union(*sets))
+
+
+# --- what is published ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def published():
+    return report.load()
+
+
+def test_every_page_says_what_the_results_say(published):
+    pages = report.pages(published)
+    assert {str(path.relative_to(report.ROOT)) for path in pages} == {
+        "README.md", "extra/paper/README.md", "extra/paper/CLAIMS.md", "extra/results/README.md"}
+    for path, text in pages.items():
+        assert path.read_text() == text, f"{path}: run python -m extra.paper.report"
+    changed = deepcopy(published)  # and every page would notice a change
+    for method in ("code_expert", "collab"):
+        changed["table1"]["llama"][method]["average"][0] += 0.05
+    changed["ablation_data"]["rows"][0]["methods"]["fine_tuned"]["average"][0] += 0.05
+    assert all(path.read_text() != text for path, text in report.pages(changed).items())
+    for file, change in (("winrate", ("gemma", "sft_only", "rate", "mean")), ("cost", ("llama", "collab", "over_one_expert")),
+                         ("quickstart", ("accuracy", "fusionroute", "toy-gsm8k"))):
+        changed, inner = deepcopy(published), change[:-1]
+        at = changed[file]
+        for key in inner:
+            at = at[key]
+        at[change[-1]] += 0.123
+        assert report.pages(changed)[report.PAPER_WING / "README.md"] != report.pages(published)[report.PAPER_WING / "README.md"]
+
+
+def test_the_short_table_has_the_lesson_s_rows_and_all_that_are_above(published):
+    def rows():
+        return [line.split("|")[1].strip(" *") for line in report.short_table(published).splitlines()[4:]]
+
+    names = {report.NAMES[m].strip("*") for m in report.SHORT}
+    above = {m for m, row in published["table1"]["llama"].items() if np.mean(row["average"]) > np.mean(published["table1"]["llama"]["fusionroute"]["average"])}
+    assert set(rows()) == names | {report.NAMES[m] for m in above} and above == {"co_llm_self", "fused_sft", "fused_full"}
+    assert "router*" in report.short_table(published) and "* From another measurement" in report.short_table(published)
+    published["table1"]["llama"]["router"] = published["table1"]["llama"]["collab"]  # once it is measured with the others
+    published["table1"]["llama"]["dare"]["average"] = [0.99] * 5
+    assert "router*" not in report.short_table(published) and "DARE, tuned" in rows() and "Collab" not in rows()
+
+
+def test_the_quickstart_shows_what_the_page_claims(published):
+    r = published["quickstart"]
+    average = {m: row["average"] for m, row in r["accuracy"].items()}
+    assert all(average["fusionroute"] > average[m] for m in [*tasks.DOMAINS, "routing_only", "sft_only"])
+    for expert, benches in tasks.DOMAINS.items():
+        for b in tasks.BENCHMARKS:
+            assert r["covered"][expert][b] >= 0.85 if b in benches else r["covered"][expert][b] < 0.6
+    assert r["routing"]["toy-gsm8k"]["S"]["math"] > 0.5 and r["routing"]["toy-mbpp"]["S"]["code"] > 0.5
+    assert r["meta"]["seconds"]["total"] < 600 and r["meta"]["settings"]["split"] == "test"
+
+
+def test_every_trained_row_of_the_tables_is_explained():
+    lines = baselines.__doc__.splitlines()
+    (head,) = [line for line in lines if line.strip().startswith("row of the tables")]
+    for code in ("fusionroute", "sft_only", "routing_only", "router", "fused_sft", "fused_full", "co_llm", "co_llm_self", "fine_tuned", "oracle_expert",
+                 "uniform_average", "sequence_selection", "collab"):
+        (line,) = [line for line in lines if line.strip().startswith(f"{report.NAMES[code].strip('*')}  ")]
+        start, stop = (head.index(x) for x in ("trained by", "decodes with"))
+        trained_by = line[start:stop].strip()
+        recipe = {"fused_full": "fused_full", "fusionroute": "router", "sft_only": "router_sft", "sequence_selection": "reward",
+                  "collab": "reward"}.get(code, code)
+        if recipe in TRAINING and code not in ("router", "fine_tuned"):
+            last = trained_by.split("then ")[-1]  # the table's text is the recipe itself
+            assert eval(last, {"Sft": Sft, "Cdpo": Cdpo, "Reward": baselines.Reward}) == TRAINING[recipe]
+    assert TRAINING["fine_tuned"].loss == TRAINING["fine_tuned_sft"].loss == "plain" and "both phases with loss=\"plain\"" in baselines.__doc__
+
+
+def test_a_rank_needs_more_than_half_and_a_tie_has_no_direction(published):
+    first = lambda r, family: next(c for c in report.claims(r, family) if "highest" in c.claim)
+    assert [first(published, family).verdict for family in FAMILIES] == ["reproduced", "not shown"]
+    rate = published["winrate"]["gemma"]["fusionroute"]["rate"]
+    rate.update(mean=0.51)
+    assert first(published, "gemma").verdict == "reproduced"
+    rate.update(mean=0.2)
+    assert first(published, "gemma").verdict == "reversed"
+    tie = lambda: next(c for c in report.claims(published, "gemma") if "are level" in c.claim)
+    assert report.PAPER["gemma"]["fusionroute"][4] == report.PAPER["gemma"]["instruct_expert"][4] and tie().verdict == "not shown"
+    published["differences"]["gemma"]["fusionroute - instruct_expert, toy-ifeval"]["low"] = -0.01
+    assert tie().verdict == "reproduced" and not tie().why
+
+
+def test_the_settings_in_use_are_the_winners_of_the_tuning(published):
+    for what, r in published["tuning"]["llama"].items():
+        scores = [np.mean(t["accuracy"]) for t in r["tried"]]
+        assert len(scores) >= 3 and r["won"] == r["tried"][int(np.argmax(scores))]["settings"]
+        used = vars(TRAINING[what if what in TRAINING else "reward"]) | {"task_arithmetic": evaluate.TASK_ARITHMETIC, "dare": evaluate.DARE, "collab": evaluate.LOOKAHEAD}.get(what, {})
+        if what == "sequence_selection":  # it shares Collab's reward model, which must cost it nothing to speak of
+            (score,) = [x for x, t in zip(scores, r["tried"]) if all(used[k] == v for k, v in t["settings"].items())]
+            assert score >= max(scores) - 0.01
+        else:
+            assert all(used[k] == v for k, v in r["won"].items()), (what, r["won"])
+    meta = published["tuning"]["meta"]["llama"]
+    assert meta["split"] == "validation"
+
+
+def test_the_acceptance_of_the_tables(published):
+    """FusionRoute above every baseline with the whole interval above zero (the oracle and the variants that the paper does not have aside), on five seeds."""
+    assert all(len(published["table1"]["meta"][family]["seeds"]) >= 5 for family in FAMILIES)
+    assert set(evaluate.METHODS) - set(published["table1"]["llama"]) <= {"router"}
+    for m in published["table1"]["llama"]:
+        if m not in ("fusionroute", "oracle_expert", "fused_sft", "fused_full", "co_llm_self"):
+            assert all(published["differences"][family][f"fusionroute - {m}"]["low"] > 0 for family in FAMILIES), m
+    rates = {m: w["rate"]["mean"] for m, w in published["winrate"]["llama"].items()}
+    assert rates["fusionroute"] > 0.5 and rates["sft_only"] < rates["fusionroute"] and rates["sft_only against fusionroute"] < 0.5
+    meta = published["table1"]["meta"]["llama"]
+    seconds = [t["total"] for t in meta["run time in seconds"].values()]
+    assert max(seconds) <= 15 * 60 * (2 if meta["threads"] == 1 else 1)  # on two cores, runs of one thread go two at a time
+
+
+def test_a_family_s_results_leave_the_other_s_alone(tmp_path):
+    path = tmp_path / "table1.json"
+    write_family(path, "llama", [1], {"seeds": [0]})
+    write_family(path, "gemma", [2], {"seeds": [1]})
+    write_family(path, "llama", [3], {"seeds": [2]})
+    assert json.loads(path.read_text()) == {"llama": [3], "gemma": [2], "meta": {"llama": {"seeds": [2]}, "gemma": {"seeds": [1]}}}
+    path.write_text("{")
+    with pytest.raises(run.UserError, match="damaged"):
+        write_family(path, "gemma", [2], {})
+    assert path.read_text() == "{"
+
+
+def test_verdicts():
+    assert [report.verdict({"low": a, "high": b}) for a, b in ((0.1, 0.2), (-0.1, 0.2), (-0.2, -0.1))] == ["reproduced", "not shown", "reversed"]
+
+
+def test_mistakes(tmp_path, mistake):
+    assert "two or more" in mistake("extra.paper.evaluate", "--out", tmp_path, "--seeds", "1", "1")
+    assert "two or more" in mistake("extra.paper.tune", "--out", tmp_path, "--seeds", "1")
+    assert "--prompts" in mistake("extra.paper.evaluate", "--out", tmp_path, "--prompts", "0")
+    assert "--split" in mistake("extra.paper.evaluate", "--out", tmp_path, "--split", "train")
+    assert "--split" in mistake("extra.paper.quickstart", "--out", tmp_path, "--split", "train")
+    assert "--family" in mistake("extra.paper.evaluate", "--out", tmp_path, "--family", "bert")
+    assert "coverage" in mistake("extra.paper.ablate", "everything")
+    assert "bash run.sh" in mistake("extra.paper.quickstart", "--out", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["baselines", "train", "evaluate", "tune", "ablate", "quickstart"])
+def test_help_explains_every_flag(name, capsys):
+    module = importlib.import_module(f"extra.paper.{name}")
+    with pytest.raises(SystemExit) as caught:
+        module.main(["--help"])
+    text = capsys.readouterr().out
+    assert caught.value.code == 0 and text.count("--seed") and all(f"--{f.name}" in text for f in dataclasses.fields(module.Settings))
