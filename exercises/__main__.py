@@ -108,13 +108,14 @@ def main(argv=None):
         for step in range(1, 8):                        # step 8 is theory: no training needs it
             verdict = check(step)
             if verdict is not None:
-                raise run.UserError(f"step {step} {'is not right' if verdict else 'is not written'} "
-                                    f"yet, and training needs steps 1 to 7: python -m exercises {step}")
+                state = "right" if verdict else "written"
+                raise run.UserError(f"step {step} is not {state} yet, and training needs steps 1 "
+                                    f"to 7: see python -m exercises {step}")
         names = {name: importlib.import_module(f"exercises.{file}")
                  for file, functions in checks.STEPS.values() for name in functions}
         return train(s, types.SimpleNamespace(**{k: getattr(m, k) for k, m in names.items()}))
     p = run.Parser(description=__doc__, formatter_class=run.argparse.RawDescriptionHelpFormatter)
-    p.add_argument("step", nargs="?", help="a step, 1 to 8 (default: all); or train, see train --help")
+    p.add_argument("step", nargs="?", help="a step, 1 to 8 (default: all), or train")
     step = p.parse_args(argv).step
     if step is not None and step not in map(str, checks.STEPS):
         raise run.UserError(f"{step!r} is neither a step, 1 to {len(checks.STEPS)}, nor train")

@@ -26,7 +26,7 @@ def fused_greedy(router, experts, prompt, end, max_new):
     router_cache, *caches = [model.new_cache(1) for model in (router.lm, *experts)]
     while len(picks) < max_new:
         new = torch.tensor([text[int(router_cache.length):]])                     # (1, t)
-        router_logits, w = router(new, router_cache)                              # (1, t, V), (1, t, n)
+        router_logits, w = router(new, router_cache)                    # (1, t, V), (1, t, n)
         pick = int(w[0, -1].argmax())
         picks.append(pick)
         new = torch.tensor([text[int(caches[pick].length):]])                     # (1, t)

@@ -34,7 +34,7 @@ def sft_loss(logits, w, targets, mask, logp, choice, lam):
     logits (B, T, V), w (B, T, n), targets (B, T), mask (B, T) bool, logp (B, T, n) the experts'
     log-probabilities of the targets, choice (B, T, n) their own choices, lam lambda -> ().
 
-    With all logits 0 and V = 4, each answer token costs log 4 = 1.386. The experts agree: S is empty.
+    With all logits 0 and V = 4, an answer token costs log 4 = 1.386. The experts agree: S is empty.
 
     >>> logits, w, logp = torch.zeros(1, 3, 4), torch.zeros(1, 3, 2), torch.zeros(1, 3, 2)
     >>> targets, mask = torch.tensor([[1, 2, 3]]), torch.tensor([[False, True, True]])

@@ -1,4 +1,4 @@
-"""Both trainings with the reader's functions in place of ours. Started by python -m exercises train."""
+"""python -m exercises train: both trainings with the reader's functions in place of ours."""
 
 from copy import deepcopy
 from dataclasses import dataclass
@@ -10,7 +10,6 @@ from tqdm import tqdm
 import fusionroute
 import train_cdpo
 import train_sft
-from toy_experts.run import WEIGHTS
 from toy_experts import batch, evaluate, run, tasks, tokenizer
 from toy_experts import pairs as toy_pairs
 from toy_experts import train as toy
@@ -52,35 +51,35 @@ def losses(mine):
 
 
 def accuracies(answer, s, name):
-    """The share of right answers to s.tests test prompts of each benchmark. answer: prompt ids -> ids."""
-    out = []
-    bar = tqdm(total=len(tasks.BENCHMARKS) * s.tests, desc=name, mininterval=1.0)
-    for b in tasks.BENCHMARKS:
-        items = tasks.dataset(b, "test", s.tests, Random(f"test {b} {s.seed}"))
-        right = 0
-        for item in items:
-            text = tokenizer.encoding.decode(answer(tokenizer.encode_prompt(item.prompt)))
-            right += tasks.check(item, text)
-            bar.update()
-        out.append(right / s.tests)
-    bar.close()
-    return out + [sum(out) / len(out)]
+    """The shares of right answers on s.tests test prompts of each benchmark, and their average.
 
-
-def train(s, mine):
-    """Train phase 1 and phase 2 with the functions that you wrote in steps 1 to 6, and let your loop of
-    step 7 answer test prompts. Nothing is saved. It takes a minute or two.
+    answer: items -> their answers as texts.
     """
-    folder, device = run.run_dir(s), torch.device("cpu")
-    if not folder.exists() and (s.seed, s.out) == (0, "out") and WEIGHTS.exists():
-        folder = WEIGHTS
-    hint = f"run bash run.sh{run.flags(s)}"
-    theirs, experts, _ = toy.load_router(folder, "router", device, hint)
-    print(f"the experts are those in {folder}")
-    torch.manual_seed(s.seed)
-    torch.set_flush_denormal(True)                      # as in run.prepare
-    loss, pair_loss = losses(mine)
+    shares = []
+    for b in tqdm(tasks.BENCHMARKS, desc=name):
+        items = tasks.dataset(b, "test", s.tests, Random(f"test {b} {s.seed}"))
+        shares.append(sum(map(tasks.check, items, answer(items))) / s.tests)
+    return shares + [sum(shares) / len(shares)]
 
+
+@torch.no_grad()
+def reference(router, both, mine):
+    """log pi_ref of each answer, by the reader's sequence_logp. both: Data of N answers -> (N,)."""
+    out = torch.zeros(len(both.lengths))                                          # (N,)
+    for rows in torch.arange(len(out)).split(64):
+        x, mask, _, _ = both.batch(rows, "cpu")                                   # (b, T), (b, T-1)
+        out[rows] = mine.sequence_logp(router.lm(x[:, :-1])[0], x[:, 1:], mask)   # (b,)
+    return out
+
+
+def phases(s, mine, experts):
+    """Both trainings, as in train_sft.main and train_cdpo.main, with the reader's losses.
+
+    Returns the router after phase 1 and the router after phase 2.
+    """
+    torch.manual_seed(s.seed)
+    torch.set_flush_denormal(True)                       # as in run.prepare
+    loss, pair_loss = losses(mine)
     first, second = train_sft.Settings(s.seed), train_cdpo.Settings(s.seed)
     items = tasks.mixed("train", s.samples, Random(f"sft {s.seed}"))
     sft = scored([toy.sample(item) for item in items], experts)
@@ -91,32 +90,38 @@ def train(s, mine):
 
     found = toy_pairs.sample(router_sft, experts, s.seed, s.prompts)
     print(f"{len(found)} pairs from {s.prompts} prompts")
-    both = scored(toy_pairs.samples(found), experts)    # chosen, rejected, chosen, ...
+    both = scored(toy_pairs.samples(found), experts)     # chosen, rejected, chosen, ...
     ref = reference(router_sft, both, mine).view(-1, 2)                           # (pairs, 2)
     pairs = Data(*(x.view(-1, 2, *x.shape[1:]) for x in both))
     plan = train_cdpo.make_plan(second, sft.lengths, pairs.lengths)
     train_cdpo.train(second, router, sft, pairs, ref, plan, pair_loss=pair_loss, loss=loss)
-    router.requires_grad_(False)
+    return router_sft, router.requires_grad_(False)
 
-    def loop(decode, model):
-        return lambda ids: decode(model, experts, ids, tokenizer.END, batch.MAX_NEW)[0]
 
-    def ours(model, experts, ids, end, max_new):
-        return [batch.decode_batch(model, experts, [ids], max_new)[0].answer()]
+def train(s, mine):
+    """Train both phases with the functions that you wrote in steps 1 to 6. Your loop of step 7 then
+    answers test prompts. Nothing is saved. It takes a minute or two.
+    """
+    folder, flags = run.run_dir(s), run.flags(s)
+    if not flags and not (folder / "router.pt").exists():
+        folder = run.WEIGHTS
+    theirs, experts, _ = toy.load_router(folder, "router", "cpu", f"run bash run.sh{flags}")
+    print(f"the experts are those in {folder}")
+    router_sft, router = phases(s, mine, experts)
 
-    rows = [["right answers, per cent", *(b.removeprefix("toy-") for b in tasks.BENCHMARKS), "average"]]
-    for name, decode, model in [("yours, phase 1", mine.fused_greedy, router_sft),
-                                ("yours, phase 2", mine.fused_greedy, router),
-                                ("ours, phase 2", ours, theirs)]:
-        rows.append([name, *map(evaluate.percent, accuracies(loop(decode, model), s, name))])
+    def yours(model):
+        def answer(item):
+            ids = tokenizer.encode_prompt(item.prompt)
+            answer, _ = mine.fused_greedy(model, experts, ids, tokenizer.END, batch.MAX_NEW)
+            return tokenizer.encoding.decode(answer)
+        return lambda items: list(map(answer, items))
+
+    def ours(items):
+        return [trace.text() for trace in batch.answers(theirs, experts, items)]
+
+    short = [b.removeprefix("toy-") for b in tasks.BENCHMARKS]
+    rows = [["right answers, per cent", *short, "average"]]
+    for name, answer in [("yours, phase 1", yours(router_sft)), ("yours, phase 2", yours(router)),
+                         ("ours, phase 2", ours)]:
+        rows.append([name, *map(evaluate.percent, accuracies(answer, s, name))])
     print("\n".join(["", *evaluate.table(rows), "", f"{s.tests} test prompts of each benchmark"]))
-
-
-@torch.no_grad()
-def reference(model, both, mine):
-    """log pi_ref of each answer, with the reader's sequence_logp. both: Data of N rows -> (N,)."""
-    out = torch.zeros(len(both.lengths))                                          # (N,)
-    for rows in torch.arange(len(out)).split(64):
-        x, mask, _, _ = both.batch(rows, "cpu")                                   # (b, T), (b, T-1)
-        out[rows] = mine.sequence_logp(model.lm(x[:, :-1])[0], x[:, 1:], mask)
-    return out
