@@ -29,7 +29,7 @@ def stored():
     return json.loads((ROOT / "results" / "theory.json").read_text())
 
 
-# --- the table, the JSON, the README, the command -------------------------------------------------------------------
+# --- the table, the JSON, the README, the command ----------------------------------------------------------------------------------------
 
 
 def test_every_statement_holds_and_every_counter_test_bites(rows):
@@ -147,7 +147,7 @@ def test_compare_is_not_generous():
         report.compare(1, "<", 2)
 
 
-# --- 4. expressivity ------------------------------------------------------------------------------------------------
+# --- 4. expressivity ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -217,7 +217,7 @@ def test_a_router_of_the_wrong_sign_is_worse_than_none():
     )
 
 
-# --- 5. Eq. (6) -----------------------------------------------------------------------------------------------------
+# --- 5. Eq. (6) --------------------------------------------------------------------------------------------------------------------------
 
 
 def test_total_variation_is_half_of_l1():
@@ -252,7 +252,7 @@ def test_eq6_needs_the_prefixes_of_pi_star():
     assert 6 * fusion_bound.average_tv(m, pi, star, mdp.occupancy(m, star)) == pytest.approx(1)
 
 
-# --- 6. Collab ------------------------------------------------------------------------------------------------------
+# --- 6. Collab ---------------------------------------------------------------------------------------------------------------------------
 
 
 def test_collab_thirds_by_hand():
@@ -277,7 +277,7 @@ def test_collab_worst_schedule(n, H):
         collab.thirds(4)
 
 
-# --- 7. learning ----------------------------------------------------------------------------------------------------
+# --- 7. learning -------------------------------------------------------------------------------------------------------------------------
 
 
 def test_counts_by_hand():
@@ -393,7 +393,7 @@ def test_sequences_fused_token_by_token_are_not_the_product():
     assert at_once < 1e-12 < 1e-3 < by_token
 
 
-# --- 8. beyond the paper --------------------------------------------------------------------------------------------
+# --- 8. beyond the paper -----------------------------------------------------------------------------------------------------------------
 
 
 def test_slip_by_hand():
@@ -430,7 +430,7 @@ def test_noise_gives_the_secret_away():
     assert seen > 1e-4 and rule == pytest.approx(best, abs=1e-12)
 
 
-# --- what the README says in words ----------------------------------------------------------------------------------
+# --- what the README says in words -------------------------------------------------------------------------------------------------------
 
 
 def test_the_words_of_the_readme_agree_with_the_numbers(stored):
