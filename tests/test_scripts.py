@@ -78,7 +78,7 @@ def test_phase_1_logs_what_a_slow_computation_gives(copy, monkeypatch):
     """The first step over all 60 samples at once: W = 0, the router is still the instruction expert. Everything from the text anew."""
     (copy / "seed0" / "router_sft.pt").unlink()
     monkeypatch.setattr(train_sft, "BATCH", 64)
-    monkeypatch.setattr(train_sft, "accuracy", lambda *args: {})
+    monkeypatch.setattr(train_sft, "show_accuracy", lambda *args: None)
     train_sft.main(["--out", str(copy), "--device", "cpu", "--samples", "60", "--epochs", "1"])
     log = lines(copy / "seed0" / "router_sft.log.jsonl")[0]
     experts = [run.load_model(copy / "seed0" / f"{n}.pt", "")[0] for n in EXPERTS]
@@ -96,7 +96,7 @@ def test_phase_1_logs_what_a_slow_computation_gives(copy, monkeypatch):
 def phase_2(copy, monkeypatch, flags):
     (copy / "seed0" / "router.pt").unlink()
     monkeypatch.setattr(train_cdpo, "BATCH", 64)
-    for name in ("accuracy", "show_answer"):
+    for name in ("show_accuracy", "show_answer"):
         monkeypatch.setattr(train_cdpo, name, lambda *args: {})
     pairs = lines(copy / "seed0" / "pairs.jsonl")  # made from the same 36 prompts
     monkeypatch.setattr(train_cdpo.toy_pairs, "sample", lambda *args: pairs)

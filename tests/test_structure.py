@@ -193,4 +193,4 @@ def test_train_sft_loads_few_files():
     p = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     files = [Path(line) for line in p.stdout.splitlines() if Path(line).is_relative_to(ROOT) and ".venv" not in line]
     lines = sum(len(f.read_text().splitlines()) for f in files)
-    assert 6 < len(files) <= 10 and lines <= 1700, (lines, [str(f.relative_to(ROOT)) for f in files])
+    assert 6 < len(files) <= 10 and lines <= 2050, (lines, [str(f.relative_to(ROOT)) for f in files])

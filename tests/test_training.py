@@ -331,7 +331,7 @@ def test_what_a_training_shows(tiny_run, monkeypatch):
         return [Trace(tokens=tokenizer.encode_answer(i.answer if k % 4 else "?")) for k, i in enumerate(items)]
 
     monkeypatch.setattr(evaluate, "answers", stub)
-    assert evaluate.accuracy("router", "experts", 0, n=20) == dict.fromkeys(tasks.BENCHMARKS, 0.75)
+    assert batch.accuracy("router", "experts", 0, n=20) == dict.fromkeys(tasks.BENCHMARKS, 0.75)
     assert {tasks.split_of(i.key) for i in asked} == {"validation"} and len(asked) == 100
 
 
