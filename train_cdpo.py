@@ -52,7 +52,7 @@ class Settings:
 
 
 def make_plan(s, sft_lengths, pair_lengths):
-    """Algorithm 1's shuffled mix, [("sft" or "pair", rows)]: half of the batches are SFT batches."""
+    """Algorithm 1's shuffled mix, [("sft" or "pair", rows)]: half of them SFT batches."""
     pairs = [("pair", rows) for epoch in range(s.epochs)
              for rows in batches(pair_lengths.amax(1), BATCH, s.seed * 1000 + epoch)]
     sft = []
@@ -129,7 +129,7 @@ def main(argv=None):
     print(f"a validation prompt, of a kind that no expert knows: {item.prompt}")
     show_answer("before", router, experts, item)
     print("expect at the first pair step: rewards and margin about 0, as pi_theta is still close "
-          "to pi_ref. DPO would start at log 2 = 0.693; here each pair starts at -log sigmoid(bias)")
+          "to pi_ref. DPO would start at log 2 = 0.693; here it is -log sigmoid(bias) a pair")
     run.expect("router", ["sft", "pair"])
     plan = make_plan(s, sft.lengths, pairs.lengths)
     log = train(s, router.requires_grad_(True), sft, pairs, ref, plan)

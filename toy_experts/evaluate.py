@@ -136,8 +136,8 @@ def report(r):
     trained = sum(seconds.get(name, 0) for name in ["base"] + EXPERTS)
     asked = meta["settings"]
     return "\n".join([
-        f"Seed {asked['seed']}, {asked['prompts']} {asked['split']} prompts per benchmark, per cent "
-        "right in content and form.", "", *table(rows), "",
+        f"Seed {asked['seed']}, {asked['prompts']} {asked['split']} prompts per benchmark, per "
+        "cent right in content and form.", "", *table(rows), "",
         f"No expert was trained on {percent(meta['gap'])}% of the sub-skills ({held}).", "",
         "The share of each expert in FusionRoute's tokens, of all tokens and of those in S:", "",
         *table(picks), "",
