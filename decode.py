@@ -27,7 +27,7 @@ import torch
 from fusionroute import fuse
 from model import sample
 from toy_experts import run, show, tokenizer
-from toy_experts.evaluate import MAX_NEW, METHODS
+from toy_experts.batch import MAX_NEW, METHODS
 from toy_experts.train import load_router
 
 

@@ -29,7 +29,7 @@ from toy_experts import pairs as toy_pairs
 from toy_experts import run, tasks
 from toy_experts import train as toy
 from toy_experts.data import Data, batches, scored
-from toy_experts.evaluate import accuracy, show_answer, validation_item
+from toy_experts.batch import accuracy, show_answer, validation_item
 
 BATCH, LR_W = 16, 1e-3     # samples, or pairs, a step; peak learning rate of W
 

@@ -27,7 +27,7 @@ from fusionroute import Router, informative, sft_loss
 from toy_experts import run, tasks
 from toy_experts import train as toy
 from toy_experts.data import batches, scored
-from toy_experts.evaluate import accuracy, show_answer, validation_item
+from toy_experts.batch import accuracy, show_answer, validation_item
 
 BATCH, LR_W = 16, 3e-3     # samples a step; peak learning rate of W
 

@@ -34,7 +34,8 @@ def pieces(tokens):
     for i, token in enumerate(tokens):
         end = token == tokenizer.END
         part = b"" if end else tokenizer.encoding.decode_single_token_bytes(token)
-        out.append(decoder.decode(part, i + 1 == len(tokens)))
+        last = end or tokens[i + 1:i + 2] in ([], [tokenizer.END])   # nothing more can complete it
+        out.append(decoder.decode(part, last))
     return out
 
 

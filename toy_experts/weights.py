@@ -17,7 +17,7 @@ from random import Random
 import torch
 
 from toy_experts import run, tasks
-from toy_experts.evaluate import answers
+from toy_experts.batch import answers
 from toy_experts.train import EXPERTS, load_router
 
 ROUTERS = ["router_sft", "router"]

@@ -11,7 +11,7 @@ from extra.paper.baselines import collab, sequence_selection
 from extra.paper.evaluate import LOOKAHEAD
 from extra.speed import bench
 from toy_experts import run
-from toy_experts.evaluate import MAX_NEW
+from toy_experts.batch import MAX_NEW
 from toy_experts.tokenizer import END
 
 

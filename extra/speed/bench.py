@@ -44,7 +44,7 @@ from extra.speed.training import memory_section, over, spread, training_section,
 from fusionroute import Router, fuse
 from model import GPT, GPTConfig, generate
 from toy_experts import run, tasks, tokenizer
-from toy_experts.evaluate import MAX_NEW, decode_batch
+from toy_experts.batch import MAX_NEW, decode_batch
 from toy_experts.train import EXPERTS
 
 END = tokenizer.END
@@ -386,7 +386,8 @@ def large_section(s, small, hf, others):
            "choices": {name: x["over_expert"] for name, x in slow.items() if name not in runs},
            "parameters": sum(p.numel() for p in router.lm.parameters()), "calls_a_pass": calls_a_pass(router.lm), "block": [BLOCK, AHEAD],
            "width_cost": c, "matrices": matrices(router.lm), **summary(methods), **counted(traces)}
-    out["experts"] = crowd_section(router, experts, lookup, prompts[::max(1, len(prompts) // 8)], 2, (2, 16), ("other picks for each prompt",))
+    some = prompts[::max(1, len(prompts) // 8)]
+    out["experts"] = crowd_section(router, experts, lookup, some, 2, (2, 16), ("other picks for each prompt",))
     out["block_16_over_2_experts"] = sixteen(out["experts"])
     read, size = bandwidth(router.W.weight.device), 4 * out["parameters"]  # the floor: every weight once a pass
     tokens = {"expert": read / size, "block": read / size / sum(methods["block"]["passes"].values())}

@@ -3,7 +3,7 @@
     python -m extra.speed.equal                                              eight minutes or so; writes extra/results/equality.json
     python -m extra.speed.equal --family gemma --prompts 150 --general 250    the other family's runs
 
-Compared are tokens, picks and the experts' own choices. The plain loop works in batches (toy_experts.evaluate.answers) and so by model.py
+Compared are tokens, picks and the experts' own choices. The plain loop works in batches (toy_experts.batch.answers) and so by model.py
 alone; a mistake in fast.py would show up here, too. Beside them is how near they came: a token can only change where the two best of
 Eq. (1) are closer together than rounding moves them, and a pick where two w are. In bfloat16 that can happen: the same models, rounded to
 it, show how often. With other runs or prompts than those of extra/results/table1.json the result goes to OUT/equality.json; otherwise
@@ -25,7 +25,7 @@ from extra.speed.page import COMMAND, equal_lines
 from extra.speed.runs import folder, load
 from fusionroute import fuse
 from toy_experts import run, tasks, tokenizer
-from toy_experts.evaluate import MAX_NEW, answers
+from toy_experts.batch import MAX_NEW, answers
 
 PAGE = Path(__file__).parents[2] / "docs" / "speed.md"
 BENCHES = tasks.BENCHMARKS + ["general"]

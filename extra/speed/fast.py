@@ -40,6 +40,8 @@ class Fast:
         return read(self.model, ids, cache, new)
 
     def __getattr__(self, name):  # config, embed, new_cache, lm, W
+        if name.startswith("__"):  # what copy and pickle ask for, before there is a model
+            raise AttributeError(name)
         return getattr(self.model, name)
 
 

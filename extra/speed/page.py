@@ -2,8 +2,8 @@
 
 from toy_experts.evaluate import table
 
-FORMULA = {"expert": "1", "router": "1", "plain": "1 + 1", "plain_in_a_batch": "1 + 1", "plain_by_model.py": "1 + 1", "block": "(1/G + m/K) / f",
-           "block_without_guesses": "(1 + m/K) / f", "expert_with_guesses": "1/G", "all_experts": "1 + n",
+FORMULA = {"expert": "1", "router": "1", "plain": "1 + 1", "plain_in_a_batch": "1 + 1", "plain_by_model.py": "1 + 1",
+           "block": "(1/G + m/K) / f", "block_without_guesses": "(1 + m/K) / f", "expert_with_guesses": "1/G", "all_experts": "1 + n",
            "sequence_selection": "n + n/T", "collab": "n (1 + d L)", "hf": "1"}
 TURNS = "experts/other picks for each prompt/16/block_over_2_experts"
 TARGETS = [  # what this project has set itself: name, where it stands in the file, at least (1) or at most (-1), how much
@@ -104,7 +104,8 @@ def figures(r):
     for size, x in d.items():
         said += [block_line(size, x), hf_line(size, x)]
     if "one_pass" in toy:
-        passes = "; ".join(f"{name} {x['operations']} operations, {x['microseconds']:.0f} microseconds" for name, x in toy["one_pass"].items())
+        passes = "; ".join(f"{name} {x['operations']} operations, {x['microseconds']:.0f} microseconds"
+                           for name, x in toy["one_pass"].items())
         said.append(f"A pass of the toy model over one token: {passes}"
                     + (f"; of a large model {large['calls_a_pass']} operations." if large else "."))
     if large:
@@ -169,6 +170,6 @@ def equal_lines(r):
         asked, other = (sum(e["bfloat16"][k] for e in runs) for k in (0, 1))
         said.append(f"{family.capitalize()}: {same} of {total} answers equal the plain loop's (in batches) in every token, every pick "
                     f"and every expert's own choice. With the models rounded to bfloat16, {asked - other} of {asked} have the same tokens.")
-    said.append("The prompts are all that extra/paper tests on. The nearest tie is that of all places of all answers; rounding was measured "
-                "on every tenth answer.")
+    said.append("The prompts are all that extra/paper tests on. The nearest tie is that of all places of all answers; rounding was "
+                "measured on every tenth answer.")
     return "\n\n".join([" ".join(said), "\n".join(table(rows))])

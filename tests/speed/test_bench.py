@@ -15,7 +15,7 @@ from fusionroute import Router
 from model import GPT, GPTConfig, generate
 from tests.speed.conftest import mistake
 from toy_experts import run, tokenizer
-from toy_experts.evaluate import decode_batch
+from toy_experts.batch import decode_batch
 
 CONFIG = GPTConfig(vocab_size=tokenizer.VOCAB_SIZE, d_model=16, n_layer=2, n_head=4, n_kv_head=2, head_dim=4, d_ff=24, max_len=160)
 PROMPT = tokenizer.encode_prompt("What is 38 mod 5?")
@@ -64,7 +64,8 @@ def test_the_file_has_what_was_asked_for(result):
         assert d["block_16_over_2_experts"] == d["experts"]["other picks for each prompt"]["16"]["block_over_2_experts"]["median"]
         assert d["over_hf"] == d["methods"]["expert"]["over_hf"]["median"]
     training = result["training"]
-    assert all(training[name][n] == training[f"{name}_spread"][n]["median"] for name in ("phase1_over_sft", "phase2_over_dpo") for n in "138")
+    for name in ("phase1_over_sft", "phase2_over_dpo"):
+        assert all(training[name][n] == training[f"{name}_spread"][n]["median"] for n in "138")
 
 
 def test_a_missed_target_is_called_missed(result):

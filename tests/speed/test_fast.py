@@ -63,6 +63,7 @@ def test_a_router_and_what_calls_a_model_itself(monkeypatch):
     close(fast.Fast(router)(ids, fast.Fast(router).lm.new_cache(1)), expected)
     assert len(taken) == 2
     close(fast.Fast(router)(ids), expected)                             # without a cache the model itself
+    close(deepcopy(fast.Fast(router))(ids), expected)
     prompts = [[3, 1, 4], [1, 5]]
     said = [generate(router.lm, [p], 12, end=7) for p in prompts]
     assert [generate(fast.Fast(router.lm), [p], 12, end=7) for p in prompts] == said and len(taken) > 14
