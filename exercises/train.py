@@ -10,7 +10,7 @@ from tqdm import tqdm
 import fusionroute
 import train_cdpo
 import train_sft
-from toy_experts import evaluate, run, tasks, tokenizer
+from toy_experts import batch, evaluate, run, tasks, tokenizer
 from toy_experts import pairs as toy_pairs
 from toy_experts import train as toy
 from toy_experts.data import Data, scored
@@ -112,12 +112,12 @@ def train(s, mine):
     def yours(model):
         def answer(item):
             ids = tokenizer.encode_prompt(item.prompt)
-            answer, _ = mine.fused_greedy(model, experts, ids, tokenizer.END, evaluate.MAX_NEW)
+            answer, _ = mine.fused_greedy(model, experts, ids, tokenizer.END, batch.MAX_NEW)
             return tokenizer.encoding.decode(answer)
         return lambda items: list(map(answer, items))
 
     def ours(items):
-        return [trace.text() for trace in evaluate.answers(theirs, experts, items)]
+        return [trace.text() for trace in batch.answers(theirs, experts, items)]
 
     short = [b.removeprefix("toy-") for b in tasks.BENCHMARKS]
     rows = [["right answers, per cent", *short, "average"]]
