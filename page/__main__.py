@@ -144,7 +144,7 @@ def build(data):
 def main(argv=None):
     parser = run.Parser(description=__doc__.strip(),
                         formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, help="the run OUT/seedN, in place of the shipped weights")
+    parser.add_argument("--seed", type=int, help="the run OUT/seedN, not the shipped weights")
     parser.add_argument("--out", help="where runs are kept (default: out)")
     args = parser.parse_args(argv)
     if args.seed is None and args.out is None:

@@ -21,7 +21,7 @@ function half(bits) {
   return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
 }
 
-/** The tensors of a GPT in the order in which page/__main__.py writes them: [name, rows, columns]. */
+/** A GPT's tensors in the order in which page/__main__.py writes them: [name, rows, columns]. */
 function tensors(c, n_experts = 0) {
   const list = [["embed.weight", c.vocab_size, c.d_model]];
   for (let layer = 0; layer < c.n_layer; layer++) {
@@ -94,7 +94,7 @@ const PATTERN = new RegExp(
 const utf8 = new TextEncoder();
 
 class Encoding {
-  /** words: the lines of vocab.txt. Tokens 0 to 255 are the bytes, then the words, then three marks. */
+  /** words: the lines of vocab.txt. Token ids: the 256 bytes, the words, three marks. */
   constructor(words) {
     this.bytes = Array.from({ length: 256 }, (_, byte) => Uint8Array.of(byte));
     this.ranks = new Map(this.bytes.map((piece, rank) => [this.key(piece), rank]));
@@ -181,7 +181,7 @@ class Cache {
   }
 }
 
-/** cos and sin of every rotation, (max_len, hd / 2): position p turns pair i by p theta^(-2i/hd). */
+/** cos and sin of the rotations, (max_len, hd / 2): position p turns pair i by p theta^(-2i/hd). */
 function rope_table(config) {
   const half_dim = config.head_dim / 2;
   const cos = new Float32Array(config.max_len * half_dim), sin = new Float32Array(cos.length);
@@ -200,7 +200,7 @@ function rope_table(config) {
 function linear(x, W, T, d) {
   const N = W.length / d, out = new Float32Array(T * N);
   for (let r = 0; r < N; r += 4) {
-    const row = Math.min(r, N - 4);                                // the last four, some of them twice
+    const row = Math.min(r, N - 4);                                // at the end, some rows twice
     const i = row * d, j = i + d, k = j + d, l = k + d;
     let t = 0;
     for (; t + 1 < T; t += 2) {
@@ -230,7 +230,7 @@ function linear(x, W, T, d) {
       out[at2 + 2] = c2;
       out[at2 + 3] = e2;
     }
-    for (; t < T; t++) {                                           // one token, or the last of an odd number
+    for (; t < T; t++) {                                           // a single token
       const p = t * d, at = t * N + row;
       let a = 0, b = 0, c = 0, e = 0;
       for (let m = 0; m < d; m++) {
@@ -317,7 +317,7 @@ function swiglu(gate, up) {
 class GPT {
   constructor(config, weights) {
     this.config = config;
-    this.embed = weights["embed.weight"];                          // (V, d); the output layer shares it
+    this.embed = weights["embed.weight"];                          // (V, d), also the output layer
     this.norm = weights["norm.weight"];                            // (d)
     this.blocks = Array.from({ length: config.n_layer }, (_, layer) => {
       const of = (name) => weights[`blocks.${layer}.${name}.weight`];
@@ -388,15 +388,15 @@ class Router {
   }
 
   forward(ids, cache, outputs = 1) {
-    const { logits, hidden } = this.lm.forward(ids, cache, outputs);              // hidden (outputs, d)
+    const { logits, hidden } = this.lm.forward(ids, cache, outputs);  // (outputs, V), (outputs, d)
     const d = this.lm.config.d_model, n = this.W.length / d;
-    const w = Float32Array.from({ length: outputs * n }, (_, index) => {          // (outputs, n)
+    const w = Float32Array.from({ length: outputs * n }, (_, index) => {
       const at = Math.floor(index / n) * d, row = index % n * d;
       let sum = 0;
       for (let i = 0; i < d; i++) sum += this.W[row + i] * hidden[at + i];
       return sum;
     });
-    return { logits, w };
+    return { logits, w };                                          // (outputs, V), (outputs, n)
   }
 }
 
@@ -430,23 +430,27 @@ function informative(choice) {
   return choice.some((token) => token !== choice[0]);
 }
 
-/** log pi(y | x): log-probabilities of the answer's tokens after the prompt's, summed. */
-function sequence_logp(model, prompt, answer) {
-  const { logits } = model.forward([...prompt, ...answer].slice(0, -1), model.new_cache(), answer.length);
+/** log pi(y_t) of each token of an answer, from a model's logits at its places, (|y|, V). */
+function token_logp(logits, answer) {
   const V = logits.length / answer.length;
-  return answer.reduce((sum, token, t) => sum + log_softmax(logits.subarray(t * V, (t + 1) * V))[token], 0);
+  return answer.map((token, t) => log_softmax(logits.subarray(t * V, (t + 1) * V))[token]);
+}
+
+const total = (x) => x.reduce((sum, value) => sum + value, 0);
+
+/** log pi(y | x): the log-probabilities of the answer's tokens after the prompt's, summed. */
+function sequence_logp(model, prompt, answer) {
+  const ids = [...prompt, ...answer].slice(0, -1);
+  return total(token_logp(model.forward(ids, model.new_cache(), answer.length).logits, answer));
 }
 
 /** log pi_expert(y | x): at each token that of the expert which the router picks there. */
 function routed_logp(router, experts, prompt, answer) {
   const ids = [...prompt, ...answer].slice(0, -1), n = experts.length;
   const { w } = router.forward(ids, router.lm.new_cache(), answer.length);      // (|y|, n)
-  const outputs = experts.map((e) => e.forward(ids, e.new_cache(), answer.length).logits);
-  const V = outputs[0].length / answer.length;
-  return answer.reduce((sum, token, t) => {
-    const pick = argmax(w.subarray(t * n, (t + 1) * n));                        // I*
-    return sum + log_softmax(outputs[pick].subarray(t * V, (t + 1) * V))[token];
-  }, 0);
+  const logp = experts.map((expert) =>                                          // n times (|y|)
+    token_logp(expert.forward(ids, expert.new_cache(), answer.length).logits, answer));
+  return total(answer.map((_, t) => logp[argmax(w.subarray(t * n, (t + 1) * n))][t]));
 }
 
 /** Eq. (3), from six sequence log-probabilities:
@@ -455,7 +459,8 @@ function routed_logp(router, experts, prompt, answer) {
 function cdpo_loss(theta_w, theta_l, ref_w, ref_l, expert_w, expert_l, beta) {
   const reward_chosen = beta * (theta_w - ref_w), reward_rejected = beta * (theta_l - ref_l);
   const bias = beta * (expert_w - expert_l), margin = reward_chosen - reward_rejected;
-  return { reward_chosen, reward_rejected, margin, bias, loss: Math.log1p(Math.exp(-(margin + bias))) };
+  const loss = Math.log1p(Math.exp(-(margin + bias)));
+  return { reward_chosen, reward_rejected, margin, bias, loss };
 }
 
 // --- decode.py -----------------------------------------------------------------------------------
@@ -495,8 +500,8 @@ function options(method) {
  *
  *  decode.py runs the router and the one expert that it picks. Here all experts read along, because
  *  the page shows what each of them would have said; the token depends on two of the models only.
- *  With everyone = false, two run, as in decode.py; an expert that was not picked reads later, in one
- *  pass, what it missed.
+ *  With everyone = false, two run, as in decode.py; an expert that was not picked reads later what
+ *  it missed.
  *
  *  edits: what a reader changed, [{at, rest, expert, scale, token}]: at the token number `at` (and,
  *  with rest, at all tokens after it) another expert, another scale of the router's
@@ -522,11 +527,12 @@ class Decoding {
   /** What the text after the prompt and the steps so far makes all four models say. */
   read() {
     const text = [...this.prompt, ...this.tokens];
-    const { logits, w } = this.router.forward(text.slice(this.router_cache.length), this.router_cache);
+    const unread = (cache) => text.slice(cache.length);
+    const { logits, w } = this.router.forward(unread(this.router_cache), this.router_cache);
     const pick = this.how.only ?? argmax(w), expert_logp = [], choice = [];
     for (const [i, expert] of this.experts.entries()) {
       if (!this.how.everyone && i !== pick) continue;
-      const said = expert.forward(text.slice(this.caches[i].length), this.caches[i]).logits;  // (V)
+      const said = expert.forward(unread(this.caches[i]), this.caches[i]).logits;    // (V)
       expert_logp[i] = log_softmax(said);                          // n times (V)
       choice[i] = argmax(said);                                    // n token ids
     }
@@ -551,8 +557,9 @@ class Decoding {
     const logp = use_expert ? fuse(said.router_logp, own, scale) : own;             // (V), Eq. (1)
     const wanted = use_expert ? said.choice[pick] : argmax(own);
     const token = edit.token ?? argmax(logp);
-    return { ...said, routed, pick, weights: softmax(said.w), scale, logp, expert_choice: wanted, token,
-      edited: [edit.expert, edit.scale, edit.token].some((value) => value !== undefined) };
+    const edited = [edit.expert, edit.scale, edit.token].some((value) => value !== undefined);
+    return { ...said, routed, pick, weights: softmax(said.w), scale, logp, expert_choice: wanted,
+      token, edited };
   }
 
   /** Write one more token. Returns its step. */
@@ -568,7 +575,7 @@ class Decoding {
     const steps = this.steps;
     this.steps = [];
     for (const [t, old] of steps.entries()) {
-      const step = this.decide(old, t);                            // what was read here is as it was
+      const step = this.decide(old, t);                            // what was read is as it was
       this.steps.push(step);
       if (step.token !== old.token) break;
     }
@@ -618,7 +625,8 @@ function load(data) {
 /** A Decoding of a prompt by a method's name. toy: what load returned. Throws an Error. */
 function start(toy, prompt, method = "fusionroute", edits = []) {
   if (!METHODS.includes(method)) {
-    throw new Error(`the method is ${JSON.stringify(method)}, and must be one of ${METHODS.join(", ")}`);
+    throw new Error(`the method is ${JSON.stringify(method)}, and must be one of ` +
+      METHODS.join(", "));
   }
   const ids = encode(toy.encoding, prompt, toy.config.max_len), { phase, ...how } = options(method);
   const experts = EXPERTS.map((name) => toy.models[name]);

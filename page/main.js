@@ -10,8 +10,14 @@ try {
   training.build();
   tour.build();
   document.getElementById("app").hidden = false;
-  if (view.state.tour && !location.hash.includes("prompt=")) tour.go(view.state.tour);  // #tour=4 alone
-  else view.render();
+
+  const arrive = () => {
+    Object.assign(view.state, view.read_address(location.hash));
+    if (view.state.tour && !location.hash.includes("prompt=")) tour.go(view.state.tour);  // #tour=4
+    else view.render();
+  };
+  window.addEventListener("hashchange", arrive);
+  arrive();
 
   // For scripts. answer: the objects that `python decode.py --json PROMPT` prints, in one array.
   window.fusionroute = {

@@ -1,7 +1,8 @@
-// The numbers of the tab "Why choosing is not enough". No use of the page, so that node runs it too.
+// The numbers of the tab "Why choosing is not enough". It never touches the page, so that
+// it also runs in node.
 //
-// First the tree: theory/toy_mdp.py line by line (tests/page/ compares the two). Then the triangle: what
-// is within reach for distributions over three tokens.
+// First the tree: theory/toy_mdp.py line by line (tests/page/ compares the two). Then the triangle:
+// what is within reach for distributions over three tokens.
 
 "use strict";
 
@@ -28,9 +29,10 @@ function tree(seed, coverage, leak = LEAK, length = T) {
   const favouring = tokens_of.map((a) => tokens_of.map((b) => a === b ? 1 - leak : leak / (A - 1)));
   for (let t = 0; t < length; t++) {
     levels.push(Array.from({ length: A ** t }, () => {
-      const u = draw.next().value, v = draw.next().value, w = draw.next().value, z = draw.next().value;
+      const u = draw.next().value, v = draw.next().value;
+      const w = draw.next().value, z = draw.next().value;
       const right = Math.floor(A * v), wrong = (right + Math.floor(1 + (A - 1) * w)) % A;
-      const covered = u < coverage, who = z >= 0.5 ? 1 : 0;        // the expert that knows, if one does
+      const covered = u < coverage, who = z >= 0.5 ? 1 : 0;        // who: knows, if one does
       const tokens = [0, 1].map((i) => covered && i === who ? right : wrong);
       return { right, wrong, covered, who, tokens, experts: tokens.map((a) => favouring[a]) };
     }));
@@ -48,7 +50,7 @@ function loss(levels, B, experts_of = (node) => node.experts) {
       Q[node.right] += 1;
       let best = -Infinity;
       for (const pi of experts_of(node)) {
-        for (const least of Q) {                                   // raise all tokens as good as this
+        for (const least of Q) {                                   // raise what is as good as this
           let sum = 0, value = 0;
           for (let a = 0; a < A; a++) {
             const p = pi[a] * (Q[a] >= least ? 1 : low);
@@ -79,7 +81,7 @@ function distance(p, q) {
   return p.reduce((sum, value, a) => sum + Math.abs(value - q[a]), 0) / 2;
 }
 
-/** The corners of what logits |l| <= B make of p, p e^l / Z: each token raised or lowered. B may be 0. */
+/** The corners of what logits |l| <= B make of p, p e^l / Z: each token is raised or lowered. */
 function reach_of_logits(p, B) {
   const signs = [[1, -1, -1], [1, 1, -1], [-1, 1, -1], [-1, 1, 1], [-1, -1, 1], [1, -1, 1]];
   return signs.map((sign) => {
@@ -95,7 +97,7 @@ function needed_bound(p, target) {
   return (Math.max(...logits) - Math.min(...logits)) / 2;
 }
 
-/** Whether a point lies in a convex polygon of distributions (corners in order, either way round). */
+/** Whether a point lies in a convex polygon of distributions, its corners in order. */
 function inside(polygon, point) {
   const sides = polygon.map((p, i) => {
     const q = polygon[(i + 1) % polygon.length];
@@ -120,7 +122,7 @@ function nearest(polygon, target) {
     .reduce((best, point) => distance(point, target) < distance(best, target) ? point : best);
 }
 
-/** How near to target each way comes: {routing, mixing, logits}, with the points and the distances. */
+/** How near to target each way comes, {routing, mixing, logits}: its point and the distance. */
 function reach(experts, target, B) {
   const closest = (points) => points.reduce((best, point) =>
     distance(point, target) < distance(best, target) ? point : best);

@@ -154,7 +154,7 @@ def test_experts_train_as_they_should(monkeypatch):
     assert loss(model) < 0.97 * loss(other)
 
 
-# --- what the trainings are fed --------------------------------------------------------------------------------------------------------------
+# --- what the trainings are fed ----------------------------------------------------------------------------------------------------------
 
 
 def test_algorithm_1_is_a_shuffled_mix():
@@ -232,7 +232,7 @@ def test_phase_1_is_fed_the_train_split(world, tmp_path, monkeypatch):
         assert ids[:n].tolist() == text and mask[:n].tolist() == [i > text.index(tokenizer.ASSISTANT) for i in range(n)]
 
 
-# --- what a row of the table is --------------------------------------------------------------------------------------------------------------
+# --- what a row of the table is ----------------------------------------------------------------------------------------------------------
 
 ROWS = {"fusionroute": ("router", {}), "sft_only": ("router_sft", {}), "routing_only": ("router", {"use_router": False}),
         "router": ("router", {"use_expert": False}), "math": ("router", {"use_router": False, "only": 0}),
@@ -331,7 +331,7 @@ def test_what_a_training_shows(tiny_run, monkeypatch):
         return [Trace(tokens=tokenizer.encode_answer(i.answer if k % 4 else "?")) for k, i in enumerate(items)]
 
     monkeypatch.setattr(evaluate, "answers", stub)
-    assert evaluate.accuracy("router", "experts", 0, n=20) == dict.fromkeys(tasks.BENCHMARKS, 0.75)
+    assert batch.accuracy("router", "experts", 0, n=20) == dict.fromkeys(tasks.BENCHMARKS, 0.75)
     assert {tasks.split_of(i.key) for i in asked} == {"validation"} and len(asked) == 100
 
 

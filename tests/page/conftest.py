@@ -5,11 +5,10 @@ import pytest
 import torch
 
 from page_equal import call_node, load_models
+from page_screenshot import CHROMIUM, FLAGS, INSTALL
 from page.__main__ import SHIPPED, build, collect
 
-INSTALL = "run: bash tests/page/install.sh python"
 NODE = shutil.which("node")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.fixture(scope="session")
@@ -55,10 +54,6 @@ def chromium():
         browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
-
-
-FLAGS = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-         "--disable-background-networking --disable-component-update").split()
 
 
 @pytest.fixture(autouse=True)
