@@ -12,7 +12,7 @@ import torch
 import decode
 from fusionroute import cdpo_loss
 from toy_experts import run, show, tasks, tokenizer
-from toy_experts.evaluate import METHODS
+from toy_experts.batch import METHODS
 from toy_experts.train import EXPERTS
 
 from page_equal import compare, made_of, prompts_of
