@@ -17,22 +17,18 @@ expert that was not picked falls behind; when it is picked again, it first reads
     math | code | instruct    one expert alone
 """
 
-import codecs
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 
-from fusionroute import fuse, informative, score
+from fusionroute import fuse
 from model import sample
-from toy_experts import run, tokenizer
-from toy_experts.evaluate import MAX_NEW, METHODS
-from toy_experts.train import EXPERTS, load_router
-
-WEIGHTS = Path(__file__).parent / "toy_experts" / "weights"  # a trained run that comes with the code
+from toy_experts import run, show, tokenizer
+from toy_experts.batch import MAX_NEW, METHODS
+from toy_experts.train import load_router
 
 
 @dataclass
@@ -95,84 +91,6 @@ def decode(router, experts, prompt, use_router=True, use_expert=True, only=None,
         text.append(token)
 
 
-def in_S(experts, prompt, tokens):
-    """For each token of an answer, whether the experts disagreed there: the set S. Runs all experts.
-
-    Only the display needs this: the decoder runs the router and one expert per token.
-    """
-    ids = torch.tensor([prompt + tokens])                                       # (1, T)
-    _, choice = score(experts, ids, torch.tensor([ids.size(1)]))                # (1, T-1, n)
-    return informative(choice)[0, len(prompt) - 1:].tolist()
-
-
-# --- showing an answer ---------------------------------------------------------------------------
-
-COLOURS = {"math": 34, "code": 32, "instruct": 33, "router": 35}  # blue, green, yellow, magenta
-
-
-def pieces(tokens):
-    """The text of each token; "" for a part of a character, whose last part brings all of it."""
-    decoder, out = codecs.getincrementaldecoder("utf-8")("replace"), []
-    for i, token in enumerate(tokens):
-        part = tokenizer.encoding.decode_single_token_bytes(token) if token != tokenizer.END else b""
-        out.append(decoder.decode(part, i + 1 == len(tokens)))
-    return out
-
-
-def name(token):
-    """A token shown alone: its text with its leading space, its bytes if it is no whole character."""
-    raw = tokenizer.encoding.decode_single_token_bytes(token)
-    try:
-        return repr(raw.decode())
-    except UnicodeDecodeError:
-        return "byte " + raw.hex(" ")
-
-
-def records(steps, S, method):
-    """One dict per token: what --json prints."""
-    for step, inside, text in zip(steps, S, pieces([s.token for s in steps])):
-        alone = method == "router"
-        expert = "router" if alone else EXPERTS[step.pick]
-        weights = {} if alone else dict(zip(EXPERTS, (round(w, 4) for w in step.weights)))
-        yield {"token": text, "id": step.token, "expert": expert, "weights": weights,
-               "expert_choice": tokenizer.encoding.decode([step.expert_choice]),
-               "changed": step.token != step.expert_choice, "in_S": inside}
-
-
-def show(steps, S, method, colour):
-    """Print an answer. Tokens in S have their expert's colour, what the router changed a line below.
-
-    Outside S all experts agree, so the pick means nothing: these tokens are plain. Without colour,
-    tokens in S are in brackets with the expert's name, and what the router changed is in «».
-    """
-    rows = list(records(steps, S, method))
-    out, last = "", None
-    for r in rows:
-        shown = r["expert"] if r["in_S"] else None
-        text = r["token"]
-        if not text:                                    # the end, or the first part of a character
-            continue
-        if colour:
-            codes = [COLOURS[shown]] * bool(shown) + [4] * r["changed"]
-            text = f"\033[{';'.join(map(str, codes))}m{text}\033[0m" if codes else text
-        else:
-            text = f"«{text}»" if r["changed"] else text
-            if shown != last:
-                text = "]" * bool(last) + f"[{shown}:" * bool(shown) + text
-            last = shown
-        out += text
-    print(out + "]" * bool(last))
-    picked = [r["expert"] for r in rows if r["in_S"]]
-    counts = ", ".join((f"\033[{COLOURS[e]}m{e}\033[0m" if colour else e) + f" {picked.count(e)}"
-                       for e in dict.fromkeys(picked))
-    changed = ", ".join(f"{name(s.expert_choice)} -> {name(s.token)}" for s in steps
-                        if s.token != s.expert_choice)
-    print(f"({len(steps)} tokens with the end; the experts disagree at {sum(S)}: {counts or '-'}; "
-          f"changed by the router: {changed or 'none'})")
-    if steps[-1].token != tokenizer.END:
-        print(f"(stopped after {MAX_NEW} tokens)")
-
-
 # --- the command ---------------------------------------------------------------------------------
 
 
@@ -189,19 +107,21 @@ def encode(prompt, max_len):
 
 
 def respond(prompt, router, experts, s, as_json):
+    """Answer one prompt on the terminal."""
     ids = encode(prompt, router.lm.config.max_len)
     how = METHODS[s.method] | {"temperature": s.temperature, "top_p": s.top_p, "seed": s.seed}
     steps = list(decode(router, experts, ids, **how))
     tokens = [step.token for step in steps]
-    S = in_S(experts, ids, tokens)
-    if not as_json:
-        return show(steps, S, s.method, sys.stdout.isatty() and "NO_COLOR" not in os.environ)
-    rows, ended = list(records(steps, S, s.method)), tokens[-1] == tokenizer.END
-    for r in rows[:-1] if ended else rows:
-        print(json.dumps(r))
-    text = tokenizer.encoding.decode(tokens[:-1] if ended else tokens)
-    print(json.dumps({"answer": text, "prompt": prompt, "method": s.method,
-                      "end": rows[-1] if ended else None}))
+    rows = list(show.records(steps, show.in_S(experts, ids, tokens), s.method))
+    ended = tokens[-1] == tokenizer.END
+    if as_json:
+        text = tokenizer.encoding.decode(tokens[:-1] if ended else tokens)
+        summary = {"answer": text, "prompt": prompt, "method": s.method,
+                   "end": rows[-1] if ended else None}
+        return print("\n".join(map(json.dumps, rows[:len(rows) - ended] + [summary])))
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print(show.coloured(rows) if colour else show.plain(rows))
+    print(show.legend(steps, rows, colour) + ("" if ended else f" (stopped: {MAX_NEW} tokens)"))
 
 
 def main(argv=None):
@@ -210,16 +130,15 @@ def main(argv=None):
     p.add_argument("--json", action="store_true", help="one JSON object per token, then the answer")
     args = vars(p.parse_args(argv))
     prompt, as_json = args.pop("prompt"), args.pop("json")
-    s, folder = Settings(**args), None
+    s = Settings(**args)
     if prompt is not None:
         encode(prompt, float("inf"))                # an empty prompt is refused before any loading
-    folder = run.run_dir(s)
-    if not folder.exists() and (s.seed, s.out) == (0, "out") and WEIGHTS.exists():
-        print("(no run of your own yet: these are the weights in toy_experts/weights)",
-              file=sys.stderr)
-        folder = WEIGHTS
     which, flags = "router_sft" if s.method == "sft_only" else "router", run.flags(s)
-    hint = f"run python train_sft.py{flags}, then python train_cdpo.py{flags}"
+    folder, hint = run.run_dir(s), f"run python train_sft.py{flags}, then python train_cdpo.py{flags}"
+    if not flags and not (folder / f"{which}.pt").exists():
+        folder = run.WEIGHTS
+        print("(there is no run in out/seed0 yet: this is the one in toy_experts/weights)",
+              file=sys.stderr)
     router, experts, _ = load_router(folder, which, run.device(s.device), hint)
     if prompt is not None:
         return respond(prompt, router, experts, s, as_json)

@@ -29,7 +29,7 @@ from toy_experts import pairs as toy_pairs
 from toy_experts import run, tasks
 from toy_experts import train as toy
 from toy_experts.data import Data, batches, scored
-from toy_experts.evaluate import accuracy, show_answer, validation_item
+from toy_experts.batch import accuracy, show_answer, validation_item
 
 BATCH, LR_W = 16, 1e-3     # samples, or pairs, a step; peak learning rate of W
 
@@ -125,6 +125,7 @@ def main(argv=None):
     show_answer("before", router, experts, item)
     print("expect at the first pair step: rewards and margin 0, as pi_theta is still pi_ref. Plain DPO "
           "would start at a loss of log 2 = 0.693; here the bias moves it: -log sigmoid(bias) a pair")
+    run.expect("router", ["sft", "pair"])
     plan = make_plan(s, sft.lengths, pairs.lengths)
     log = train(s, router.requires_grad_(True), sft, pairs, ref, plan)
     show_answer("after", router, experts, item)

@@ -27,7 +27,7 @@ from fusionroute import Router, informative, sft_loss
 from toy_experts import run, tasks
 from toy_experts import train as toy
 from toy_experts.data import batches, scored
-from toy_experts.evaluate import accuracy, show_answer, validation_item
+from toy_experts.batch import accuracy, show_answer, validation_item
 
 BATCH, LR_W = 16, 3e-3     # samples a step; peak learning rate of W
 
@@ -103,6 +103,7 @@ def main(argv=None):
     show_answer("before", router, experts, item)
     print(f"expect at step 1: loss_lm {lm:.3f}, the instruction expert's, as the router is a copy of "
           f"it; loss_expert {expert:.3f}, the mean of all experts' in S, as W = 0 weights them alike")
+    run.expect("router_sft", ["sft"])
     log = train(s, router.requires_grad_(True), sft)
     show_answer("after", router, experts, item)
     shares = accuracy(router, experts, s.seed)

@@ -45,7 +45,7 @@ def several(p, cls, argv, *others):
 def one_of(s, name, values):
     """Raise UserError unless the field of the settings s is one of values."""
     if getattr(s, name) not in values:
-        raise UserError(f"--{name} is {getattr(s, name)!r}, and must be one of {', '.join(values)}")
+        raise UserError(f"--{name} is {getattr(s, name)!r}, and must be one of {', '.join(map(str, values))}")
 
 
 def file_stem(s, *names):
@@ -120,3 +120,16 @@ def fill(text, blocks, command):
             raise UserError(f"the page must have the lines {begin} and {end} once each")
         text = text[:text.index(begin) + len(begin)] + "\n" + block + "\n" + text[text.index(end):]
     return text
+
+
+def percent(x):
+    """A share as a whole percentage; "-" for None: of no prompts at all."""
+    return "-" if x is None else f"{100 * x:.0f}"
+
+
+def table(rows):
+    """Rows of strings, the head first, as the lines of a Markdown table that also reads well in a terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["| " + " | ".join([row[0].ljust(widths[0])] + [x.rjust(w) for x, w in zip(row[1:], widths[1:])]) + " |" for row in rows]
+    rule = "|" + "-" * (widths[0] + 2) + "|" + "|".join("-" * (w + 1) + ":" for w in widths[1:]) + "|"
+    return [lines[0], rule, *lines[1:]]

@@ -1,17 +1,8 @@
 """Section 4 of the paper as numbers anybody can rerun: `python -m theory`.
 
-Reading order, one difficulty per file:
-  mdp.py           states, rewards, values and occupancies, all exact
-  lemma.py         Lemma 4.1 in its two exact forms, and a third that is wrong
-  coverage.py      Assumption 4.2 and Eq. (5): routing when some expert is always nearly right
-  hidden_path.py   Theorem 4.3 / B.1: a secret that routing cannot learn in time
-  hidden_path_beyond.py   the same with leaks, retries and logits (uses Eq. (1) from the next file)
-  expressivity.py  what selecting, mixing and adding logits can each represent
-  fusion_bound.py  Eq. (6): closeness to pi* on the prefixes of pi*
-  collab.py        appendix C: judging an expert by its own continuation
-  learning.py      SFT of the router alone against SFT through the fusion
-  cdpo.py          the optimum of Eq. (3), and what too many steps do
-  beyond.py        stochastic transitions, coverage on average
-  report.py, figures.py, __main__.py   the table, the pictures, the command
+toy_mdp.py    start here: one page, the main sentence as numbers
+statements/   every statement of section 4, checked exactly, each with a test of what it needs
+figures/      the pictures of both pages
+
 Nothing outside this folder is imported; numpy is enough (matplotlib only for the pictures).
 """

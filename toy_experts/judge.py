@@ -1,9 +1,10 @@
-"""Judges generated Python without ever running it: a small interpreter for one whitelisted expression language.
+"""Judges generated Python without running it: an interpreter for a small language of expressions.
 
-A program is one `def` with plain arguments, an optional docstring and one `return`. An expression may use integers, True and
-False, the arguments, + - * // % ** and unary -, comparisons, and / or / not, if-else, lists, indexing and slicing by integers,
-comprehensions over lists, and the functions in FUNCTIONS. Nothing else exists here: no attributes, strings, imports, calls of
-other names, lambdas, or assignments. Every step, number and list is bounded, so hostile text is "wrong", and wrong quickly.
+A program is one `def` with plain arguments, an optional docstring and one `return`. An expression
+may use integers, True and False, the arguments, + - * // % ** and unary -, comparisons, and / or /
+not, if-else, lists, indexing and slicing by integers, comprehensions over lists, and the functions
+in FUNCTIONS. Nothing else exists here: no attributes, strings, imports, calls of other names,
+lambdas, or assignments. Steps, numbers and lists are all bounded, so hostile text is soon "wrong".
 
 >>> run("def f(xs):\\n    return sum(x * 2 for x in xs if x > 1)", ([1, 2, 3],))
 10
@@ -31,17 +32,18 @@ def power(a, b):
     return a**b
 
 
-BINARY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv,
-          ast.Mod: operator.mod, ast.Pow: power}
-COMPARE = {ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
-           ast.GtE: operator.ge, ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b}
-FUNCTIONS = {"sum": sum, "max": max, "min": min, "len": len, "sorted": sorted, "abs": abs, "set": set, "list": list, "any": any,
-             "all": all}
+BINARY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
+          ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: power}
+COMPARE = {ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le,
+           ast.Gt: operator.gt, ast.GtE: operator.ge, ast.In: lambda a, b: a in b,
+           ast.NotIn: lambda a, b: a not in b}
+FUNCTIONS = {"sum": sum, "max": max, "min": min, "len": len, "sorted": sorted, "abs": abs,
+             "set": set, "list": list, "any": any, "all": all}
 KEYWORDS = {("max", "default"), ("min", "default"), ("sorted", "reverse")}
 
 
 def bounded(value):
-    """The value itself if it is a bool, a small integer, or a short list or set of such; else Wrong."""
+    """The value itself if it is a bool, a small integer, or a short list or set of these."""
     if isinstance(value, (list, set)):
         if len(value) > MAX_LIST:
             raise Wrong("list too long")
@@ -55,7 +57,10 @@ def bounded(value):
 
 
 def evaluate(node, names, steps, depth=0):
-    """The value of one expression node. names: variable -> value. steps: [steps left], shared by the whole call."""
+    """The value of one expression node.
+
+    names: variable -> value. steps: [steps left], one list for the whole call.
+    """
     steps[0] -= 1
     if steps[0] < 0 or depth > MAX_DEPTH:
         raise Wrong("too many steps" if steps[0] < 0 else "too deep")
@@ -76,7 +81,7 @@ def evaluate(node, names, steps, depth=0):
             return not ev(node.operand)
         case ast.BinOp() if type(node.op) in BINARY:
             a, b = ev(node.left), ev(node.right)
-            if not (isinstance(a, int) and isinstance(b, int)):  # no list + list or list * n: sizes stay those of the input
+            if not (isinstance(a, int) and isinstance(b, int)):  # lists stay as long as the input's
                 raise Wrong("arithmetic on a list")
             return bounded(BINARY[type(node.op)](a, b))
         case ast.BoolOp():
@@ -111,9 +116,11 @@ def evaluate(node, names, steps, depth=0):
                 return value[slice(*(None if part is None else ev(part) for part in parts))]
             return value[ev(node.slice)]
         case ast.Call(func=ast.Name(id=name)) if name in FUNCTIONS and name not in names:
-            if name in ("len", "abs") and any(isinstance(arg, ast.GeneratorExp) for arg in node.args):
+            if name in ("len", "abs") and any(isinstance(arg, ast.GeneratorExp)
+                                              for arg in node.args):
                 raise Wrong("a generator has no len or abs")
-            args = [comprehension(arg, names, steps, depth) if isinstance(arg, ast.GeneratorExp) else ev(arg) for arg in node.args]
+            args = [comprehension(arg, names, steps, depth) if isinstance(arg, ast.GeneratorExp)
+                    else ev(arg) for arg in node.args]
             if any((name, kw.arg) not in KEYWORDS for kw in node.keywords):
                 raise Wrong("keyword")
             steps[0] -= sum(len(arg) for arg in args if isinstance(arg, (list, set)))
@@ -126,7 +133,8 @@ def comprehension(node, names, steps, depth):
         raise Wrong("more than one for")
     loop = node.generators[0]
     source = evaluate(loop.iter, names, steps, depth + 1)
-    if not isinstance(source, (list, set)) or not isinstance(loop.target, ast.Name) or loop.is_async:
+    if (not isinstance(source, (list, set)) or not isinstance(loop.target, ast.Name)
+            or loop.is_async):
         raise Wrong("loop")
     values = []
     for x in source:
@@ -137,7 +145,10 @@ def comprehension(node, names, steps, depth):
 
 
 def parse(source):
-    """A program in the language: its ast.FunctionDef and the expression that it returns. Raises Wrong."""
+    """A program in the language: its ast.FunctionDef, and the expression that it returns.
+
+    Raises Wrong.
+    """
     if len(source) > MAX_TEXT:
         raise Wrong("too long")
     if max(accumulate((c in "([{") - (c in ")]}") for c in source), default=0) > MAX_DEPTH:
@@ -151,20 +162,25 @@ def parse(source):
     if len(body) != 1 or not isinstance(body[0], ast.FunctionDef):
         raise Wrong("not one function")
     f, a = body[0], body[0].args
-    if f.decorator_list or f.returns or a.posonlyargs or a.vararg or a.kwonlyargs or a.kwarg or a.defaults:
+    if (f.decorator_list or f.returns or a.posonlyargs or a.vararg or a.kwonlyargs or a.kwarg
+            or a.defaults):
         raise Wrong("signature")
     if getattr(f, "type_params", None) or any(arg.annotation for arg in a.args):
         raise Wrong("signature")
     statements = f.body
     if isinstance(statements[0], ast.Expr) and isinstance(statements[0].value, ast.Constant):
         statements = statements[1:]  # the docstring
-    if len(statements) != 1 or not isinstance(statements[0], ast.Return) or statements[0].value is None:
+    if (len(statements) != 1 or not isinstance(statements[0], ast.Return)
+            or statements[0].value is None):
         raise Wrong("not one return")
     return f, statements[0].value
 
 
 def call(program, args):
-    """The value of a parsed program on args, a tuple of integers and lists of integers. Raises Wrong, and nothing else."""
+    """The value of a parsed program on args, a tuple of integers and lists of integers.
+
+    Raises Wrong, and nothing else.
+    """
     f, expression = program
     try:
         if len(f.args.args) != len(args):
@@ -181,7 +197,10 @@ def run(source, args):
 
 
 def passes(source, cases, name):
-    """Whether the program is called `name` and gives each expected value. cases: [(args, expected), ...]. Never raises."""
+    """Whether the program is called `name` and gives each expected value. Never raises.
+
+    cases: [(args, expected), ...].
+    """
     try:
         program = parse(source)
         got = [(call(program, args), expected) for args, expected in cases]

@@ -1,11 +1,12 @@
 """The toy tokenizer: a local tiktoken.Encoding, nothing to download.
 
-Its first 256 tokens are the single bytes, so every text has an encoding and comes back unchanged. The words in vocab.txt are
-tokens as a whole; digits are always single, so that a model can see how a number is written. Three special tokens mark the turns:
+Its first 256 tokens are the single bytes, so every text has an encoding and comes back unchanged.
+The words in vocab.txt are tokens as a whole. Digits are always single, so that a model sees how a
+number is written. Three special tokens mark the turns:
 
     <|user|>Maya has 12 apples. ...<|assistant|>After buying, 12 + 5 = 17. ...<|end|>
 
-`python -m toy_experts.tokenizer` writes vocab.txt anew from the training texts (needed after a change of the tasks).
+vocab.txt is made by vocab.py.
 """
 
 import hashlib
@@ -15,7 +16,8 @@ from pathlib import Path
 import tiktoken
 
 VOCAB_FILE = Path(__file__).with_name("vocab.txt")
-# A piece is a line break with its indentation, an operator between spaces before a digit, a word with its space, one digit, ...
+# A piece is a line break with its indentation, an operator between spaces before a digit, a word
+# with the space before it, one digit, other signs, spaces.
 PATTERN = r"\n *| (?:\*\*|//|[<>=!]=|[-+*/%=<>]) (?=\d)| ?\p{L}+|\d| ?[^\s\p{L}\d]+| +|\s"
 
 
@@ -25,39 +27,20 @@ def build(words):
         ranks.setdefault(word.encode(), len(ranks))
     n = len(ranks)
     special = {"<|user|>": n, "<|assistant|>": n + 1, "<|end|>": n + 2}
-    return tiktoken.Encoding("fusionroute-toy", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
+    return tiktoken.Encoding("fusionroute-toy", pat_str=PATTERN, mergeable_ranks=ranks,
+                             special_tokens=special)
 
 
-def write_vocab():
-    """Every piece of more than one byte that occurs at least 8 times in a sample of the training texts, one JSON string a line."""
-    from collections import Counter
-    from random import Random
-
-    import regex  # a dependency of tiktoken, with the \p{L} that `re` lacks
-
-    from toy_experts import tasks
-
-    counts = Counter()
-    for bench in tasks.BENCHMARKS + ["general"]:
-        for item in tasks.dataset(bench, "train", 6000, Random(0)):
-            counts.update(regex.findall(PATTERN, item.prompt) + regex.findall(PATTERN, item.answer))
-    words = sorted(piece for piece, n in counts.items() if n >= 8 and len(piece.encode()) > 1)
-    VOCAB_FILE.write_text("".join(json.dumps(word) + "\n" for word in words))
-    print(f"{VOCAB_FILE.name}: {len(words)} words, {256 + len(words) + 3} tokens")
-
-
-if __name__ == "__main__":
-    write_vocab()
-else:
-    encoding = build(json.loads(line) for line in VOCAB_FILE.read_text().splitlines())
-    USER, ASSISTANT, END = (encoding.encode_single_token(s) for s in ("<|user|>", "<|assistant|>", "<|end|>"))
-    VOCAB_SIZE = encoding.n_vocab
-    # What a checkpoint stores to be recognised: it must not be loaded with another vocabulary.
-    FINGERPRINT = hashlib.sha256(VOCAB_FILE.read_bytes() + PATTERN.encode()).hexdigest()[:16]
+encoding = build(json.loads(line) for line in VOCAB_FILE.read_text().splitlines())
+USER, ASSISTANT, END = (encoding.encode_single_token(s)
+                        for s in ("<|user|>", "<|assistant|>", "<|end|>"))
+VOCAB_SIZE = encoding.n_vocab
+# A checkpoint stores this, and is never loaded with another vocabulary.
+FINGERPRINT = hashlib.sha256(VOCAB_FILE.read_bytes() + PATTERN.encode()).hexdigest()[:16]
 
 
 def encode_prompt(prompt):
-    """Token ids of a prompt up to the place where the answer begins. Special tokens typed by a user stay plain text."""
+    """Token ids of a prompt, up to where the answer begins. Special tokens typed in stay text."""
     return [USER] + encoding.encode_ordinary(prompt) + [ASSISTANT]
 
 

@@ -68,7 +68,7 @@ def load():
         r = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in names}
     except (OSError, ValueError) as e:
         raise run.UserError(f"extra/results/ is not complete ({e}): run {' and '.join(COMMAND.values())}, python -m extra.paper.tune "
-                            "--seeds 0 1, python -m extra.paper.quickstart, python -m extra.speed.bench, and the ablations") from e
+                            "--seeds 0 1, python -m extra.paper.quickstart, python -m extra.paper.bench, and the ablations") from e
     for family in FAMILIES:
         if family not in r["table1"]:
             raise run.UserError(f"extra/results/table1.json has no {family}: run {COMMAND[family]}")
@@ -88,17 +88,23 @@ def short_table(r):
     meta, note, quick = r["table1"]["meta"]["llama"], "", r["quickstart"]
     if "router" not in ours:  # a table from before it had this row
         averages["router"] = [row["router"] for row in quick["seeds"].values()]
-        note = (f" * From another measurement: seeds {', '.join(quick['seeds'])}, {quick['meta']['settings']['prompts']} prompts per "
-                "benchmark and seed.")
-    rows = [["method", *(b.removeprefix("toy-") for b in BENCHES), "average ± sd", "FusionRoute minus it"]]
+        note = f" (* Measured apart: {len(quick['seeds'])} seeds, {quick['meta']['settings']['prompts']} prompts.)"
+    rows = [["method", "average", "FusionRoute minus it"]]
     for method in sorted(averages, key=lambda m: -mean(averages[m])):
         marker, d = "*" if method not in ours else "", differences.get(f"fusionroute - {method}")
-        cells = [f"{100 * mean(ours[method][b]):.0f}" for b in BENCHES] if method in ours else [""] * len(BENCHES)
-        rows.append([NAMES[method] + marker, *cells, spread(averages[method]) + marker, signed(d) if d else ""])
+        rows.append([NAMES[method] + marker, spread(averages[method]) + marker, signed(d) if d else ""])
     return "\n".join([
-        f"Per cent right in content and form: mean over seeds {', '.join(map(str, meta['seeds']))} with {meta['prompts per benchmark']} test "
-        "prompts per benchmark and seed; ± standard deviation over the seeds; FusionRoute's lead in points with its 95% interval "
-        f"(bootstrap over seeds and prompts, paired).{note}", "", *table(rows)])
+        f"Per cent right, average of five benchmarks: mean ± standard deviation over {len(meta['seeds'])} seeds, "
+        f"{meta['prompts per benchmark']} test prompts a benchmark; the lead in points with a 95% interval.{note}", "", *table(rows)])
+
+
+def times(r):
+    """How long `bash run.sh` takes."""
+    meta = r["quickstart"]["meta"]
+    s = meta["seconds"]
+    trained = sum(s[name] for name in ("base", "math", "code", "instruct"))
+    return (f"On {meta['machine']} the first takes about {s['total'] / 60:.0f} minutes after the installation: {trained} seconds for base and "
+            f"experts, {s['router_sft']} for phase 1, {s['router']} for phase 2, {s['evaluation']} for the table.")
 
 
 # --- the tables of extra/paper/README.md --------------------------------------------------------------------------------------------------
@@ -116,6 +122,7 @@ def commands(r):
         seeds = " ".join(map(str, m["seeds"]))
         rows.append([f"`python -m extra.paper.ablate {name} --seeds {seeds}`", sum(m["run time in seconds"].values()), f"ablation_{name}"])
     rows[1:] = [[command, f"{seconds / 60:.0f}", files] for command, seconds, files in rows[1:]]
+    rows.append(["`python -m extra.paper.bench`", f"{r['bench']['meta']['seconds'] / 60:.0f}", "bench, docs/speed.md"])
     tuned = " ".join(map(str, r["tuning"]["meta"]["llama"]["seeds"]))
     rows += [[f"`python -m extra.paper.tune --seeds {tuned}`", "not measured", "tuning"],
              ["`python -m extra.paper.quickstart`", "after `bash run.sh`", "quickstart"], [f"`{THIS}`", "0", "the pages"]]
@@ -209,7 +216,7 @@ def ablation_table(r, name):
 
 def blocks(r):
     """page -> {block: text}; extra.common.fill puts them between their markers."""
-    return {ROOT / "README.md": {"table": short_table(r)},
+    return {ROOT / "README.md": {"times": times(r), "table": short_table(r)},
             PAPER_WING / "README.md": {"commands": commands(r), "quickstart": quick_table(r), "table1": main_table(r, "llama"), "winrate": win_table(r, "llama"), "cost": cost_table(r, "llama"), "gemma": gemma_tables(r)}}
 
 
@@ -355,7 +362,7 @@ def claims(r, family):
                          f"{cost['fusionroute']['over_one_expert']:.2f} against {cost[m]['over_one_expert']:.2f} times one expert's time; "
                          f"{cost['fusionroute']['passes_per_token']:.2f} against {cost[m]['passes_per_token']:.2f} passes",
                          "reproduced" if cost["fusionroute"]["over_one_expert"] < cost[m]["over_one_expert"] else "reversed", "cost"))
-    if family == "llama":  # what extra/speed/bench.py measures
+    if family == "llama":  # what bench.py measures
         toy, large = r["bench"]["decode"]["toy"], r["bench"]["decode"]["large"]
         out.append(Claim("not in the paper: block decoding writes the same tokens in fewer passes (docs/speed.md)", "",
                          f"{toy['router_passes']:.2f} router and {toy['expert_passes']:.2f} expert passes per token instead of 1 and 1; "
@@ -390,7 +397,7 @@ def claims_table(r, family, found):
     meta, scale = r["table1"]["meta"][family], r["ablation_scale"]["meta"]
     command = "python -m extra.paper.ablate scale --seeds " + " ".join(map(str, scale["seeds"]))
     commands = {"ablation_scale": (command, sum(scale["run time in seconds"].values())),
-                "bench": ("python -m extra.speed.bench", r["bench"]["meta"]["seconds"])}
+                "bench": ("python -m extra.paper.bench", r["bench"]["meta"]["seconds"])}
     every = COMMAND[family], sum(t["total"] for t in meta["run time in seconds"].values())
     rows = [["claim", "paper", "ours", "verdict", "command", "run time", "JSON"]]
     for c in found:

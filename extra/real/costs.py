@@ -1,6 +1,6 @@
 """What FusionRoute with large models takes in memory and time: computed from sizes, never measured. The tables of docs/real-models.md.
 
-    python -m real.costs          writes them; a test fails when the page says something else
+    python -m extra.real.costs          writes them; a test fails when the page says something else
 
 Memory: training keeps 16 bytes a parameter (weight, gradient and AdamW's two moments, float32), and the tensors that autograd holds
 for one step, which are counted here on torch's meta device, where tensors have shapes and no content. A frozen model in bfloat16 is 2
@@ -16,14 +16,14 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 
-import common
-from fusionroute import LOGITS, token_logp
-from model import GPT, GPTConfig
-from report import fill, table
+from extra.common import RESULTS, fill, table
+from extra.gpt import GPT, GPTConfig
+from extra.real.scores import LOGITS
+from fusionroute import token_logp
+from toy_experts.run import run, write
 
-ROOT = Path(__file__).parent.parent
-RESULT = ROOT / "results" / "smollm2.json"
-PAGE, COMMAND = ROOT / "docs" / "real-models.md", "python -m real.costs"
+RESULT = RESULTS / "smollm2.json"
+PAGE, COMMAND = Path(__file__).parents[2] / "docs" / "real-models.md", "python -m extra.real.costs"
 LLAMA = {"vocab_size": 128256, "head_dim": 128, "n_kv_head": 8, "max_len": 8192}
 GEMMA = {"post_norm": True, "one_plus": True, "gelu": True, "embed_scaled": True, "attn_cap": 50.0, "logit_cap": 30.0, "window": 4096,
          "vocab_size": 256000, "max_len": 8192}
@@ -167,9 +167,9 @@ def blocks():
 
 
 def main():
-    common.write(PAGE, fill(PAGE.read_text(), blocks(), COMMAND))
+    write(PAGE, fill(PAGE.read_text(), blocks(), COMMAND))
     print("\n\n".join(blocks().values()))
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run(main)

@@ -1,21 +1,21 @@
-"""Several processes, on one machine or on many: torchrun --nproc_per_node=N train_sft.py ... Nothing here happens without torchrun.
+"""Several processes, on one machine or on many: torchrun --nproc_per_node=N -m extra.real.train_sft ... Nothing here happens without torchrun.
 
 Every process holds the same plan, takes its share of each batch, and gets the gradient of the whole batch: the weights are those of one
-process, up to rounding. Plain: every process holds the router (DistributedDataParallel). --fsdp: each block's weights, gradients and
+process, up to rounding. Default: every process holds the router (DistributedDataParallel). --fsdp: each block's weights, gradients and
 moments are divided among them, and put together while they are needed (fully_shard). gloo carries CPU tensors, NCCL those of GPUs.
 
-1. A mean over a batch (of answer tokens, of pairs) divides by what all processes have together. Each multiplies its own sum by their
-   number, because both wrappers average gradients: `share`.
-2. Process 0 goes first: it makes what is missing (toy experts, pairs), while the others wait. They come along when it scores with
-   own.py's experts, where each takes its part of the files, or at `spread`; what was made they read. Process 0 alone writes and prints.
-3. A saved state is what one process would have saved: any number of processes goes on from it, with --fsdp or without.
-4. Whoever fails first says so in one line, and the others nothing; torchrun ends them, and adds a report of its own.
+1. A loss is a mean over what a process has: answer tokens, or pairs. Each process multiplies its own by its part of the whole batch, and
+   by the number of processes, because both wrappers average gradients: `of_whole_batch`.
+2. Process 0 goes first and reads the data, while the others wait. They begin when it scores, where each takes its part of the files, or at
+   `spread`. Process 0 alone writes and prints.
+3. A saved state is what one process would have saved: any number of processes resumes from it, with --fsdp or without.
+4. The process that fails first says why in one line, and the others nothing; torchrun ends them, and adds a report of its own.
 
 Several machines: the same command on each, torchrun --nnodes=M --rdzv_backend=c10d --rdzv_id=ANY --rdzv_endpoint=HOST:PORT; OUT, models
 and data in a folder that they share. With --max-restarts=K torchrun itself starts a failed job again, up to K times.
 
-Memory a process: the whole router once, in float32 (in phase 2 on its GPU, to score with it as pi_ref; in phase 1 of own.py, with --fsdp,
-on the CPU, and block by block from there); from then on 16 bytes a parameter, divided by N with --fsdp. Process 0 also gathers 12 bytes a
+Memory of a process: the whole router once, in float32 (in phase 2 on its GPU, to score with it as pi_ref; in phase 1, with --fsdp, on the
+CPU, and block by block from there); from then on 16 bytes a parameter, divided by N with --fsdp. Process 0 also gathers 12 bytes a
 parameter on the CPU for each saved state: see --save_every. No torch.compile: every batch has its own length.
 """
 
@@ -33,13 +33,12 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-import common
-import fusionroute
-from common import UserError
-from model import GPT
+from extra.gpt import GPT, Router
+from toy_experts import run as script
+from toy_experts.run import UserError, check_same, load, write
 
 FOREVER = timedelta(days=30)
-GONE = "another process of this job has ended, or the job was told to; the same command again goes on from the last saved state"
+GONE = "another process of this job has ended, or the job was told to; the same command again resumes from the last saved state"
 store = voice = None  # torchrun's store, a few words that all processes read and write; two connections, because a wait blocks one
 
 
@@ -90,31 +89,33 @@ def average(grad):
 
 
 def share(rows):
-    """This process's part of a batch, rows (B,), and how to take a mean over the whole batch: see fusionroute.mean.
+    """This process's part of a batch, rows (B,), and 1; where there are fewer rows than processes, some get a row that counts 0."""
+    if alone():
+        return rows, 1
+    mine = rows[dist.get_rank()::dist.get_world_size()]
+    return (mine, 1) if len(mine) else (rows[:1], 0)
 
-    Where there are fewer rows than processes, some take part with a row that counts for nothing.
+
+def of_whole_batch(loss, terms, count, weight=1, in_S=0):
+    """What a process computed on its share of a batch, made that of the whole batch.
+
+    loss and terms (a dict of numbers, and perhaps the list "routing") are means over `count` tokens or pairs of this share,
+    "routing" over the in_S tokens in S; weight: of `share`. Returns the loss to call backward on (its gradient is this share's times the
+    number of processes, because their average is then the whole batch's), the loss to report and the terms, of the whole batch.
     """
     if alone():
-        return rows, fusionroute.mean
-    mine = rows[dist.get_rank()::dist.get_world_size()]
-    return (mine, partial(mean, 1.0)) if len(mine) else (rows[:1], partial(mean, 0.0))
-
-
-def mean(weight, x, count=None):
-    """fusionroute.mean over the shares of all processes; weight: 0 where this one's counts for nothing.
-
-    The value is that of the whole batch. The gradient is this share's, times the number of processes: their average is the whole's.
-    """
-    mine = x.sum() * weight                                                    # ()
-    count = torch.as_tensor(x.numel() if count is None else count, device=x.device) * weight  # ()
-    sums = torch.stack([mine.detach().double(), count.double()])               # (2,)
+        return loss, loss, terms
+    names = [name for name in terms if name != "routing"]
+    numbers = [loss, *(terms[name] for name in names)]
+    both = torch.stack([torch.as_tensor(x, dtype=torch.float64, device=loss.device) for x in (count, in_S)]) * weight     # (2,)
+    means, shares = (torch.stack([torch.as_tensor(x, device=loss.device).detach().double() for x in xs]) if xs else both.new_zeros(0)
+                     for xs in (numbers, terms.get("routing", [])))                                       # (numbers,), (n,)
+    sums = torch.cat([both, means * both[0], shares * both[1]])
     dist.all_reduce(sums)
-    count = sums[1].clamp(min=1)
-    value = (sums[0] / count).float()
-    if not mine.requires_grad:
-        return value
-    mine = mine * (dist.get_world_size() / count).float()
-    return mine + (value - mine).detach()
+    total, total_S = sums[:2].clamp(min=1)
+    means, shares = (sums[2:2 + len(means)] / total).float(), (sums[2 + len(means):] / total_S).float()
+    report = dict(zip(names, means[1:])) | ({"routing": list(shares)} if "routing" in terms else {})
+    return loss * (both[0] * dist.get_world_size() / total).float(), means[0], report
 
 
 # --- states and results -------------------------------------------------------------------------------------------------------------------
@@ -142,7 +143,8 @@ def whole(router):
         return router
     state = {name.replace("lm.module.", "lm."): gathered(p) for name, p in router.state_dict().items()}
     with torch.device("meta"):
-        one = fusionroute.Router(GPT(getattr(router.lm, "module", router.lm).config), router.W.out_features)
+        lm = getattr(router.lm, "module", router.lm)
+        one = Router(GPT(lm.config), router.W.out_features)
     if first():
         one.load_state_dict(state, assign=True)
         if one.lm.config.tied:
@@ -151,19 +153,22 @@ def whole(router):
 
 
 def save_state(path, recipe, step, router, optimizer, log):
-    """Everything that a killed training needs to go on as if nothing had happened."""
+    """Everything that a killed training needs to resume as if nothing had happened. path None: nothing is saved."""
+    if path is None:
+        return
     model, moments = whole(router), optimizer.state_dict()
     moments["state"] = {i: {name: gathered(x) for name, x in state.items()} for i, state in moments["state"].items()}
     if first():
-        common.save(path, {"recipe": recipe, "step": step, "model": model.state_dict(), "optimizer": moments, "log": log})
+        content = {"recipe": recipe, "step": step, "model": model.state_dict(), "optimizer": moments, "log": list(log)}
+        write(path, lambda f: torch.save(content, f))
 
 
 def resume(path, recipe, router, optimizer):
-    """Load a state into router and optimizer, if there is one; returns (the step to go on from, the log so far)."""
-    if not path.exists():
+    """Load a state into router and optimizer, if there is one; returns (the step to resume from, the log so far)."""
+    if path is None or not path.exists():
         return 0, []
-    state = common.load(path, ("recipe", "step", "model", "optimizer", "log"), "start again")
-    common.check_same(path, state["recipe"], recipe)
+    state = load(path, ("recipe", "step", "model", "optimizer", "log"), "start again")
+    check_same(path, state["recipe"], recipe)
     try:
         router.load_state_dict({name: divided(state["model"][name.replace("lm.module.", "lm.")], p)
                                 for name, p in router.state_dict().items()})
@@ -172,7 +177,7 @@ def resume(path, recipe, router, optimizer):
         optimizer.load_state_dict(moments)
     except (RuntimeError, ValueError, KeyError, IndexError) as e:
         raise UserError(f"{path} does not fit this training; remove it to start again") from e
-    print(f"going on from step {state['step']} of {path}")
+    print(f"resuming from step {state['step']} of {path}")
     return state["step"], state["log"]
 
 
@@ -201,11 +206,8 @@ def wait():
 
 
 def run(main):
-    """common.run, and under torchrun the same in every process."""
-    if dist.is_torchelastic_launched():
-        common.run(partial(together, main), before="\n")  # the last line may be another process's, a progress bar without its end
-    else:
-        common.run(main)
+    """toy_experts.run.run, and under torchrun the same in every process."""
+    script.run(partial(together, main) if dist.is_torchelastic_launched() else main)
 
 
 def together(main):
@@ -224,12 +226,14 @@ def together(main):
         dist.destroy_process_group()
     except (UserError, OSError, KeyboardInterrupt) as e:
         if speak():
+            print(file=sys.stderr)  # the last line may be another process's, a progress bar without its end
             raise
         sys.exit(130 if isinstance(e, KeyboardInterrupt) else 2)
     except RuntimeError as e:
         if not isinstance(e, dist.DistError) and "gloo" not in str(e):
             raise  # a mistake of ours
         if speak():
+            print(file=sys.stderr)
             raise UserError(GONE) from e
         sys.exit(2)
 

@@ -1,10 +1,11 @@
-"""Real models: directories in the format of Hugging Face, Llama and Gemma-2, to and from the GPT of model.py.
+"""Real models: directories in the format of Hugging Face, Llama and Gemma-2, to and from the GPT of extra/gpt.py.
 
-    model = GPT.from_pretrained("DIR", device="cuda", dtype=torch.bfloat16)
-    model.save_pretrained("ANOTHER")
+    model = load("DIR", device="cuda", dtype=torch.bfloat16)
+    logits, hidden = model(ids)
+    save(model, "ANOTHER")
 
 A directory holds config.json (the architecture) and model.safetensors or several such files with an index (the weights); its tokenizer
-is read by pretrained_tokenizer.py. Nothing in it is executed, and no pickle is read. What config.json asks for and model.py does not do
+is read by pretrained_tokenizer.py. Nothing in it is executed, and no pickle is read. What config.json asks for and gpt.py does not do
 is refused by name, and so is every key that is not known here: a model that is computed almost right is worse than none.
 
 The packages that this takes are in requirements-real.txt; the toy experiment needs none of them.
@@ -18,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-from common import UserError
-from model import GPT, GPTConfig, rope_table
+from extra.gpt import GPT, GPTConfig, rope_table
+from toy_experts.run import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 LARGEST = 2**20  # of any number in a config.json: well above all real ones, and far below what would exhaust the memory
@@ -64,7 +65,7 @@ DEFAULTS = {"llama": {"num_key_value_heads": None, "head_dim": None, "max_positi
             "gemma2": {"num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 8192, "rms_norm_eps": 1e-6,
                        "tie_word_embeddings": True, "query_pre_attn_scalar": 256, "attn_logit_softcapping": 50.0,
                        "final_logit_softcapping": 30.0, "sliding_window": 4096}}
-# Keys with one value that model.py computes: those that save_pretrained writes, and others.
+# Keys with one value that gpt.py computes: those that `save` writes, and others.
 ONLY = {"llama": {"architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "mlp_bias": False,
                   "hidden_act": "silu"},
         "gemma2": {"architectures": ["Gemma2ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
@@ -315,8 +316,8 @@ def load(directory, device="cpu", dtype=torch.float32, vocab_size=None):
     return model.eval()
 
 
-def save(directory, model, tokenizer=None):
-    """Write a GPT as config.json and model.safetensors, and the files of its tokenizer, if given, beside them.
+def save(model, directory, tokenizer=None):
+    """Write a GPT as config.json and model.safetensors, which `load` and transformers read, and the files of its Tokenizer, if given.
 
     All files are complete on the disk before the first takes the place of an older one. UserError when the directory holds a model
     in several files (which would be left behind), or cannot be written.

@@ -13,8 +13,8 @@ import json
 import re
 from pathlib import Path
 
-from common import UserError
-from pretrained import LARGEST, extra, read_json, shown
+from extra.real.pretrained import LARGEST, extra, read_json, shown
+from toy_experts.run import UserError
 
 STAND_IN = "standinforcontent"  # takes the place of a text in a chat template, or of a special token in a text
 
@@ -130,6 +130,12 @@ class Tokenizer:
 
     def decode(self, ids):
         return self.encoding.decode(ids, skip_special_tokens=False)
+
+    def alone(self, token):
+        """The text of one token that is shown by itself: with its leading space, and named where it is only a part of a character."""
+        before = self.encode("x")[-1:]
+        text = self.decode(before + [token])[len(self.decode(before)):]
+        return f"part of a character, token {token}" if "\ufffd" in text else text
 
 
 def agree(tokenizers):

@@ -1,12 +1,12 @@
 """FusionRoute with a real language model on a laptop: SmolLM2-135M, three experts fine-tuned from it, and a router over them.
 
-    bash real/run_smollm2.sh            all of it, in about half an hour; docs/real-models.md shows what comes out
-    python -m real.smollm2 data         SMOL/{math,code,instruct,router}.jsonl, from the generators in toy_experts/tasks.py
-    python -m real.smollm2 pairs        SMOL/pairs.jsonl: right answers against wrong ones that the fused model of phase 1 sampled
-    python -m real.smollm2 evaluate     results/smollm2.json: every method on held-out test prompts
-    python -m real.smollm2 publish      docs/real-models.md from it
+    bash extra/real/run_smollm2.sh            all of it, in about half an hour; docs/real-models.md shows what comes out
+    python -m extra.real.smollm2 data         SMOL/{math,code,instruct,router}.jsonl, from the generators in toy_experts/tasks.py
+    python -m extra.real.smollm2 pairs        SMOL/pairs.jsonl: right answers against wrong ones that the fused model of phase 1 sampled
+    python -m extra.real.smollm2 evaluate     extra/results/smollm2.json: every method on held-out test prompts
+    python -m extra.real.smollm2 publish      docs/real-models.md from it
 
-The training is train_sft.py's and train_cdpo.py's: see run_smollm2.sh. As in the toy world, a quarter of the sub-skills is kept from
+The training is train_sft's and train_cdpo's here: see run_smollm2.sh. As in the toy, a quarter of the sub-skills is kept from
 every expert's data and is in the router's, and a problem's split is a hash of its content: no test problem was ever trained on.
 """
 
@@ -14,6 +14,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,20 +23,19 @@ from random import Random
 import torch
 from tqdm import tqdm
 
-import common
-import decode
-import own
-from fusionroute import Router
-from model import ended
-from report import fill, percent, table
-from toy_experts import tasks
+from extra import common
+from extra.common import RESULTS, fill, percent, table
+from extra.gpt import Router
+from extra.real import decode, own
+from toy_experts import run, tasks
+from toy_experts.run import write
 
-ROOT = Path(__file__).parent.parent
-RESULT, PAGE = ROOT / "results" / "smollm2.json", ROOT / "docs" / "real-models.md"
-COMMAND = "python -m real.smollm2 publish"
+ROOT = Path(__file__).parents[2]
+RESULT, PAGE = RESULTS / "smollm2.json", ROOT / "docs" / "real-models.md"
+COMMAND = "python -m extra.real.smollm2 publish"
 EXPERTS = list(tasks.DOMAINS)  # math, code, instruct
 MAX_NEW = 64  # longest answer, in tokens
-METHODS = {  # whom they need -> method -> how decode.fused_decode computes it
+METHODS = {  # whom they need -> method -> how decode.decode_batch computes it
     "alone": {name: {"use_router": False, "only": i} for i, name in enumerate([*EXPERTS, "smollm2"])},
     "router_sft": {"sft_only": {}},
     "router": {"fusionroute": {}, "routing_only": {"use_router": False}, "router": {"use_expert": False}},
@@ -58,11 +58,11 @@ class Settings:
     batch: int = 20            # prompts decoded together
 
     def __post_init__(self):
-        common.positive(self, "expert", "router", "prompts", "tests", "batch")
+        run.positive(self, "expert", "router", "prompts", "tests", "batch")
 
 
 def write_lines(path, records):
-    common.write(path, "".join(json.dumps(r) + "\n" for r in records))
+    write(path, "".join(json.dumps(r) + "\n" for r in records))
     print(f"saved {path}, {len(records)} lines")
 
 
@@ -80,41 +80,41 @@ def data(s):
 
 
 def fused(s, name):
-    """own.World, Router and experts, all in memory. name: of a router in SMOL/seed0; "alone": none, and SmolLM2 as a fourth expert."""
+    """own.Setup, Router and experts, all in memory. name: of a router in SMOL/seed0; "alone": none, and SmolLM2 as a fourth expert."""
     experts, start = [f"{e}={Path(s.out) / 'seed0' / e}" for e in EXPERTS], {"init": s.model}
     if name != "alone":
         start = {"router": str(Path(s.out) / "seed0" / name)}
-    world = own.World(decode.Settings(), own.Flags(**start, experts=experts, max_new=MAX_NEW))
+    setup = own.Setup(own.Flags(**start, experts=experts, max_new=MAX_NEW), torch.device("cpu"))
     if name != "alone":
-        return world, *world.models()
-    experts = [world.load(path).requires_grad_(False) for path in [*world.directories.values(), world.first]]
-    return world, Router(experts[-1], len(experts)), experts
+        return setup, *setup.models()
+    experts = [setup.load(path).requires_grad_(False) for path in [*setup.directories.values(), setup.first]]
+    return setup, Router(experts[-1], len(experts)), experts
 
 
-def answers(world, router, experts, items, batch, **how):
-    """decode.fused_decode on the items' prompts, those of similar length together: a Trace and a text each, in the items' order."""
+def answers(setup, router, experts, items, batch, **how):
+    """decode.decode_batch on the items' prompts, those of similar length together: a Trace and a text each, in the items' order."""
     order = sorted(range(len(items)), key=lambda i: len(items[i].prompt))
     traces, texts = [None] * len(items), [None] * len(items)
     for k in tqdm(range(0, len(items), batch), desc="answering", mininterval=1.0):
         rows = order[k:k + batch]
-        prompts = [world.encode_prompt(items[i].prompt) for i in rows]
-        for i, trace in zip(rows, decode.fused_decode(router, experts, prompts, world.ends, MAX_NEW, **how)):
-            traces[i], texts[i] = trace, world.tokenizer.decode(decode.answer_ids(trace, world.ends))
+        prompts = [setup.encode_prompt(items[i].prompt) for i in rows]
+        for i, trace in zip(rows, decode.decode_batch(router, experts, prompts, setup.ends, MAX_NEW, **how)):
+            traces[i], texts[i] = trace, setup.tokenizer.decode(decode.answer_ids(trace, setup.ends))
     return traces, texts
 
 
 def pairs(s):
     """Preference pairs: on prompts where the fused model of phase 1, at temperature 1, says something wrong, that against the answer."""
-    begun, (world, router, experts) = time.process_time(), fused(s, "router_sft")
+    begun, (setup, router, experts) = time.process_time(), fused(s, "router_sft")
 
     def sample():
         items = tasks.mixed("preference", s.prompts, Random(f"smollm2 pairs {s.seed}"), tasks.BENCHMARKS)
-        _, texts = answers(world, router, experts, items, s.batch, temperature=1.0, seed=1000 * s.seed)
+        _, texts = answers(setup, router, experts, items, s.batch, temperature=1.0, seed=1000 * s.seed)
         wrong = [(item, text) for item, text in zip(items, texts) if not tasks.check(item, text)]
         return {"cpu": time.process_time() - begun, "pairs": [
             {"prompt": item.prompt, "chosen": item.answer, "rejected": text} for item, text in wrong]}
 
-    made_from = [own.fingerprint(world.first), world.fingerprints, common.fingerprints(["W"], [router.W])]
+    made_from = [own.fingerprint(setup.first), setup.fingerprints, common.fingerprints(["W"], [router.W])]
     key = [s.seed, s.prompts, s.batch, MAX_NEW, made_from]
     write_lines(Path(s.out) / "pairs.jsonl", common.cached(Path(s.out) / "pairs.json", key, sample)["pairs"])
 
@@ -124,19 +124,19 @@ def pairs(s):
 
 def said(s, name, items):
     """What the methods that need `name` (see METHODS) answer; it is kept in SMOL, so that an interrupted evaluation goes on."""
-    world, router, experts = fused(s, name)
-    made_from = [own.fingerprint(s.model), own.fingerprint(world.first), world.fingerprints, common.fingerprints(["W"], [router.W])]
+    setup, router, experts = fused(s, name)
+    made_from = [own.fingerprint(s.model), own.fingerprint(setup.first), setup.fingerprints, common.fingerprints(["W"], [router.W])]
     key = [s.seed, s.tests, MAX_NEW, made_from]
     out = {}
     for method, how in METHODS[name].items():
-        def run():
+        def compute():
             begun = time.process_time()
-            traces, texts = answers(world, router, experts, items, s.batch, **how)
+            traces, texts = answers(setup, router, experts, items, s.batch, **how)
             return {"cpu": time.process_time() - begun, "texts": texts, "picks": [[EXPERTS[i] for i in t.pick if i < 3] for t in traces],
                     "changed": [sum(a != b for a, b in zip(t.tokens, t.expert_choice)) for t in traces],
-                    "ended": [ended(t.tokens, world.ends) for t in traces]}
-        out[method] = common.cached(Path(s.out) / f"answers-{method}.json", key, run)
-    return out, (world, router, experts)
+                    "ended": [decode.ended(t, setup.ends) for t in traces]}
+        out[method] = common.cached(Path(s.out) / f"answers-{method}.json", key, compute)
+    return out, (setup, router, experts)
 
 
 def tests(s):
@@ -144,13 +144,13 @@ def tests(s):
 
 
 def evaluate(s):
-    """results/smollm2.json."""
+    """extra/results/smollm2.json."""
     items, answered, cpu, memory = tests(s), {}, {}, {}
     for name in METHODS:
-        more, (world, router, experts) = said(s, name, items)
+        more, (setup, router, experts) = said(s, name, items)
         answered |= more
     for name in [*EXPERTS, "router_sft", "router"]:
-        left = world.read(Path(s.out) / "seed0" / name / own.FILE, "bash real/run_smollm2.sh")
+        left = setup.read(Path(s.out) / "seed0" / name / own.FILE, "bash extra/real/run_smollm2.sh")
         cpu[name], memory[name] = round(left["cpu"]), left["memory"]
     sampled = json.loads((Path(s.out) / "pairs.json").read_text())["result"]
     cpu |= {"pairs": round(sampled["cpu"]), "evaluation": round(sum(r["cpu"] for r in answered.values()))}
@@ -171,17 +171,17 @@ def evaluate(s):
                          for b in tasks.BENCHMARKS}
     result["changed"] = mean(answered["fusionroute"]["changed"]) / (sum(map(len, picks)) / len(picks))
     result["ended"] = {method: mean(r["ended"]) for method, r in answered.items()}
-    result["examples"] = [example(next(item for item in items if item.bench == b).prompt, world, router, experts) for b in tasks.BENCHMARKS]
+    result["examples"] = [example(next(item for item in items if item.bench == b).prompt, setup, router, experts) for b in tasks.BENCHMARKS]
     result["meta"]["memory"]["answering"] = common.peak_memory()
-    common.write(RESULT, json.dumps(result, indent=1) + "\n")
+    write(RESULT, json.dumps(result, indent=1) + "\n")
     print(f"saved {RESULT}\n\n{report(result)}")
 
 
-def example(prompt, world, router, experts):
+def example(prompt, setup, router, experts):
     """A prompt and its answer as decode.py shows them where there are no colours."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        decode.respond(prompt, router, experts, "fusionroute", as_json=False, of=world)
+        decode.respond(prompt, router, experts, "fusionroute", False, decode.Settings.block, setup)
     return f"prompt> {prompt.strip()}\n{out.getvalue().rstrip()}"
 
 
@@ -190,7 +190,7 @@ def machine():
 
 
 def report(r):
-    """What results/smollm2.json says, as Markdown."""
+    """What extra/results/smollm2.json says, as Markdown."""
     meta, short = r["meta"], lambda b: b.removeprefix("toy-")
     s, cpu, memory = meta["settings"], meta["cpu_seconds"], meta["memory"]
     columns = [*tasks.BENCHMARKS, "average", "covered", "uncovered"]
@@ -215,14 +215,14 @@ def report(r):
 
 def publish(s):
     result, page = json.loads(RESULT.read_text()), PAGE.read_text()
-    common.write(PAGE, fill(page, blocks(result), COMMAND))
+    write(PAGE, fill(page, blocks(result), COMMAND))
     print(f"saved {PAGE}")
 
 
 def answer_in(shown):
     """The text of an answer from what decode.show printed of it: a line without a name goes on in a new line of the answer."""
     text = ""
-    for line in shown.partition(" tokens with the end: ")[0].split("\n")[:-1]:
+    for line in re.split(r"\n\(\d+ tokens", shown)[0].split("\n"):
         name, _, said = line.partition(" | ")
         text += said if name.strip() else f"\n{said}"
     return text.replace("«", "").replace("»", "")
@@ -242,11 +242,11 @@ def judged(result):
 
 def blocks(result):
     return {"smollm2": report(result), "examples": judged(result) + "\n\n```\n" + "\n\n".join(result["examples"]) + "\n```",
-            "commands": "```bash\n" + (ROOT / "real" / "run_smollm2.sh").read_text().partition("set -euo pipefail\n")[2].strip() + "\n```"}
+            "commands": "```bash\n" + (Path(__file__).parent / "run_smollm2.sh").read_text().partition("set -euo pipefail\n")[2].strip() + "\n```"}
 
 
 def main(argv=None):
-    p = common.parser(Settings, __doc__)
+    p = run.parser(Settings, __doc__)
     p.add_argument("what", choices=["data", "pairs", "evaluate", "publish"], help="see above")
     args = vars(p.parse_args(argv))
     what, s = args.pop("what"), Settings(**args)
@@ -255,4 +255,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run.run(main)

@@ -1,29 +1,66 @@
-"""GPT.forward over one row with a cache, which is what answering a prompt is made of: the same from half of the operations.
+"""One row, one cache: the same pass as GPT.forward in half of the operations.
 
-An operation of torch costs a microsecond or more, whatever it computes, and a small model's pass over one token consists of nothing
-else. So here are as few as can be read: q, k and v come from one matrix, as do gate and up; q and k are turned together, k and v stored
-together; attention is torch's own kernel. Read model.py first: it says what is computed, for any number of rows, with or without a
-cache, and for training. tests/test_model.py shows that the two agree.
+An operation of torch costs a microsecond or more, however little it computes, and a pass of a small model over one token is nothing but
+such operations. So here are as few as still read well: q, k and v come from one matrix, and so do gate and up; q and k are rotated
+together, k and v are stored together; attention is torch's own kernel. Read model.py first: it says what is computed, for any number of
+rows, with and without a cache, and for training. tests/speed/test_fast.py shows that the two agree.
 
-Shapes as in model.py, without B, as there is one row.
+model.py does not know this file. Who wants the fast pass calls `fast.read(model, ids, cache)`, or wraps a model in `fast.Fast`.
+
+Shapes as in model.py, without B, because there is one row.
 """
+
+import weakref
 
 import torch
 import torch.nn.functional as F
 
+from fusionroute import Router
 
-def applies(model, ids, cache, new):
-    """Is this pass one for `forward`: one row with a cache, frozen weights, and nothing of Gemma-2's?"""
-    c = model.config
-    return cache is not None and cache.rows is None and new is None and ids.size(0) == 1 and not model.embed.weight.requires_grad and not (
-        c.gelu or c.post_norm or c.one_plus or c.embed_scaled or c.attn_cap or c.logit_cap or c.window)
+OTHER = ("gelu", "post_norm", "one_plus", "embed_scaled", "attn_cap", "logit_cap", "window")  # what Gemma-2 has besides: extra/gpt.py
+
+
+def read(model, ids, cache, new=None):
+    """As model(ids, cache, new) of a GPT or a Router, by the fast pass where it applies."""
+    if watched(model):
+        return model(ids, cache, new)
+    if isinstance(model, Router):
+        logits, hidden = read(model.lm, ids, cache, new)                              # (B, T, V), (B, T, d)
+        return logits, model.W(hidden)                                                # (B, T, V), (B, T, n)
+    return forward(model, ids, cache) if applies(model, ids, cache, new) else model(ids, cache, new)
+
+
+class Fast:
+    """A GPT or a Router that reads by `read`, for functions that call a model themselves: generate(Fast(model), ...)."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def __call__(self, ids, cache=None, new=None):
+        return read(self.model, ids, cache, new)
+
+    def __getattr__(self, name):  # config, embed, new_cache, lm, W
+        if name.startswith("__"):  # what copy and pickle ask for, before there is a model
+            raise AttributeError(name)
+        return getattr(self.model, name)
+
+
+def watched(model):
+    """Has somebody registered a hook, which only model(...) calls?"""
+    return bool(model._forward_hooks or model._forward_pre_hooks)
+
+
+def applies(model, ids, cache, new=None):
+    """Can `forward` do this pass: one row with a cache, frozen weights, nothing of Gemma-2's, no hooks?"""
+    return (cache is not None and cache.rows is None and new is None and ids.size(0) == 1 and not model.embed.weight.requires_grad
+            and not any(getattr(model.config, name, 0) for name in OTHER) and not watched(model))
 
 
 def joined(*layers):
     """The weights (N_i, d) of linear layers that read the same input, as one matrix (sum of N_i, d).
 
-    The first call moves them into one piece of memory and leaves each layer a view of its part. So no weight exists twice, and one
-    that is changed later is changed here, too; if a layer gets new memory, the next call moves all of them again.
+    The first call moves them into one piece of memory and leaves each layer a view of its part. So no weight is in memory twice, and a
+    weight that changes later changes here too. If a layer gets new memory, the next call moves all of them again.
     """
     first, *_ = parts = [layer.weight for layer in layers]
     memory, ends = first.untyped_storage(), [p.data_ptr() + p.nbytes for p in parts]
@@ -38,8 +75,8 @@ def times(x, w):
     """x w', (T, d) and (N, d) -> (T, N); for 4 to 64 tokens and a large matrix on a CPU, in float32, in pieces of 32 rows.
 
     From four tokens on, the CPU's kernel copies a matrix to another place before it multiplies, which takes as long as reading it from
-    memory once more. A piece is still in the processor's cache then. From some tokens on, the matrix is better on the left. With many
-    tokens arithmetic is what takes the time, and one call for the whole matrix is best again.
+    memory once more. A piece of 32 rows is still in the processor's cache then. From 14 tokens on, it is faster with the matrix on the
+    left. With many tokens arithmetic is what takes the time, and one call for the whole matrix is best again.
     """
     (T, d), N = x.shape, w.size(0)
     if w.numel() <= 2**18 or not 4 <= T <= 64 or N % 32 or w.dtype != torch.float32 or not w.is_cpu:
@@ -50,31 +87,33 @@ def times(x, w):
     return torch.bmm(pieces, x.t().contiguous().expand(n, d, T)).view(N, T).t().contiguous()  # from (N/32, 32, T)
 
 
-def prepare(model):
-    """What every pass needs, gathered once: to look it up in modules within modules takes as long as to compute with it.
+# What every pass of an answer needs, by the answer's cache: (model, `joined` weights and their addresses, the rest). Modules within
+# modules take as long to look up as a small model takes to compute. An entry goes when its cache does, so that nothing outlives an
+# answer; models and caches themselves carry no mark of it, and are copied and pickled as ever.
+ready = weakref.WeakKeyDictionary()
 
-    It stays with the model (`ready`) until one of the weights has got new memory.
-    """
-    parts, memory, *_ = model.ready or ((), None)
-    if memory != [part.weight.data_ptr() for part in parts]:
-        weights = [(b.attn_norm.weight, joined(b.wq, b.wk, b.wv), b.wo.weight,
-                    b.ff_norm.weight, joined(b.w_gate, b.w_up), b.w_down.weight) for b in model.blocks]
-        cos, sin = torch.cat([model.cos, model.cos], -1)[:, None], torch.cat([-model.sin, model.sin], -1)[:, None]  # (max_len, 1, hd)
-        parts = [part for part in model.modules() if getattr(part, "weight", None) is not None]
-        model.ready = parts, [part.weight.data_ptr() for part in parts], weights, cos, sin
-    return model.ready[2:]
+
+def gathered(model, cache):
+    """Per block its weights, and cos, sin (max_len, 1, hd). Gathered anew when a `joined` weight has got new memory since."""
+    owner, parts, addresses, *rest = ready.get(cache) or (None, (), None)
+    if owner is not model or addresses != [p.data_ptr() for p in parts]:
+        rest = [(b.attn_norm.weight, joined(b.wq, b.wk, b.wv), b.wo.weight,
+                 b.ff_norm.weight, joined(b.w_gate, b.w_up), b.w_down.weight) for b in model.blocks], \
+            torch.cat([model.cos, model.cos], -1)[:, None], torch.cat([-model.sin, model.sin], -1)[:, None]
+        parts = [layer.weight for b in model.blocks for layer in (b.wq, b.wk, b.wv, b.w_gate, b.w_up)]
+        ready[cache] = model, parts, [p.data_ptr() for p in parts], *rest
+    return rest
 
 
 def forward(model, ids, cache):
-    """As GPT.forward: ids (1, T) -> logits (1, T, V), hidden states (1, T, d)."""
+    """As GPT.forward for one row and its cache: ids (1, T) -> logits (1, T, V), hidden states (1, T, d)."""
     c, start, T = model.config, int(cache.length), ids.size(1)
-    H, K, hd, end, scale = c.n_head, c.n_kv_head, c.head_dim, start + T, model.blocks[0].scale
+    H, K, hd, end = c.n_head, c.n_kv_head, c.head_dim, start + T
+    scale = (getattr(c, "query_scalar", 0) or hd) ** -0.5
     norm = lambda x, w: F.rms_norm(x, (c.d_model,), w, c.norm_eps)
     if end > c.max_len:
         raise ValueError(f"{end} tokens, but the model reads at most {c.max_len}")
-    if cache.ready is None:
-        cache.ready = prepare(model)
-    weights, cos, sin = cache.ready
+    weights, cos, sin = gathered(model, cache)
     x = F.embedding(ids[0], model.embed.weight)                                       # (T, d)
     cos, sin = cos[start:end], sin[start:end]                                         # (T, 1, hd)
     mask = x.new_full((T, end), float("-inf")).triu(start + 1) if T > 1 else None     # (T, end), added to the scores: no future

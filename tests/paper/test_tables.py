@@ -16,6 +16,7 @@ from extra.paper import ablate, baselines, evaluate, models, quickstart, tune, v
 from extra.paper import train as paper_train
 from extra.paper.train import Cdpo, Sft
 from fusionroute import Router, naive_fused_greedy
+from toy_experts import batch
 from toy_experts import evaluate as toy_evaluate
 from toy_experts import pairs as toy_pairs
 from toy_experts import run, tasks, tokenizer
@@ -63,7 +64,7 @@ def tiny(tmp_path_factory):
             patch.setattr(module, "TRAINING", training)
         patch.setattr(evaluate, "MAX_NEW", 12)  # the tiny models never come to an end
         patch.setattr(evaluate, "LOOKAHEAD", {"lookahead": 4})
-        patch.setattr(toy_evaluate, "decode_batch", partial(toy_evaluate.decode_batch, max_new=12))
+        patch.setattr(batch, "decode_batch", partial(batch.decode_batch, max_new=12))
         for module in (toy_pairs, variants):
             patch.setattr(module, "MAX_NEW", 12)
         splits = splits_read(evaluate.main, ["--seeds", "0", "1", "--out", str(out), *ARGV, "--results", str(results)])

@@ -1,7 +1,7 @@
-"""What torchrun runs for tests/test_parallel.py: many trainings by the same processes, which take longer to start than to train.
+"""What torchrun runs for test_parallel.py: many trainings by the same processes, which take longer to start than to train.
 
-    torchrun ... tests/parallel_job.py FOLDER    trains what FOLDER/jobs.json says, [[script, [flags]], ...], and leaves a RANK.json there
-    torchrun ... tests/parallel_job.py FOLDER wait    process 0 is busy for a minute, while the other waits for it
+    torchrun ... tests/real/parallel_job.py FOLDER    trains what FOLDER/jobs.json says, [[script, [flags]], ...]; leaves a RANK.json there
+    torchrun ... tests/real/parallel_job.py FOLDER wait    process 0 is busy for a minute, while the other waits for it
 """
 
 import importlib
@@ -14,10 +14,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-import baselines
-import own
-import parallel
-from fusionroute import cdpo_loss, mean, sft_loss
+from extra.real import parallel, scores
+from fusionroute import cdpo_loss, sft_loss
 
 
 def close(a, b, what):
@@ -25,47 +23,47 @@ def close(a, b, what):
 
 
 def losses():
-    """Every loss on shares of a batch: its value, what it logs and its gradient are those of the whole batch at once."""
+    """Both losses on shares of a batch: the value, what is logged and the gradient are those of the whole batch at once."""
     for B in (7, 2, 1):                                                       # fewer rows than processes: some have none
         torch.manual_seed(B)
         T, V, n = 5, 11, 3
-        logits, w = torch.randn(2 * B, T, V), torch.randn(2 * B, T, n + 1)    # (2B, T, V), (2B, T, n+1)
+        logits, w = torch.randn(2 * B, T, V), torch.randn(2 * B, T, n)        # (2B, T, V), (2B, T, n)
         targets, mask = torch.randint(V, (2 * B, T)), torch.rand(2 * B, T) < 0.6
         mask[:, -1] = True
-        logp, full = -torch.rand(2 * B, T, n), torch.randn(2 * B, T, n, V).log_softmax(-1)
-        choice, ref = torch.zeros(2 * B, T, n, dtype=torch.int32), torch.randn(2 * B)
+        logp, ref = -torch.rand(2 * B, T, n), torch.randn(B, 2)
+        choice = torch.zeros(2 * B, T, n, dtype=torch.int32)
         choice[0, :, 0] = 1                                                   # S lies in row 0, in the share of process 0
 
-        def sft(name, rows, mean, logits, w):
-            w = w if name == "co_llm_self" else w[..., :n]
-            batch = logits, w, targets[rows], mask[rows], logp[rows], choice[rows], 0.3
-            return sft_loss(*batch, mean=mean) if name == "paper" else baselines.sft_variant(name, *batch, full[rows], mean)
+        def sft(rows, logits, w):
+            loss, terms = sft_loss(logits[rows], w[rows], targets[rows], mask[rows], logp[rows], choice[rows], 0.3)
+            count = mask[rows].sum()
+            return loss, terms, count, terms["informative"] * count
 
-        def pair(name, rows, mean, logits, w):
-            batch = logits, w[..., :n], targets[rows], mask[rows], logp[rows], ref[rows], 0.5
-            if name != "paper":
-                return baselines.pair_variant(name, *batch, full[rows], mean)
-            return cdpo_loss(*((logits.sum((1, 2)) + i)[i::2] for i in (0, 1)), ref[rows][::2], ref[rows][1::2],
-                             logp[rows].sum((1, 2))[::2], logp[rows].sum((1, 2))[1::2], 0.5, mean)
+        def pair(rows, logits, w):
+            theta, expert = logits.sum((1, 2)).view(-1, 2)[rows], logp.sum((1, 2)).view(-1, 2)[rows]     # (b, 2)
+            loss, terms = cdpo_loss(*theta.unbind(1), *ref[rows].unbind(1), *expert.unbind(1), 0.5)
+            return loss + 0 * w.sum(), terms, len(rows), 0
 
-        for kind, name in [(sft, name) for name in baselines.SFT_LOSSES] + [(pair, name) for name in baselines.PAIR_LOSSES]:
-            def run(rows, mean):
-                if kind is pair:
-                    rows = torch.stack([2 * rows, 2 * rows + 1], 1).flatten()
+        for kind in (sft, pair):
+            def run(rows, whole):
                 x, y = logits.clone().requires_grad_(), w.clone().requires_grad_()
-                loss, info = kind(name, rows, mean, x[rows], y[rows])
+                rows, weight = (rows, 1) if whole else parallel.share(rows)
+                loss, terms, count, in_S = kind(rows, x, y)
+                value = loss
+                if not whole:
+                    loss, value, terms = parallel.of_whole_batch(loss, terms, count, weight, in_S)
                 loss.backward()
-                return loss, info, [torch.zeros_like(p) if p.grad is None else p.grad for p in (x, y)]
-            loss, info, grads = run(torch.arange(B), mean)
-            part, told, ours = run(*parallel.share(torch.arange(B)))
-            close(part.detach(), loss.detach(), name)
-            assert set(told) == set(info)
-            for key in info:
-                close(torch.tensor([float(v) for v in info[key]] if isinstance(info[key], list) else float(info[key])),
-                      torch.tensor([float(v) for v in told[key]] if isinstance(told[key], list) else float(told[key])), (name, key))
+                return value.detach(), terms, [x.grad, y.grad]
+            loss, terms, grads = run(torch.arange(B), True)
+            part, told, ours = run(torch.arange(B), False)
+            close(part, loss, kind.__name__)
+            assert set(told) == set(terms)
+            for key in terms:
+                values = [torch.tensor([float(v) for v in t[key]] if isinstance(t[key], list) else float(t[key])) for t in (terms, told)]
+                close(values[1], values[0], (kind.__name__, key))
             for whole, g in zip(grads, ours):
                 dist.all_reduce(g)
-                close(g / dist.get_world_size(), whole, name)
+                close(g / dist.get_world_size(), whole, kind.__name__)
 
 
 def job():
@@ -76,7 +74,7 @@ def job():
     parallel.release()
     base, told = parallel.store, {"scored": 0, "held": []}
     losses()
-    real_score, real_spread, own.CHUNK = own.score, parallel.spread, 2
+    real_score, real_spread, scores.CHUNK = scores.score, parallel.spread, 2
 
     def score(*args):
         told["scored"] += 1
@@ -89,10 +87,10 @@ def job():
         told["held"].append([fsdp, whole, sum(getattr(p, "to_local", lambda p=p: p)().numel() for p in router.parameters())])
         return router
 
-    own.score, parallel.spread = score, spread
+    scores.score, parallel.spread = score, spread
     for k, (name, flags) in enumerate(json.loads((folder / "jobs.json").read_text())):
         parallel.store = dist.PrefixStore(str(k), base)
-        parallel.in_turn(partial(importlib.import_module(name).main, flags))
+        parallel.in_turn(partial(importlib.import_module(f"extra.real.{name}").main, flags))
     (folder / f"{dist.get_rank()}.json").write_text(json.dumps(told))
 
 

@@ -5,12 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-import common
-from real import costs
-import report
+from extra.common import fill
+from extra.gpt import GPT
+from extra.real import costs
 from fusionroute import token_logp
-from model import GPT
-from tests.test_pretrained import GEMMA, LLAMA
+from tests.real.conftest import GEMMA, LLAMA
 
 
 def test_parameters_are_the_published_ones():
@@ -24,7 +23,7 @@ def test_parameters_are_the_published_ones():
 @pytest.mark.parametrize("long", [256, 19])  # attention by hand, and by torch's kernel
 def test_what_a_real_step_holds(config, long, monkeypatch):
     """16 bytes a parameter, by the tensors themselves; and the meta device counts what autograd keeps of a real forward pass."""
-    monkeypatch.setattr("model.LONG", long)
+    monkeypatch.setattr("extra.gpt.LONG", long)
     model, ids = GPT(config), torch.randint(0, config.vocab_size, (3, 20))
     kept = {}
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.untyped_storage().data_ptr(), t) is None or t, lambda t: t):
@@ -33,8 +32,9 @@ def test_what_a_real_step_holds(config, long, monkeypatch):
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     real = sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in weights)
     assert costs.held(config, 20, 3) == pytest.approx(real + 2 * logits.numel() * 4, rel=0.02)
-    optimizer = torch.optim.AdamW([{"params": model.parameters(), "peak": 1e-3}], fused=True)
-    common.update(loss, model, optimizer, 1.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    loss.backward()
+    optimizer.step()
     moments = [t for state in optimizer.state.values() for t in state.values() if t.dim()]
     tensors = [*model.parameters(), *(p.grad for p in model.parameters()), *moments]
     assert sum(t.numel() * t.element_size() for t in tensors) == 16 * sum(p.numel() for p in model.parameters())
@@ -58,4 +58,4 @@ def test_time_and_memory_by_hand():
 
 def test_the_page_says_what_is_computed():
     page = costs.PAGE.read_text()
-    assert report.fill(page, costs.blocks(), costs.COMMAND) == page
+    assert fill(page, costs.blocks(), costs.COMMAND) == page

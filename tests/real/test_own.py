@@ -1,6 +1,5 @@
-"""own.py: the training scripts and decode.py on small random Llamas and Gemma-2s with a tokenizer and data of their own."""
+"""The scripts of extra/real on small random Llamas and Gemma-2s with a tokenizer and data of their own."""
 
-import importlib
 import json
 import math
 import sys
@@ -10,61 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-import common
-import own
-import pretrained
-from fusionroute import Router, fuse, naive_fused_greedy, token_logp
-from model import GPT
-from pretrained_tokenizer import Tokenizer
-from tests.test_pretrained import GEMMA, LLAMA, refused
-from tests.test_pretrained_tokenizer import folder  # noqa: F401 (a fixture)
-
-SFT = [{"prompt": p, "completion": c} for p, c in [
-    ("the cat", "what cat"), ("what?", "the"), ("Zoë 東", "naïve 🙂"), ("a", "b"), ("the theatre", "then the cat sat at the theatre"),
-    ("two\nlines", "one\n"), ("x" * 20, "y")]]
-PAIRS = [{"prompt": p["prompt"], "chosen": p["completion"], "rejected": r} for p, r in zip(SFT, ["no", "that", "cat cat", "the", "the cat"])]
-SIZES = {"start": (LLAMA, 272), "math": (GEMMA, 267), "code": (replace(LLAMA, d_model=24, n_layer=1, tied=False), 280)}
-
-
-@pytest.fixture
-def dirs(folder, tmp_path):  # noqa: F811
-    """A function: makes the directories start, math and code (embeddings padded to different sizes), data, and returns the flags."""
-    pytest.importorskip("safetensors")
-
-    def make(family="llama", **changes):
-        for name, (config, rows) in SIZES.items():
-            path = folder(name)
-            config = replace(config, vocab_size=rows, **changes.get(name, {}))
-            if name == "start" and family == "gemma":
-                config = replace(GEMMA, vocab_size=rows)
-            GPT(config).save_pretrained(path, Tokenizer(path))
-        lines(tmp_path / "train.jsonl", SFT)
-        lines(tmp_path / "pairs.jsonl", PAIRS)
-        return Flags(tmp_path)
-    return make
-
-
-class Flags:
-    """The command lines of the three scripts in a folder."""
-
-    def __init__(self, at):
-        self.at, self.experts = at, ["--experts", f"math={at / 'math'}", f"code={at / 'code'}"]
-        self.out = ["--out", str(at / "out"), "--device", "cpu"]
-        self.sft = ["--init", str(at / "start"), *self.experts, "--data", str(at / "train.jsonl"), *self.out]
-        self.cdpo = [*self.experts, "--data", str(at / "train.jsonl"), "--pairs", str(at / "pairs.jsonl"), *self.out]
-        self.decode = ["--router", str(at / "out/seed0/router"), *self.experts, "--device", "cpu", "--max_new", "20"]
-
-
-def lines(path, records):
-    path.write_text("".join(json.dumps(r) + "\n" for r in records))
-
-
-def main(name, *args):
-    importlib.import_module(name).main(list(args))
-
-
-def mistake(name, *args):
-    return refused(main, name, *args)
+from extra.common import fingerprints
+from extra.gpt import GPT, Router
+from extra.real import data, own, pretrained, scores, train_cdpo, train_sft
+from extra.real.pretrained_tokenizer import Tokenizer
+from fusionroute import naive_fused_greedy
+from tests.real.conftest import GEMMA, LLAMA, PAIRS, SFT, SIZES, lines, main, mistake, refused
 
 
 def log(flags, name):
@@ -125,7 +75,7 @@ def test_both_phases_log_what_a_slow_computation_gives(dirs, family):
     assert picks == {0, 1}  # else it would not show whose log-probabilities are taken
     assert record["bias"] == pytest.approx(sum(bias) / 5, rel=1e-4)
     assert record["loss"] == pytest.approx(sum(math.log1p(math.exp(-b)) for b in bias) / 5, rel=1e-4)
-    assert abs(record["reward_w"]) < 1e-5 and abs(record["reward_l"]) < 1e-5  # pi_ref is phase 1's router
+    assert abs(record["reward_chosen"]) < 1e-5 and abs(record["reward_rejected"]) < 1e-5  # pi_ref is phase 1's router
     (record,) = [r for r in log(flags, "router") if r["kind"] == "sft"]
     routes = torch.cat([pick[choice[:, 1] != choice[:, 2]] for _, choice, pick in
                         (alone(flags, r["prompt"], r["completion"], router) for r in SFT)])
@@ -136,7 +86,7 @@ def test_prompts_are_not_learned_and_an_answer_ends_once(dirs, tmp_path):
     dirs()
     t = Tokenizer(tmp_path / "start")
     lines(tmp_path / "one.jsonl", [{"prompt": "the", "completion": "cat</s>", "more": 1}])
-    ((ids, learn),) = own.read_samples(tmp_path / "one.jsonl", ["completion"], t, 267, 64)
+    ((ids, learn),) = data.read_samples(tmp_path / "one.jsonl", ["completion"], t, 267, 64)
     v = t.vocabulary
     prompt = [v["<s>"], v["<|user|>"], v["the"], v["<|turn|>"], v["Ċ"], v["<|assistant|>"]]
     typed = [v["ca"], v["t"], v["<"], v["/"], v["s"], v[">"]]  # a special token in a text is text
@@ -151,7 +101,7 @@ def test_what_is_left_out_is_counted_and_named(dirs, tmp_path, capsys):
     lines(path, [{"prompt": "a", "completion": c} for c in ["b", " \n", "x" * fits, "x" * (fits + 1), "b<|turn|>"]]
           + [{"prompt": "", "completion": "b"}])
     path.write_text(path.read_text() + "\n" + json.dumps({"prompt": "a", "completion": "last \u2028 line"}, ensure_ascii=False))
-    samples = own.read_samples(path, ["completion"], t, 267, 64)
+    samples = data.read_samples(path, ["completion"], t, 267, 64)
     assert t.decode(samples[0][0]).endswith("b<|turn|>") and len(samples[1][0]) == 64
     out = capsys.readouterr().out
     assert len(samples) == 3 and out.startswith(f"{path}: 5 of 8 lines left out: 3 empty (lines 2, 6, 7); ")
@@ -160,26 +110,26 @@ def test_what_is_left_out_is_counted_and_named(dirs, tmp_path, capsys):
 
     pairs = [{"prompt": "a", "chosen": c, "rejected": r} for c, r in [("b", "c"), ("b", "x" * 99), ("", "b"), ("b", "b"), ("c", "b")]]
     lines(path, pairs)
-    samples = own.read_samples(path, ["chosen", "rejected"], t, 267, 64)
+    samples = data.read_samples(path, ["chosen", "rejected"], t, 267, 64)
     assert [t.decode(ids[-2:]) for ids, _ in samples] == ["b<|turn|>", "c<|turn|>", "c<|turn|>", "b<|turn|>"]  # both of a pair, or none
     assert "1 of more than 64 tokens (line 2); 1 empty (line 3); 1 with equal answers (line 4)" in capsys.readouterr().out
     lines(path, pairs[1:4])
-    assert "no sample that can be used: 1 of more" in refused(own.read_samples, path, ["chosen", "rejected"], t, 267, 64)
+    assert "no sample that can be used: 1 of more" in refused(data.read_samples, path, ["chosen", "rejected"], t, 267, 64)
 
 
 @pytest.mark.parametrize("line", ['{"prompt": "a"', '{"prompt": "a"}', '["a", "b"]', '{"prompt": "a", "completion": [{"role": "user"}]}',
                                   '{"prompt": "a", "completion": null}', '{"prompt": "a", "completion": "\\ud800"}', "\xff", "[" * 99999])
 def test_a_line_of_another_form_is_named(dirs, line):
     flags = dirs()
-    data = flags.at / "train.jsonl"
-    data.write_bytes(data.read_bytes() + line.encode("latin-1"))
+    path = flags.at / "train.jsonl"
+    path.write_bytes(path.read_bytes() + line.encode("latin-1"))
     assert f"train.jsonl, line {len(SFT) + 1}: must be a JSON object with the texts prompt, completion" in mistake("train_sft", *flags.sft)
 
 
 def test_scoring_takes_one_expert_at_a_time_and_goes_on_where_it_was(dirs, monkeypatch, capsys):
     flags, alive, scored = dirs(), [], []
-    monkeypatch.setattr(own, "CHUNK", 2)  # 7 samples: 4 files an expert
-    real_load, real_score = pretrained.load, own.score
+    monkeypatch.setattr(scores, "CHUNK", 2)  # 7 samples: 4 files an expert
+    real_load, real_score = pretrained.load, scores.score
 
     def load_alone(directory, *args):
         assert not any(model() for model in alive), "two models in memory"
@@ -187,31 +137,31 @@ def test_scoring_takes_one_expert_at_a_time_and_goes_on_where_it_was(dirs, monke
         alive.append(weakref.ref(model))
         return model
 
-    def stop_at_the_sixth(experts, ids, lengths):
+    def stop_at_the_sixth(experts, ids, lengths, batch):
         if len(scored) == 5:
             raise KeyboardInterrupt
         scored.append(len(ids))
-        return real_score(experts, ids, lengths)
+        return real_score(experts, ids, lengths, batch)
 
     monkeypatch.setattr(pretrained, "load", load_alone)
-    monkeypatch.setattr(own, "score", stop_at_the_sixth)
+    monkeypatch.setattr(scores, "score", stop_at_the_sixth)
     with pytest.raises(KeyboardInterrupt):
         main("train_sft", *flags.sft)
     files = sorted((flags.at / "out/seed0/scores").iterdir())
     assert scored == [2, 2, 2, 1, 2] and len(files) == 5 and len(alive) == 2
-    monkeypatch.setattr(own, "score", lambda *args: scored.append(0) or real_score(*args))
+    monkeypatch.setattr(scores, "score", lambda *args: scored.append(0) or real_score(*args))
     main("train_sft", *flags.sft)
     assert len(scored) == 5 + 3 and len(alive) == 4  # math, code; code again, the router
     assert len(list((flags.at / "out/seed0/scores").iterdir())) == 8
 
-    monkeypatch.setattr(own, "CHUNK", 256)  # and the same numbers as at once
+    monkeypatch.setattr(scores, "CHUNK", 256)  # and the same numbers as at once
     first = log(flags, "router_sft")
     main("train_sft", *flags.sft[:-4], "--out", str(flags.at / "at_once"), "--device", "cpu")
     for a, b in zip(first, [json.loads(x) for x in (flags.at / "at_once/seed0/router_sft.log.jsonl").read_text().splitlines()], strict=True):
         assert a == pytest.approx(b, abs=2e-5)
     files[0].write_bytes(files[0].read_bytes()[:-100])  # a damaged file of scores is named, not used
     (flags.at / "out/seed0/router_sft/fusionroute.pt").unlink()
-    monkeypatch.setattr(own, "CHUNK", 2)
+    monkeypatch.setattr(scores, "CHUNK", 2)
     assert files[0].name in mistake("train_sft", *flags.sft)
 
 
@@ -258,9 +208,11 @@ def test_from_directories_to_an_answer(dirs, capsys):
     main("decode", "what is the cat?", *flags.decode, "--method", "code")
     assert "code | " in capsys.readouterr().out
     main("decode", "what is the cat?", *flags.decode, "--dtype", "bfloat16", "--block", "1")
-    assert "tokens with the end" in capsys.readouterr().out
+    assert "(20 tokens: " in capsys.readouterr().out
+    main("decode", "what is the cat?", *flags.decode, "--dtype", "bfloat16")
+    assert "(20 tokens: " in capsys.readouterr().out
     main("decode", "what\udcff?", *flags.decode)  # how Python hands on a byte of the command line that is no text
-    assert "tokens with the end" in capsys.readouterr().out
+    assert "tokens" in capsys.readouterr().out
     assert "at most 28 fit" in mistake("decode", "x" * 30, *flags.decode)  # the code expert reads 48
 
     swapped = flags.decode[:2] + ["--experts", f"code={flags.at / 'code'}", f"math={flags.at / 'math'}"]
@@ -310,8 +262,8 @@ def test_bf16_computes_in_bfloat16_and_keeps_float32(dirs, family):
         assert a["loss"] == pytest.approx(b["loss"], rel=2e-2)
         assert a.get("kind") == "pair" or a["loss_lm"] != b["loss_lm"]
     (pair,) = [r for r in logs[1] if r.get("kind") == "pair"]
-    assert abs(pair["reward_w"]) < 1e-4 and abs(pair["reward_l"]) < 1e-4  # beta times a difference that float32 would make 1e-3
-    assert "was made with dtype = float32, bf16, and float32 is asked" in mistake("train_sft", *flags.sft, "--out", str(flags.at / "b"),
+    assert abs(pair["reward_chosen"]) < 1e-4 and abs(pair["reward_rejected"]) < 1e-4  # beta times a difference that float32 would make 1e-3
+    assert "was made with dtype = float32, bf16, but float32 is asked" in mistake("train_sft", *flags.sft, "--out", str(flags.at / "b"),
                                                                                "--batch", "64", "--lr", "1e-3")
 
 
@@ -323,7 +275,7 @@ def test_no_score_is_computed_twice(dirs, monkeypatch):
     weights, records = (flags.at / "out/seed0/router/model.safetensors").read_bytes(), log(flags, "router")
     assert len(list((flags.at / "out/seed0/scores").iterdir())) == 5  # math, code: the samples, the pairs; pi_ref: the pairs
     (flags.at / "out/seed0/router/fusionroute.pt").unlink()
-    monkeypatch.setattr(own, "score", None)
+    monkeypatch.setattr(scores, "score", None)
     main("train_cdpo", *flags.cdpo, "--lr", "1e-3")
     assert (flags.at / "out/seed0/router/model.safetensors").read_bytes() == weights and log(flags, "router") == records
 
@@ -331,7 +283,7 @@ def test_no_score_is_computed_twice(dirs, monkeypatch):
 def test_a_killed_training_goes_on(dirs, monkeypatch):
     flags, args = dirs(), "--epochs 4 --lr 1e-3 --lr_w 0.1 --batch 2 --save_every 3".split()
     main("train_sft", *flags.sft[:-4], *args, "--out", str(flags.at / "whole"), "--device", "cpu")
-    real, steps = common.update, []
+    real, steps = torch.nn.utils.clip_grad_norm_, []  # what a step calls before it changes anything
 
     def stop(*a):
         steps.append(1)
@@ -339,7 +291,7 @@ def test_a_killed_training_goes_on(dirs, monkeypatch):
             raise KeyboardInterrupt
         real(*a)
 
-    monkeypatch.setattr(common, "update", stop)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", stop)
     with pytest.raises(KeyboardInterrupt):
         main("train_sft", *flags.sft, *args)
     main("train_sft", *flags.sft, *args)
@@ -364,26 +316,24 @@ def test_paths_are_looked_at_before_packages(name, args, says, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("name, change, says", [
-    ("train_sft", lambda f: f.sft[:-4] + ["--gap", "0.5"], "--gap is about the toy"),
-    ("train_sft", lambda f: f.sft[2:], "--init is missing: models of your own need --init, --data"),  # experts are no must
-    ("train_sft", lambda f: f.sft[:2], "--data is missing: models of your own need --init, --data"),
-    ("train_cdpo", lambda f: f.cdpo[3:], "--experts is missing: models of your own need --experts, --pairs, --data"),
-    ("train_sft", lambda f: ["--dtype", "bfloat16"], "--dtype is for models of your own: it needs --init and --data too"),
+    ("train_sft", lambda f: f.sft + ["--gap", "0.5"], "unrecognized arguments: --gap 0.5"),
+    ("train_sft", lambda f: f.sft[2:], "--init is missing: "),
+    ("train_sft", lambda f: f.sft[:2], " needs --init, --data"),  # experts are no must
+    ("train_cdpo", lambda f: f.cdpo[3:], " needs --experts, --pairs, --data"),
+    ("train_sft", lambda f: ["--dtype", "bfloat16"], "--init is missing: "),
     ("train_sft", lambda f: f.sft + ["--dtype", "int8"], "--dtype is 'int8'"),
     ("train_sft", lambda f: f.sft + ["--max_len", "0"], "--max_len is 0"),
     ("train_sft", lambda f: f.sft + ["--max_len", "5"], "no sample that can be used: 7 of more than 5 tokens (lines 1, 2,"),
-    ("train_sft", lambda f: f.sft + ["--loss", "fused"], "--loss fused needs more"),
-    ("train_sft", lambda f: [*f.sft[:2], *f.sft[5:], "--loss", "co_llm"], "--loss co_llm is about experts"),
     ("train_sft", lambda f: f.sft + ["--experts", "math"], "--experts math: must be NAME=DIR"),
     ("train_sft", lambda f: f.sft + ["--experts", "a/b=x"], "must be NAME=DIR"),
     ("train_sft", lambda f: f.sft + ["--experts", "router=x"], "the name router is taken"),
     ("train_sft", lambda f: f.sft + ["--experts", f"a={f.at / 'math'}", f"a={f.at / 'math'}"], "the name a is taken"),
     ("train_sft", lambda f: f.sft + ["--experts", "math=nowhere"], "there is no directory nowhere (--experts)"),
     ("train_sft", lambda f: f.sft + ["--data", "nowhere"], "there is no file nowhere (--data)"),
-    ("train_cdpo", lambda f: f.cdpo + ["--seed", "9", "--out", "x"], "run python train_sft.py --init DIR ... --seed 9 --out x"),
-    ("train_cdpo", lambda f: f.cdpo + ["--tries", "5"], "--tries is about the toy"),
+    ("train_cdpo", lambda f: f.cdpo + ["--seed", "9", "--out", "x"], "run python -m extra.real.train_sft --init DIR ... --seed 9 --out x"),
+    ("train_cdpo", lambda f: f.cdpo + ["--tries", "5"], "unrecognized arguments: --tries 5"),
     ("decode", lambda f: f.decode + ["x"], "there is no"),
-    ("decode", lambda f: [*f.experts, "What is 2?", "--router", "x"], "a prompt stands before it")])
+    ("decode", lambda f: [*f.experts, "What is 2?", "--router", "x"], "put a prompt before it")])
 def test_mistakes(dirs, name, change, says):
     flags = dirs()
     before = sorted(p for p in flags.at.rglob("*") if p.is_file())
@@ -391,12 +341,13 @@ def test_mistakes(dirs, name, change, says):
     assert sorted(p for p in flags.at.rglob("*") if p.is_file()) == before
 
 
-def test_defaults_are_the_papers_with_models_of_your_own():
-    import train_sft
-    parsed = lambda *args: own.parse(common.parser(train_sft.Settings, ""), train_sft.Settings, args, ("init", "experts", "data"))
-    s, flags = parsed("--init", "x", "--experts", "a=b", "--data", "y", "--lr_w", "0.004")
-    assert (s.lr, s.lr_w, s.epochs, s.out) == (1e-5, 0.004, 1, "own") and flags.experts == ["a=b"]
-    assert parsed() == (train_sft.Settings(), None)
+def test_defaults_are_the_papers():
+    names = "init", "experts", "data"
+    s, flags = own.parse(own.parser(train_sft.Settings, "", *names), train_sft.Settings,
+                         ["--init", "x", "--experts", "a=b", "--data", "y", "--lr_w", "0.004"], names)
+    assert (s.lr, s.lr_w, s.epochs, s.out, s.lam) == (1e-5, 0.004, 1, "own", 1 / 3) and flags.experts == ["a=b"]
+    s = train_cdpo.Settings()
+    assert (s.lr, s.lr_w, s.epochs, s.out, s.beta) == (1e-5, 1e-5, 1, "own", 0.1)
 
 
 def test_a_fingerprint_is_of_all_tensors_and_the_config(dirs, tmp_path):
@@ -405,21 +356,28 @@ def test_a_fingerprint_is_of_all_tensors_and_the_config(dirs, tmp_path):
     for p in model.parameters():
         with torch.no_grad():
             p.view(-1)[3] += 0.5
-            model.save_pretrained(tmp_path / "other")
+            pretrained.save(model, tmp_path / "other")
             p.view(-1)[3] -= 0.5
         assert own.fingerprint(tmp_path / "other") != first
     model.config.window = 7
-    model.save_pretrained(tmp_path / "other")
+    pretrained.save(model, tmp_path / "other")
     assert own.fingerprint(tmp_path / "other") != first == own.fingerprint(tmp_path / "math")
 
 
 def test_sixteen_bits_are_widened():
-    a, b, targets = torch.randn(2, 3, 500).bfloat16(), torch.randn(2, 3, 500).bfloat16(), torch.randint(0, 500, (2, 3))
-    assert torch.equal(fuse(a, b), fuse(a.float(), b.float())) and torch.equal(token_logp(a, targets), token_logp(a.float(), targets))
+    """Logits come in float32, so that the losses and Eq. (1) are computed there."""
+    for dtype in (torch.bfloat16, torch.float16):
+        model, ids = GPT(LLAMA).to(dtype), torch.randint(0, 29, (2, 3))
+        logits, hidden = model(ids)
+        assert logits.dtype == torch.float32 and hidden.dtype == dtype and torch.equal(logits, model.head(hidden).float())
+    assert GPT(LLAMA).double()(ids)[0].dtype == torch.float64
+    router = Router(GPT(LLAMA), 2)
+    router.lm.bfloat16()
+    assert router(ids)[1].dtype == torch.float32 == router.W.weight.dtype
     model = GPT(LLAMA).bfloat16()
-    (one,), (two,) = (common.fingerprints(["a"], [m]).values() for m in (model, GPT(LLAMA).bfloat16()))
+    (one,), (two,) = (fingerprints(["a"], [m]).values() for m in (model, GPT(LLAMA).bfloat16()))
     assert one != two and len(one) == 16
-    assert own.World.pieces(type("", (), {"tokenizer": ByteTokenizer})(), [195, 169, 97, 195]) == ["", "é", "a", "\ufffd"]
+    assert own.Setup.pieces(type("", (), {"tokenizer": ByteTokenizer})(), [195, 169, 97, 195]) == ["", "é", "a", "\ufffd"]
 
 
 class ByteTokenizer:

@@ -15,16 +15,14 @@ from random import Random
 import pytest
 import torch
 
-import common
-from real import convert_smollm2
-import pretrained
-from model import GPT, GPTConfig, generate
-from pretrained import read_config, write_config
-
-ROOT = Path(__file__).parent.parent
-LLAMA = GPTConfig(vocab_size=29, d_model=16, n_layer=2, n_head=4, n_kv_head=2, head_dim=6, d_ff=20, max_len=64, rope_float32=True)
-GEMMA = replace(LLAMA, gelu=True, post_norm=True, one_plus=True, embed_scaled=True, query_scalar=9.0, attn_cap=5.0, logit_cap=6.0, window=8)
-LLAMA3 = replace(LLAMA, tied=False, rope_factor=8.0, rope_low=1.0, rope_high=4.0, rope_original=16)
+from extra.gpt import GPT, GPTConfig, Router
+from extra.real import convert_smollm2, load, pretrained, save
+from extra.real.decode import decode_batch
+from extra.real.pretrained import read_config, write_config
+from extra.real.pretrained_tokenizer import Tokenizer
+from fusionroute import naive_fused_greedy
+from model import generate, rotate
+from tests.real.conftest import GEMMA, LLAMA, LLAMA3, ROOT, refused
 
 
 @pytest.fixture
@@ -38,14 +36,6 @@ def transformers(safetensors):
     module.logging.set_verbosity_error()
     module.logging.disable_progress_bar()
     return module
-
-
-def refused(call, *args):
-    """The complaint, one line, of a call that must refuse what it is given."""
-    with pytest.raises(common.UserError) as caught:
-        call(*args)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
-    return str(caught.value)
 
 
 # --- against transformers -------------------------------------------------------------------------------------------------------------
@@ -90,7 +80,7 @@ def test_logits_equal_those_of_transformers(family, seed, transformers, tmp_path
     """
     model = theirs(transformers, family, seed)
     model.save_pretrained(tmp_path, max_shard_size="10KB" if seed % 5 == 0 else "1GB")
-    ours = GPT.from_pretrained(tmp_path)
+    ours = load(tmp_path)
     ids = torch.randint(0, ours.config.vocab_size, (3, 60))
     expected = model(ids).logits                                                  # (3, 60, V)
     assert expected.std() > 0.3, "logits that are all alike would show little"
@@ -106,7 +96,7 @@ def test_logits_equal_those_of_transformers(family, seed, transformers, tmp_path
     assert generate(ours, [ids[0, :7].tolist()], 20, end=-1)[0] == model.generate(
         ids[:1, :7], max_new_tokens=20, do_sample=False)[0, 7:].tolist()
 
-    ours.save_pretrained(tmp_path / "again")
+    save(ours, tmp_path / "again")
     again, report = type(model).from_pretrained(tmp_path / "again", attn_implementation="eager", output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert torch.equal(again(ids).logits, expected)
@@ -121,7 +111,7 @@ def test_far_positions_equal_those_of_transformers(transformers, tmp_path):
     model = transformers.LlamaForCausalLM(config).eval()
     model.save_pretrained(tmp_path)
     ids = torch.randint(0, 100, (1, 1500))
-    assert (GPT.from_pretrained(tmp_path)(ids)[0] - model(ids).logits).abs().max() < 1e-4
+    assert (load(tmp_path)(ids)[0] - model(ids).logits).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
@@ -131,18 +121,18 @@ def test_a_hundred_greedy_tokens_equal_those_of_transformers(family, transformer
     model.save_pretrained(tmp_path)
     prompts = torch.randint(0, model.config.vocab_size, (4, 12))
     expected = model.generate(prompts, max_new_tokens=100, do_sample=False)[:, 12:].tolist()
-    assert generate(GPT.from_pretrained(tmp_path), prompts.tolist(), 100, end=-1) == expected
+    assert generate(load(tmp_path), prompts.tolist(), 100, end=-1) == expected
     assert len(set(map(tuple, expected))) == 4 and max(len(set(x)) for x in expected) > 10, "texts too dull to show much"
 
 
 @torch.no_grad()
 def test_bfloat16_is_as_close_to_float32_as_that_of_transformers(transformers, tmp_path):
-    """No equality in 8 bits, where every rounding has its order (two that matter are by hand in test_model.py)."""
+    """No equality in 8 bits, where every rounding has its order (two that matter are by hand in test_gpt.py)."""
     for family in ("llama", "gemma2"):
         model = theirs(transformers, family, seed=8)
         model.save_pretrained(tmp_path / family)
         ids = torch.randint(0, model.config.vocab_size, (8, 40))
-        exact, short = model(ids).logits, GPT.from_pretrained(tmp_path / family, dtype=torch.bfloat16)
+        exact, short = model(ids).logits, load(tmp_path / family, dtype=torch.bfloat16)
         assert {p.dtype for p in short.parameters()} == {torch.bfloat16} == {short.cos.dtype}
         ours, hf = short(ids)[0] - exact, model.bfloat16()(ids).logits - exact
         assert ours.std() < 1.5 * hf.std()
@@ -151,13 +141,11 @@ def test_bfloat16_is_as_close_to_float32_as_that_of_transformers(transformers, t
 @torch.no_grad()
 def test_a_gemma_router_over_llama_experts():
     """Fused decoding with caches that lag behind equals the definition, whatever the families, past the sliding window."""
-    from decode import fused_decode
-    from fusionroute import Router, naive_fused_greedy
     router, experts = Router(GPT(GEMMA), 2), [GPT(LLAMA), GPT(LLAMA3)]
     for p in [*router.parameters(), *experts[0].parameters(), *experts[1].parameters()]:
         p.data = 1.5 * p.data + 0.3 * torch.randn_like(p)
     prompts = [torch.randint(0, 29, (n,)).tolist() for n in (3, 11, 20)]
-    traces = fused_decode(router, experts, prompts, end=4, max_new=30)
+    traces = decode_batch(router, experts, prompts, [4], 30)
     assert {i for trace in traces for i in trace.pick} == {0, 1}
     for prompt, trace in zip(prompts, traces):
         tokens, picks = naive_fused_greedy(router, experts, prompt, end=4, max_new=30)
@@ -178,20 +166,20 @@ def test_config_round_trip(config, tmp_path):
 @pytest.mark.parametrize("config", [LLAMA, LLAMA3, GEMMA])
 def test_round_trip_to_the_last_bit(config, safetensors, tmp_path):
     model, ids = GPT(config), torch.randint(0, 29, (2, 30))
-    model.save_pretrained(tmp_path / "new" / "folder")
-    again = GPT.from_pretrained(tmp_path / "new" / "folder")
+    save(model, tmp_path / "new" / "folder")
+    again = load(tmp_path / "new" / "folder")
     assert torch.equal(again(ids)[0], model(ids)[0]) and again.config == config
     assert all(p.requires_grad and p.is_leaf for p in again.parameters())
     assert (again.head.weight is again.embed.weight) == config.tied
     assert not list(tmp_path.rglob("*.tmp"))
-    GPT(replace(config, n_layer=1)).save_pretrained(tmp_path / "new" / "folder")  # in the place of the first
-    assert GPT.from_pretrained(tmp_path / "new" / "folder").config.n_layer == 1
+    save(GPT(replace(config, n_layer=1)), tmp_path / "new" / "folder")  # in the place of the first
+    assert load(tmp_path / "new" / "folder").config.n_layer == 1
 
 
 def test_rows_beyond_the_vocabulary_are_cut_off(safetensors, tmp_path):
     for config in (LLAMA, LLAMA3):
         model, ids = GPT(config), torch.randint(0, 25, (2, 9))
-        model.save_pretrained(tmp_path / str(config.tied))
+        save(model, tmp_path / str(config.tied))
         short = pretrained.load(tmp_path / str(config.tied), vocab_size=25)
         torch.testing.assert_close(short(ids)[0], model(ids)[0][..., :25])
         assert short.embed.weight.shape == short.head.weight.shape == (25, 16) and short.config.vocab_size == 25
@@ -199,14 +187,14 @@ def test_rows_beyond_the_vocabulary_are_cut_off(safetensors, tmp_path):
 
 
 def test_a_failed_save_leaves_what_was_there(safetensors, tmp_path, monkeypatch):
-    GPT(LLAMA).save_pretrained(tmp_path)
+    save(GPT(LLAMA), tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
     def full(*args):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    assert "No space left" in refused(GPT(GEMMA).save_pretrained, tmp_path)
+    assert "No space left" in refused(save, GPT(GEMMA), tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
@@ -219,10 +207,10 @@ def test_a_mixture_of_families_is_not_saved():
 def test_memory_is_about_the_size_of_the_model(safetensors, tmp_path):
     """80 MB in 20 tensors of 4 MB and their small companions: reading them may take one more, not as much again."""
     config = replace(LLAMA, d_model=256, d_ff=4096, n_layer=6, vocab_size=4096, tied=False, n_head=1, n_kv_head=1)
-    GPT(config).save_pretrained(tmp_path)
-    GPT(LLAMA).save_pretrained(tmp_path / "small")  # read first: what torch loads at its first use is none of the model's
+    save(GPT(config), tmp_path)
+    save(GPT(LLAMA), tmp_path / "small")  # read first: what torch loads at its first use is none of the model's
     code = f"""if True:
-        import pretrained, safetensors, torch
+        from extra.real import pretrained; import safetensors, torch
         peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024
         pretrained.load({str(tmp_path / "small")!r})
         before, model = peak(), pretrained.load({str(tmp_path)!r})
@@ -323,7 +311,7 @@ def test_no_such_directory(tmp_path):
 def broken(safetensors, tmp_path):
     """A function that saves a tied Llama whose tensors or files have been tampered with, and returns the complaint on loading it."""
     def complaint(tensors=lambda t: t, files=lambda folder: None, config=LLAMA, **changes):
-        GPT(config).save_pretrained(tmp_path)
+        save(GPT(config), tmp_path)
         t = safetensors.load_file(tmp_path / "model.safetensors")
         safetensors.save_file(tensors(t), tmp_path / "model.safetensors")
         config_json(tmp_path, config, **changes)
@@ -349,7 +337,7 @@ def test_wrong_tensors_are_named(tamper, words, broken):
 def test_tensors_that_do_no_harm(safetensors, tmp_path):
     """Old files repeat a tied head, and hold tables that follow from the config."""
     model = GPT(LLAMA)
-    model.save_pretrained(tmp_path)
+    save(model, tmp_path)
     t = safetensors.load_file(tmp_path / "model.safetensors")
     t |= {"lm_head.weight": t[EMBED].clone(), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(3)}
     safetensors.save_file(t, tmp_path / "model.safetensors")
@@ -407,8 +395,8 @@ def test_a_wrong_dtype(tmp_path):
 
 
 @pytest.mark.parametrize("package, call", [
-    ("safetensors", lambda folder: GPT.from_pretrained(folder)),
-    ("safetensors.torch", lambda folder: GPT(LLAMA).save_pretrained(folder))])
+    ("safetensors", lambda folder: load(folder)),
+    ("safetensors.torch", lambda folder: save(GPT(LLAMA), folder))])
 def test_a_missing_package_is_one_clear_line(package, call, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)  # what import then finds is: nothing
     config_json(tmp_path)
@@ -421,7 +409,6 @@ def test_a_missing_package_is_one_clear_line(package, call, tmp_path, monkeypatc
 
 def test_q_and_k_rows_from_neighbours_to_halves():
     """Scores do not change: neighbours rotated before the reordering are halves rotated after it, head by head."""
-    from model import rotate
     weight, x = torch.randn(2 * 6, 5), torch.randn(1, 4, 5)                           # 2 heads of 6 rows
     angle = torch.rand(1, 4, 1, 3)
     cos, sin = angle.cos(), angle.sin()
@@ -439,12 +426,11 @@ def test_not_the_wheel(tmp_path):
     assert "not all of it" in refused(convert_smollm2.main, [str(tmp_path / "x.gguf"), str(tmp_path / "out")])
 
 
-@pytest.mark.skipif("SMOLLM2" not in os.environ, reason="SMOLLM2=DIR, made by real/convert_smollm2.py, is not given")
+@pytest.mark.skipif("SMOLLM2" not in os.environ, reason="SMOLLM2=DIR, made by extra/real/convert_smollm2.py, is not given")
 @torch.no_grad()
 def test_smollm2_continues_as_it_does_in_transformers(transformers):
-    from pretrained_tokenizer import Tokenizer
     folder = os.environ["SMOLLM2"]
-    ours, tokenizer = GPT.from_pretrained(folder), Tokenizer(folder)
+    ours, tokenizer = load(folder), Tokenizer(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
     ids = tokenizer.encode("The capital of France is")
     answer = generate(ours, [ids], 100, end=-1)[0]
@@ -452,4 +438,4 @@ def test_smollm2_continues_as_it_does_in_transformers(transformers):
     assert (ours(torch.tensor([ids]))[0] - model(torch.tensor([ids])).logits).abs().max() < 1e-4
     assert answer == model.generate(torch.tensor([ids]), max_new_tokens=100, do_sample=False, eos_token_id=None)[0, len(ids):].tolist()
     prompt = tokenizer.encode_prompt("What is the capital of France?")
-    assert tokenizer.decode(generate(ours, [prompt], 30, tokenizer.ends)[0]) == "The capital of France is Paris."
+    assert tokenizer.decode(generate(ours, [prompt], 30, tokenizer.END)[0]) == "The capital of France is Paris."

@@ -2,43 +2,16 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
-from pretrained_tokenizer import Tokenizer, agree
-from tests.test_pretrained import refused
+from extra.gpt import GPT
+from extra.real import pretrained
+from extra.real.pretrained_tokenizer import Tokenizer, agree
+from tests.real.conftest import CHAT, LLAMA, SPECIAL, refused
 
 TEXTS = ["What is 38 mod 5?", "  spaces \n\nand lines\n", "Zoë's naïve café, 東京 🙂", "x", "\n", "the theatre then"]
-CHAT = ("{{ bos_token }}{% for m in messages %}\n<|{{ m['role'] }}|>{{ m['content'] | trim }}<|turn|>\n  {% endfor %}\n"
-        "{% if add_generation_prompt %}\n<|assistant|>{% endif %}")  # line breaks behind blocks, and spaces before them, do not count
-SPECIAL = ["<s>", "</s>", "<|turn|>", "<|user|>", "<|assistant|>"]
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A function that writes a directory with a byte-level BPE tokenizer of 267 tokens and `settings`, and returns it."""
-    lib = pytest.importorskip("tokenizers")
-    pytest.importorskip("jinja2")
-
-    def make(name="a", template=CHAT, eos=1, special=SPECIAL, ordinary=(), **settings):
-        alphabet = sorted(lib.pre_tokenizers.ByteLevel.alphabet())
-        merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("c", "a"), ("Ġ", "w"), ("a", "t")]
-        words = SPECIAL + alphabet + [a + b for a, b in merges]
-        encoding = lib.Tokenizer(lib.models.BPE(vocab={w: i for i, w in enumerate(words)}, merges=merges))
-        encoding.pre_tokenizer = lib.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        encoding.decoder = lib.decoders.ByteLevel()
-        encoding.add_special_tokens(list(special))
-        encoding.add_tokens(list(ordinary))
-        encoding.post_processor = lib.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-        path = tmp_path / name
-        path.mkdir()
-        encoding.save(str(path / "tokenizer.json"))
-        (path / "tokenizer_config.json").write_text(json.dumps({
-            "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": {"__type": "AddedToken", "content": "</s>"},
-            "chat_template": template, **settings}))
-        (path / "config.json").write_text(json.dumps({"eos_token_id": eos}))
-        return path
-    return make
 
 
 def test_prompts_equal_those_of_transformers(folder):
@@ -179,10 +152,9 @@ def test_who_may_work_with_whom(folder):
 
 def test_a_saved_model_takes_its_tokenizer_along(folder, tmp_path):
     pytest.importorskip("safetensors")
-    from tests.test_pretrained import GPT, LLAMA, pretrained, replace
     t = Tokenizer(folder())
     model = GPT(replace(LLAMA, vocab_size=t.VOCAB_SIZE))
-    model.save_pretrained(tmp_path / "new", t)
+    pretrained.save(model, tmp_path / "new", t)
     again = Tokenizer(tmp_path / "new")
     assert (again.FINGERPRINT, again.END, again.ends) == (t.FINGERPRINT, t.END, t.ends)
     assert again.encode_prompt(TEXTS[0]) == t.encode_prompt(TEXTS[0])

@@ -1,38 +1,32 @@
-"""Plain fine-tuning, and real/run_smollm2.sh: its own commands on tiny random models in the place of SmolLM2. docs/real-models.md."""
+"""Plain fine-tuning, and run_smollm2.sh: its own commands on tiny random models in the place of SmolLM2. docs/real-models.md."""
 
 import json
 import os
 import shlex
 import subprocess
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-import common
-import decode
-import own
-import pretrained
-import report
-from real import smollm2
-from model import GPT
-from pretrained_tokenizer import Tokenizer
-from tests.test_own import SFT, lines, main, mistake
-from tests.test_pretrained import LLAMA
-from tests.test_pretrained_tokenizer import folder  # noqa: F401 (a fixture)
+from extra.common import fill
+from extra.gpt import GPT, Router
+from extra.real import decode, pretrained, smollm2
+from extra.real.pretrained_tokenizer import Tokenizer
+from extra.speed.block import Trace
+from tests.real.conftest import LLAMA, ROOT, SFT, lines, main, mistake
 from toy_experts import tasks
+from toy_experts.train import schedule
 
-ROOT = Path(__file__).parent.parent
 SMALL = {"data": "--expert 16 --router 10", "pairs": "--prompts 10 --batch 4", "evaluate": "--tests 2 --batch 3"}
 
 
 @pytest.fixture
-def start(folder):  # noqa: F811
+def start(folder):
     """A directory with a tiny random Llama that reads 400 tokens."""
     pytest.importorskip("safetensors")
     path = folder("smollm2")
-    GPT(replace(LLAMA, vocab_size=267, max_len=400)).save_pretrained(path, Tokenizer(path))
+    pretrained.save(GPT(replace(LLAMA, vocab_size=267, max_len=400)), path, Tokenizer(path))
     return path
 
 
@@ -60,7 +54,7 @@ def test_without_experts_it_is_plain_fine_tuning(start, tmp_path, capsys):
         optimizer.zero_grad()
         (total / count).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.param_groups[0]["lr"] = 1e-2 * common.schedule(step, 2, warmup=20)
+        optimizer.param_groups[0]["lr"] = 1e-2 * schedule(step, 2, warmup=20)
         optimizer.step()
     assert [r["loss"] for r in log] == pytest.approx(losses, rel=1e-4) and losses[1] < losses[0]
     assert all(r["loss_lm"] == r["loss"] and r["loss_expert"] == r["informative"] == 0 for r in log)
@@ -84,17 +78,17 @@ def test_killed_fine_tuning_goes_on(start, tmp_path, monkeypatch):
     lines(tmp_path / "math.jsonl", SFT)
     args = ["--init", str(start), "--data", str(tmp_path / "math.jsonl"), *"--name math --batch 1 --save_every 2 --lr 1e-3".split()]
     main("train_sft", *args, "--out", str(tmp_path / "whole"))
-    real, steps = common.update, []
+    real, steps = torch.nn.utils.clip_grad_norm_, []
 
     def stop(*a):
         if len(steps) == 5:
             raise KeyboardInterrupt
         steps.append(real(*a))
 
-    monkeypatch.setattr(common, "update", stop)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", stop)
     with pytest.raises(KeyboardInterrupt):
         main("train_sft", *args, "--out", str(tmp_path / "out"))
-    monkeypatch.setattr(common, "update", real)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", real)
     main("train_sft", *args, "--out", str(tmp_path / "out"))
     a, b = ((tmp_path / out / "seed0/math/model.safetensors").read_bytes() for out in ("out", "whole"))
     assert a == b
@@ -105,10 +99,10 @@ def test_killed_fine_tuning_goes_on(start, tmp_path, monkeypatch):
 
 def commands():
     """The lines that run_smollm2.sh runs, its loop and variables resolved by bash itself."""
-    echo = 'python() { printf "%q " "$@"; echo; }; source real/run_smollm2.sh'
+    echo = 'python() { printf "%q " "$@"; echo; }; source extra/real/run_smollm2.sh'
     p = subprocess.run(["bash", "-c", echo], cwd=ROOT, text=True, capture_output=True)
     assert p.returncode == 0, p.stderr
-    return [shlex.split(line.removeprefix("-m ")) for line in p.stdout.splitlines()]
+    return [shlex.split(line.removeprefix("-m extra.real.")) for line in p.stdout.splitlines()]
 
 
 def test_the_script_s_own_commands(start, tmp_path, monkeypatch, capsys):
@@ -122,11 +116,11 @@ def test_the_script_s_own_commands(start, tmp_path, monkeypatch, capsys):
         for script, *args in commands():
             here = lambda a: a.replace("smollm2", str(start)).replace("smol/", f"{tmp_path}/smol/") if "smol" in a else a
             args = [f"{tmp_path}/smol" if a == "smol" else here(a) for a in args]
-            small = SMALL.get(args[0], "").split() + ["--out", f"{tmp_path}/smol", "--model", str(start)] if script == "real.smollm2" else []
-            main(script.removesuffix(".py"), *args, *small)
-            ran.append(args[0] if script == "real.smollm2" else script)
+            small = SMALL.get(args[0], "").split() + ["--out", f"{tmp_path}/smol", "--model", str(start)] if script == "smollm2" else []
+            main(script, *args, *small)
+            ran.append(args[0] if script == "smollm2" else script)
         out = capsys.readouterr().out
-    assert ran == 2 * ["data", *["train_sft.py"] * 4, "pairs", "train_cdpo.py", "evaluate", "publish"]
+    assert ran == 2 * ["data", *["train_sft"] * 4, "pairs", "train_cdpo", "evaluate", "publish"]
     assert out.count("is there already") == 5  # all five trainings
     r = json.loads(smollm2.RESULT.read_text())
     assert set(r["accuracy"]) == {"smollm2", "math", "code", "instruct", "routing_only", "router", "sft_only", "fusionroute"}
@@ -158,11 +152,11 @@ def test_pairs_are_right_against_wrong(start, tmp_path, monkeypatch):
     """A fused model that answers every other prompt rightly gives pairs for the others only."""
     items = tasks.mixed("preference", 6, smollm2.Random("smollm2 pairs 0"), tasks.BENCHMARKS)
     said = [item.answer if i % 2 else "no" for i, item in enumerate(items)]
-    world = type("", (), {"first": start, "fingerprints": {}})()
+    setup = type("", (), {"first": start, "fingerprints": {}})()
     router, asked = type("", (), {"W": torch.nn.Linear(2, 3)})(), []
-    monkeypatch.setattr(smollm2, "fused", lambda s, name: (world, router, []) if name == "router_sft" else None)
+    monkeypatch.setattr(smollm2, "fused", lambda s, name: (setup, router, []) if name == "router_sft" else None)
 
-    def answers(world, router, experts, got, batch, **how):
+    def answers(setup, router, experts, got, batch, **how):
         asked.append(how)
         assert got == items
         return None, said
@@ -177,22 +171,24 @@ def test_pairs_are_right_against_wrong(start, tmp_path, monkeypatch):
 
 def test_answers_are_those_of_one_prompt_at_a_time(start):
     items = [tasks.draw(bench, "test", smollm2.Random(bench)) for bench in tasks.BENCHMARKS]
-    world = type("", (), {"tokenizer": Tokenizer(start)})()
-    world.ends, world.encode_prompt = world.tokenizer.ends, world.tokenizer.encode_prompt
-    router, experts = own.Router(GPT(replace(LLAMA, vocab_size=267, max_len=400)), 2).eval(), [pretrained.load(start) for _ in range(2)]
-    together = smollm2.answers(world, router, experts, items, 3)
+    setup = type("", (), {"tokenizer": Tokenizer(start)})()
+    setup.ends, setup.encode_prompt = setup.tokenizer.ends, setup.tokenizer.encode_prompt
+    router, experts = Router(GPT(replace(LLAMA, vocab_size=267, max_len=400)), 2).eval(), [pretrained.load(start) for _ in range(2)]
+    together = smollm2.answers(setup, router, experts, items, 3)
     for i, item in enumerate(items):
-        trace, = decode.fused_decode(router, experts, [world.encode_prompt(item.prompt)], world.ends, smollm2.MAX_NEW)
-        assert together[0][i].tokens == trace.tokens and together[1][i] == world.tokenizer.decode(decode.answer_ids(trace, world.ends))
+        trace, = decode.decode_batch(router, experts, [setup.encode_prompt(item.prompt)], setup.ends, smollm2.MAX_NEW)
+        assert together[0][i].tokens == trace.tokens and together[1][i] == setup.tokenizer.decode(decode.answer_ids(trace, setup.ends))
 
 
 # --- the page -----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_an_answer_is_read_back_from_what_is_shown_of_it(capsys):
-    world = type("", (), {"names": ["math", "code"], "ends": 9, "max_new": 5, "pieces": lambda ids: ["def f", "(x)", ":\n  ", "| x"][:len(ids)]})
-    trace = decode.Trace(tokens=[0, 1, 2, 3, 9], pick=[1, 1, 0, 0, 0], weights=[[0.5, 0.5]] * 5, expert_choice=[0, 0, 2, 3, 9])
-    decode.show(trace, "fusionroute", False, world)
+    tokenizer = type("", (), {"alone": str})
+    setup = type("", (), {"names": ["math", "code"], "ends": [9], "max_new": 5, "tokenizer": tokenizer,
+                          "pieces": lambda ids: ["def f", "(x)", ":\n  ", "| x"][:len(ids)]})
+    trace = Trace(tokens=[0, 1, 2, 3, 9], pick=[1, 1, 0, 0, 0], weights=[[0.5, 0.5]] * 5, expert_choice=[0, 0, 2, 3, 9])
+    decode.show(trace, "fusionroute", False, setup)
     shown = capsys.readouterr().out
     assert "«(x)»" in shown and smollm2.answer_in(shown) == "def f(x):\n  | x"
     result = json.loads(smollm2.RESULT.read_text())
@@ -203,12 +199,12 @@ def test_an_answer_is_read_back_from_what_is_shown_of_it(capsys):
 
 def test_the_page_says_what_the_file_says():
     result, page = json.loads(smollm2.RESULT.read_text()), smollm2.PAGE.read_text()
-    assert report.fill(page, smollm2.blocks(result), smollm2.COMMAND) == page
+    assert fill(page, smollm2.blocks(result), smollm2.COMMAND) == page
     result["accuracy"]["fusionroute"]["average"] += 0.01
-    assert report.fill(page, smollm2.blocks(result), smollm2.COMMAND) != page
+    assert fill(page, smollm2.blocks(result), smollm2.COMMAND) != page
 
 
-@pytest.mark.skipif("SMOLLM2" not in os.environ, reason="SMOLLM2=DIR, made by real/convert_smollm2.py, is not given")
+@pytest.mark.skipif("SMOLLM2" not in os.environ, reason="SMOLLM2=DIR, made by extra/real/convert_smollm2.py, is not given")
 def test_the_real_chat_template_is_transformers():
     """Prompt and answer, side by side as in training, are the template's own text and tokens, up to the newline behind the end token."""
     transformers = pytest.importorskip("transformers")

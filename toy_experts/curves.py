@@ -1,0 +1,90 @@
+"""Draws the curves of a run's two trainings from its logs (needs matplotlib).
+
+    python -m toy_experts.curves                  OUT/seed0's curves: OUT/seed0/curves.svg
+    python -m toy_experts.curves --shipped        those of toy_experts/weights: docs/curves.svg
+"""
+
+import io
+import json
+from dataclasses import dataclass
+
+from toy_experts import run
+
+try:
+    import matplotlib
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+except ImportError:
+    plt = None
+
+WINDOW = 25   # steps over which a curve is averaged: single batches scatter
+
+
+@dataclass
+class Settings:
+    seed: int = 0       # selects the run
+    out: str = "out"    # runs are kept in OUT/seedN/
+
+
+def read(path, hint):
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except FileNotFoundError as e:
+        raise run.UserError(f"there is no {path}: {hint}") from e
+    except ValueError as e:
+        raise run.UserError(f"{path} is damaged: remove it, then {hint}") from e
+
+
+def line(axis, records, key, label):
+    """One curve: the mean of the last WINDOW records at each step."""
+    values = [r[key] for r in records]
+    means = [sum(values[max(0, i - WINDOW + 1):i + 1]) / min(i + 1, WINDOW)
+             for i in range(len(values))]
+    axis.plot([r["step"] + 1 for r in records], means, label=label)
+
+
+def draw(folder, hint):
+    """The picture as SVG text."""
+    sft = read(folder / "router_sft.log.jsonl", hint)
+    mixed = read(folder / "router.log.jsonl", hint)
+    pairs = [r for r in mixed if r["kind"] == "pair"]
+    plt.rcParams.update({"svg.hashsalt": "fusionroute", "font.size": 9, "legend.frameon": False,
+                         "axes.spines.top": False, "axes.spines.right": False})
+    figure, axes = plt.subplots(1, 4, figsize=(12, 2.8), layout="constrained")
+    line(axes[0], sft, "loss_lm", "L_LM")
+    line(axes[0], sft, "loss_expert", "L_expert")
+    axes[0].set(title="phase 1: the two terms of Eq. (2)", xlabel="step")
+    for name in [key for key in sft[0] if key.startswith("route_")]:
+        line(axes[1], sft, name, name.removeprefix("route_"))
+    axes[1].set(title="phase 1: who is picked in S", xlabel="step", ylim=(0, 1))
+    for key, label in (("reward_chosen", "chosen"), ("reward_rejected", "rejected"),
+                       ("bias", "bias (experts)")):
+        line(axes[2], pairs, key, label)
+    axes[2].set(title="phase 2: rewards and bias of Eq. (3)", xlabel="step")
+    line(axes[3], pairs, "accuracy", "margin > 0")
+    line(axes[3], pairs, "fused_accuracy", "margin + bias > 0")
+    axes[3].set(title="phase 2: pairs in the right order", xlabel="step", ylim=(0, 1))
+    for axis in axes:
+        axis.legend()
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return text.getvalue()
+
+
+def main(argv=None):
+    parser = run.parser(Settings, __doc__)
+    parser.add_argument("--shipped", action="store_true", help="the run in toy_experts/weights")
+    args = vars(parser.parse_args(argv))
+    shipped, s = args.pop("shipped"), Settings(**args)
+    if plt is None:
+        raise run.UserError("the curves need matplotlib: pip install matplotlib")
+    folder = run.WEIGHTS if shipped else run.run_dir(s)
+    path = run.WEIGHTS.parent.parent / "docs" / "curves.svg" if shipped else folder / "curves.svg"
+    hint = f"run python train_sft.py{run.flags(s)}, then python train_cdpo.py{run.flags(s)}"
+    run.write(path, draw(folder, hint))
+    print(f"saved {path}")
+
+
+if __name__ == "__main__":
+    run.run(main)
