@@ -160,6 +160,8 @@ def show(trace, method, colour, of):
 
 def encode(prompt, max_len, of):
     """Token ids of a user's prompt. UserError when it is empty or leaves no room for an answer."""
+    if len(prompt) > of.tokenizer.most_characters(max_len):
+        raise UserError(f"the prompt has {len(prompt):,} characters, more than the {max_len} tokens that the models read")
     if of.tokenizer.empty(prompt):
         raise UserError("the prompt is empty: write a question, for example \"What is 38 mod 5?\"")
     ids = of.encode_prompt(prompt)

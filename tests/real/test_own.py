@@ -123,7 +123,8 @@ def test_what_is_left_out_is_counted_and_named(dirs, tmp_path, capsys):
 
 @pytest.mark.parametrize("line, says", [
     ('{"prompt": "a"', "is no JSON"), ('{"prompt": "a"}', "must be a JSON object with prompt and completion, or with messages; the field "
-                                                          "completion is missing"), ('{"completion": "a"}', "must be a JSON object with prompt and completion, or with messages; the field prompt is missing"),
+                                                          "completion is missing"),
+    ('{"completion": "a"}', "must be a JSON object with prompt and completion, or with messages; the field prompt is missing"),
     ('["a", "b"]', "must be a JSON object with prompt and completion"),
     ('{"prompt": "a", "completion": [{"role": "user"}]}', "completion must have messages with a role"),
     ('{"prompt": "a", "completion": null}', "completion must be a text, and is null"),
@@ -308,6 +309,54 @@ def test_a_killed_training_goes_on(dirs, monkeypatch):
     assert len(steps) == 8 + 16 - 6  # 16 steps in all, the state of the sixth was saved
     a, b = ((flags.at / f"{out}/seed0/router_sft/model.safetensors").read_bytes() for out in ("out", "whole"))
     assert a == b
+
+
+# --- weights that cannot be right ----------------------------------------------------------------------------------------------------------
+
+
+def spoil(path, change):
+    """Save a model's directory with changed weights."""
+    model = load(path)
+    change(model)
+    pretrained.save(model, path)
+
+
+def test_weights_that_cannot_be_right_are_named(dirs):
+    """Not numbers: at loading. Numbers whose outputs are none: when they score, or before they answer. Nothing is saved."""
+    flags = dirs()
+    spoil(flags.at / "code", lambda m: m.blocks[0].w_up.weight.data.fill_(float("nan")))
+    message = mistake("train_sft", *flags.sft)
+    assert f"{flags.at}/code/model.safetensors: the tensor model.layers.0.mlp.up_proj.weight has" in message and "NaN as float32" in message
+
+    def huge(model):
+        model.blocks[0].w_up.weight.data.fill_(3e38)
+        model.blocks[0].w_gate.weight.data.fill_(3e38)
+    spoil_again = GPT(replace(SIZES["code"][0], vocab_size=280))
+    huge(spoil_again)
+    pretrained.save(spoil_again, flags.at / "code", Tokenizer(flags.at / "math"))
+    assert "code gives log-probabilities that are no numbers" in mistake("train_sft", *flags.sft)
+    assert not list((flags.at / "out/seed0/scores").glob("code*"))
+
+
+def test_an_expert_without_numbers_answers_nothing(dirs, monkeypatch, capsys):
+    flags = dirs()
+    main("train_sft", *flags.sft)
+    ask = ["decode", "what?", "--router", str(flags.at / "out/seed0/router_sft"), *flags.decode[2:]]
+    main(*ask)
+    real = pretrained.load
+
+    def spoiled(directory, *args):
+        model = real(directory, *args)
+        if directory.name == "math":
+            model.blocks[1].w_down.weight.data.fill_(3e38)
+        return model
+    monkeypatch.setattr(pretrained, "load", spoiled)
+    assert f"math ({flags.at / 'math'}) gives logits that are no numbers" in mistake(*ask)
+    path = flags.at / "out/seed0/router_sft/fusionroute.pt"
+    content = torch.load(path, weights_only=True)
+    content["W"][0, 0] = float("nan")
+    torch.save(content, path)
+    assert "fusionroute.pt: W has 1 values of 32 that are NaN" in mistake(*ask)
 
 
 # --- mistakes, numbers in 16 bits ----------------------------------------------------------------------------------------------------------
