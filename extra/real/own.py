@@ -149,7 +149,10 @@ class Setup:
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # W has a row for each expert: none
         self.first = Path(flags.init or flags.router or phase1)  # the router, or what it starts from
         if not flags.init:
-            self.left = self.read(self.first / FILE, "run python -m extra.real.train_sft" + f" --init DIR ...{same_run}" * (not flags.router))
+            command = "python -m extra.real.train_sft --init DIR"
+            if not flags.router:
+                command += f" --experts {shlex.join(flags.experts)} --data {shlex.quote(flags.data)}{same_run}"
+            self.left = self.read(self.first / FILE, f"phase 1 makes it: {command} (DIR: what the router starts from)")
         self.tokenizer = Tokenizer(self.first)
         tokenizers = {"the router": self.tokenizer, **{name: Tokenizer(path) for name, path in self.directories.items()}}
         self.size = agree(tokenizers)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import weakref
 from dataclasses import replace
@@ -311,6 +312,39 @@ def test_a_killed_training_goes_on(dirs, monkeypatch):
     assert a == b
 
 
+# --- two runs, and what killed ones leave ---------------------------------------------------------------------------------------------------
+
+
+def test_two_runs_never_write_the_same(dirs, monkeypatch):
+    """While one trains, another with other settings is refused; with another --name it trains."""
+    flags, real, told = dirs(), torch.nn.utils.clip_grad_norm_, []
+
+    def meanwhile(*args):
+        if not told:
+            told.append("")
+            told[0] = mistake("train_sft", *flags.sft, "--lr", "0.1")
+            main("train_sft", *flags.sft, "--name", "other")
+        return real(*args)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", meanwhile)
+    main("train_sft", *flags.sft, "--lr", "1e-3")
+    assert f"another run writes {flags.at}/out/seed0/router_sft now (process {os.getpid()} on " in told[0]
+    assert "was made with lr = 0.001" in mistake("train_sft", *flags.sft, "--lr", "0.1")
+    assert (flags.at / "out/seed0/other/fusionroute.pt").exists()
+
+
+def test_what_killed_runs_left_beside_goes(dirs):
+    flags = dirs()
+    main("train_sft", *flags.sft)
+    out = flags.at / "out/seed0"
+    gone = [out / "router_sft.state.pt.99999.tmp", out / "router_sft/model.safetensors.99999.tmp", out / "scores/math-0.pt.99999.tmp"]
+    stays = [out / "other.state.pt.99999.tmp", out / "scores/math-1.pt.99999.tmp", out / "router_sft.mine.tmp"]
+    for path in gone + stays:
+        path.write_text("x")
+    os.utime(gone[2], (0, 0))
+    main("train_sft", *flags.sft)
+    assert [path for path in gone + stays if path.exists()] == stays
+
+
 # --- weights that cannot be right ----------------------------------------------------------------------------------------------------------
 
 
@@ -389,7 +423,7 @@ def test_paths_are_looked_at_before_packages(name, args, says, tmp_path, monkeyp
     ("train_sft", lambda f: f.sft + ["--experts", f"a={f.at / 'math'}", f"a={f.at / 'math'}"], "the name a is taken"),
     ("train_sft", lambda f: f.sft + ["--experts", "math=nowhere"], "there is no directory nowhere (--experts)"),
     ("train_sft", lambda f: f.sft + ["--data", "nowhere"], "there is no file nowhere (--data)"),
-    ("train_cdpo", lambda f: f.cdpo + ["--seed", "9", "--out", "x"], "run python -m extra.real.train_sft --init DIR ... --seed 9 --out x"),
+    ("train_cdpo", lambda f: f.cdpo + ["--seed", "9", "--out", "x"], "/train.jsonl --seed 9 --out x (DIR: what the router starts from)"),
     ("train_cdpo", lambda f: f.cdpo + ["--tries", "5"], "unrecognized arguments: --tries 5"),
     ("decode", lambda f: f.decode + ["x"], "there is no"),
     ("decode", lambda f: [*f.experts, "What is 2?", "--router", "x"], "put a prompt before it")])
