@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# bash run.sh            from nothing to routed answers: .venv, requirements, every missing training, a table, three answers
-# bash run.sh test       the same set-up, then the tests
-# bash run.sh [--seed N] [--out DIR] [--device auto|cuda|mps|cpu] [--family llama|gemma]    another run: every script gets these
+# bash run.sh          install into .venv, answer three prompts, train everything, show the table, answer again
+# bash run.sh test     install, then run the tests
+# bash run.sh [--seed N] [--out DIR] [--device auto|cuda|mps|cpu]      another run: every script gets these flags
 set -euo pipefail
 cd "$(dirname "$0")"
 
-check() {  # before minutes are spent: what not every script takes is for one of them alone
+check() {  # wrong flags are refused before minutes are spent
     while [ $# -gt 0 ]; do
         case "$1" in
             --help | -h) sed -n 's/^# //p' run.sh; exit ;;
-            --seed=* | --out=* | --device=* | --family=*) shift ;;
-            --seed | --out | --device | --family)
+            --seed=* | --out=* | --device=*) shift ;;
+            --seed | --out | --device)
                 [ $# -gt 1 ] || { echo "error: $1 needs a value" >&2; exit 2; }
                 shift 2 ;;
-            *) echo "error: run.sh does not take $1, only --seed N, --out DIR, --device D, --family F, or test first" >&2; exit 2 ;;
+            *) echo "error: run.sh does not take $1, only --seed N, --out DIR, --device D, or test first" >&2; exit 2 ;;
         esac
     done
 }
@@ -34,12 +34,19 @@ if [ "${1:-}" = test ]; then
     shift
     exec $python -m pytest "$@"
 fi
+
+ask() {
+    printf '%s\n' "Kate has 12 apples. She finds 3 more. Then she triples the number. How many apples are there now?" \
+        "Define a function run(nums) that returns the first two of the numbers below 2 in nums." \
+        "What is 38 mod 5? Put the answer in double quotes." | $python decode.py "$@"
+}
+
+installed=$SECONDS
+[ $# -gt 0 ] || { ask; echo "(after $SECONDS seconds, $installed of them for the installation)"; echo; }
 $python train_sft.py "$@"
 $python train_cdpo.py "$@"
-$python quickstart.py "$@"
+$python -m toy_experts.evaluate "$@"
 echo
-printf '%s\n' "Zoe has 12 cakes. She buys 5 more. Then she doubles the number. How many cakes are there now?" \
-    "Define a function pick(xs) that returns the largest of the odd numbers in xs, each plus 3, or 0 if there are none." \
-    "Write green, lamp and river in double quotes. Finish with the word done." | $python decode.py "$@"
+ask "$@"
 echo
 echo "from start to end: $SECONDS seconds. Now ask your own: $python decode.py$([ $# -eq 0 ] || printf ' %q' "$@")"

@@ -33,14 +33,16 @@ def test_language_means_what_python_means(expression, xs, expected):
 ATTACKS = [
     "__import__('os').system('touch /tmp/owned')", "open('/etc/passwd').read()", "().__class__.__bases__[0].__subclasses__()",
     "xs.__class__", "xs.append(1)", "exec('1')", "eval('1')", "(lambda: 1)()", "f(xs)", "[f(xs) for x in xs]", "globals()", "print(1)",
-    "9 ** 9 ** 9 ** 9", "10 ** 1000000", "2 ** 8 ** 8 ** 8", "(2 ** 8) ** 8 ** 8 * 10 ** 8", "9" * 500, "-" * 550 + "1", "(" * 150 + "1" + ")" * 150,
-    "[" * 90 + "]" * 90, "not " * 130 + "1", "1" + "+1" * 280, "range(10 ** 12)", "list(range(10 ** 9))", "[0] * 10 ** 12", "'a' * 10 ** 12", "xs + xs",
-    "xs * 1000000", "[x for x in xs for y in xs for z in xs]", "[[x for x in xs] for y in xs]", "sum(sum(sum(1 for a in xs) for b in xs) for c in xs)",
-    "[x for x in iter(int, 1)]", "{x: x for x in xs}", "{x for x in xs}", "f'{xs}'", "'%1000000000d' % 1", "'{:>999999999}'.format(1)", "b'a'", "1j", "1.5",
-    "1e308 * 10", "None", "...", "1 / 0", "1 // 0", "1 % 0", "xs[10 ** 9]", "xs[0][0]", "max(xs, key=abs)", "max(*xs)", "max(**xs)", "sorted(xs, key=xs)",
-    "(y := 5)", "await xs", "yield", "yield from xs", "*xs", "xs if", "", "return 1", "(x for x in xs)", "len(x for x in xs)", "0 if xs is xs else 1",
-    "\x00", "\ud800", "1\n    return 2", "1\nimport os", "1; import os", "xs\n\ndef g():\n    pass", "sum", "abs", "unknown", "1 << 40", "~1", "1 @ 1", "0x" + "f" * 500,
-    "sum([[1], [2]], [])", "2 ** -1", "list(xs, xs)", "set(1)", "abs(xs)", "xs < 1", "1 in 1", "-xs", "not_a_name", "xs[1.0]", "xs[::0]",
+    "9 ** 9 ** 9 ** 9", "10 ** 1000000", "2 ** 8 ** 8 ** 8", "(2 ** 8) ** 8 ** 8 * 10 ** 8", "9" * 500, "-" * 550 + "1",
+    "(" * 150 + "1" + ")" * 150, "[" * 90 + "]" * 90, "not " * 130 + "1", "1" + "+1" * 280, "range(10 ** 12)", "list(range(10 ** 9))",
+    "[0] * 10 ** 12", "'a' * 10 ** 12", "xs + xs", "xs * 1000000", "[x for x in xs for y in xs for z in xs]",
+    "[[x for x in xs] for y in xs]", "sum(sum(sum(1 for a in xs) for b in xs) for c in xs)", "[x for x in iter(int, 1)]",
+    "{x: x for x in xs}", "{x for x in xs}", "f'{xs}'", "'%1000000000d' % 1", "'{:>999999999}'.format(1)", "b'a'", "1j", "1.5",
+    "1e308 * 10", "None", "...", "1 / 0", "1 // 0", "1 % 0", "xs[10 ** 9]", "xs[0][0]", "max(xs, key=abs)", "max(*xs)", "max(**xs)",
+    "sorted(xs, key=xs)", "(y := 5)", "await xs", "yield", "yield from xs", "*xs", "xs if", "", "return 1", "(x for x in xs)",
+    "len(x for x in xs)", "0 if xs is xs else 1", "\x00", "\ud800", "1\n    return 2", "1\nimport os", "1; import os",
+    "xs\n\ndef g():\n    pass", "sum", "abs", "unknown", "1 << 40", "~1", "1 @ 1", "0x" + "f" * 500, "sum([[1], [2]], [])", "2 ** -1",
+    "list(xs, xs)", "set(1)", "abs(xs)", "xs < 1", "1 in 1", "-xs", "not_a_name", "xs[1.0]", "xs[::0]",
 ]
 
 
@@ -54,10 +56,11 @@ def test_attacks_are_wrong_and_fast(expression):
 
 
 @pytest.mark.parametrize("source", [
-    "", "f", "def f(xs): pass", "def f(xs):\n    xs = 1\n    return xs", "import os\ndef f(xs):\n    return 1", "@abs\ndef f(xs):\n    return 1",
-    "def f(*xs):\n    return 1", "def f(xs=[]):\n    return 1", "def f(xs, /):\n    return 1", "def f(**xs):\n    return 1", "def f(xs: int):\n    return 1",
-    "def f(xs) -> int:\n    return 1", "async def f(xs):\n    return 1", "class f:\n    pass", "lambda xs: 1", "def f(xs):\n    return", "def f(xs):\n    'doc'",
-    "def f(xs):\n    while True: pass", "def f(xs):\n    def g():\n        return 1\n    return 1", "def f():\n    return 1", "def f(a, b):\n    return 1",
+    "", "f", "def f(xs): pass", "def f(xs):\n    xs = 1\n    return xs", "import os\ndef f(xs):\n    return 1",
+    "@abs\ndef f(xs):\n    return 1", "def f(*xs):\n    return 1", "def f(xs=[]):\n    return 1", "def f(xs, /):\n    return 1",
+    "def f(**xs):\n    return 1", "def f(xs: int):\n    return 1", "def f(xs) -> int:\n    return 1", "async def f(xs):\n    return 1",
+    "class f:\n    pass", "lambda xs: 1", "def f(xs):\n    return", "def f(xs):\n    'doc'", "def f(xs):\n    while True: pass",
+    "def f(xs):\n    def g():\n        return 1\n    return 1", "def f():\n    return 1", "def f(a, b):\n    return 1",
     "def f(xs):\n" + "    " * 100 + "return 1" * 50,
 ])
 def test_only_one_plain_function(source):
@@ -80,7 +83,7 @@ def test_bounds_hold_together_on_the_largest_allowed_text():
 
 
 def test_random_token_soup_never_raises():
-    """3000 texts of random tokens, half of them behind a good beginning: a verdict every time, in bounded time."""
+    """3000 texts of random tokens, half of them after a good beginning: a verdict every time, in bounded time."""
     rng, tokens = random.Random(0), [t for t in range(tokenizer.VOCAB_SIZE - 3)]
     items = tasks.dataset("toy-mbpp", "train", 20, rng) + tasks.dataset("toy-humaneval", "train", 20, rng)
     start, right = time.perf_counter(), 0
@@ -98,7 +101,7 @@ def test_random_mutations_agree_with_cpython():
     CPython runs them in another process, without builtins but the whitelisted ones, and only texts that the judge has accepted.
     """
     rng, accepted = random.Random(1), []
-    swaps = ["+", "-", "*", "//", "%", ">", "<", "==", "max", "min", "sum", "sorted", "len", "2", "7", "and", "or", "[::-1]", "[:1]", "not "]
+    swaps = "+ - * // % > < == max min sum sorted len 2 7 and or [::-1] [:1]".split() + ["not "]
     for item in tasks.dataset("toy-mbpp", "train", 700, rng):
         head, body = item.answer.split("return ")
         words = body.split(" ")
@@ -109,8 +112,13 @@ def test_random_mutations_agree_with_cpython():
         except judge.Wrong:
             pass
     assert len(accepted) > 60
-    program = ("import sys, ast\nfor source, name, value in ast.literal_eval(sys.stdin.read()):\n    space = {'__builtins__': {n: getattr(__import__('builtins'), n)"
-               f" for n in {sorted(judge.FUNCTIONS)!r}}}}}\n    exec(source, space)\n    assert repr(space[name]([3, -1, 4, 1, 8])) == value, source\n")
+    program = f"""if True:
+        import ast, builtins, sys
+        for source, name, value in ast.literal_eval(sys.stdin.read()):
+            space = {{'__builtins__': {{n: getattr(builtins, n) for n in {sorted(judge.FUNCTIONS)!r}}}}}
+            exec(source, space)
+            assert repr(space[name]([3, -1, 4, 1, 8])) == value, source
+    """
     rows = [(s, n, repr(v)) for s, n, v in accepted]
     p = subprocess.run([sys.executable, "-W", "ignore", "-c", program], input=repr(rows), text=True, capture_output=True, timeout=60)
     assert p.returncode == 0, p.stderr

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-import common
-import fusionroute
 from fusionroute import (Router, cdpo_loss, fuse, informative, log_pi_agg, routed_logp, score, sequence_logp, sft_loss,
                          token_logp)
 from model import GPT, GPTConfig
+from toy_experts.data import answer_only, pack
+from train_cdpo import pair_loss
 
 LOG2 = math.log(2)
 
@@ -28,7 +28,7 @@ def some_scores(B=2, T=5, n=3, vocab=11):
     return torch.randint(0, vocab, (B, T + 1)), mask, logp, choice
 
 
-# --- Eq. (1) -------------------------------------------------------------------------------------------------------------------------------
+# --- Eq. (1) -----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_fuse_by_hand():
@@ -44,7 +44,7 @@ def test_uniform_router_logits_mean_the_expert_alone():
     torch.testing.assert_close(fuse(expert, torch.zeros(4, 7)).softmax(-1), expert.softmax(-1))
 
 
-# --- Eq. (2) -------------------------------------------------------------------------------------------------------------------------------
+# --- Eq. (2) -----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_informative_set():
@@ -81,7 +81,7 @@ def test_identical_experts_give_an_empty_S():
     logits, w = router(ids[:, :-1])
     same = torch.full((2, 5, 3), 4)
     loss, info = sft_loss(logits, w, ids[:, 1:], mask, logp, same, lam=1 / 3)
-    assert float(info["loss_expert"]) == 0 and float(info["informative"]) == 0
+    assert float(info["loss_expert"].detach()) == 0 and float(info["informative"]) == 0
     loss.backward()
     assert router.W.weight.grad is None or float(router.W.weight.grad.abs().max()) == 0
     torch.testing.assert_close(loss, -token_logp(logits, ids[:, 1:])[mask].mean())
@@ -123,7 +123,7 @@ def test_lambda_scales_the_routing_loss_only():
     assert grad is None or float(grad.abs().max()) == 0  # without the routing loss nothing trains W
 
 
-# --- Eq. (3) -------------------------------------------------------------------------------------------------------------------------------
+# --- Eq. (3) -----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_cdpo_loss_by_hand():
@@ -132,8 +132,10 @@ def test_cdpo_loss_by_hand():
     t = lambda x: torch.tensor([float(x)])
     loss, info = cdpo_loss(t(-2), t(-5), t(-3), t(-4), t(-4), t(-6), beta=0.5)
     assert float(loss) == pytest.approx(math.log(1 + math.exp(-2)))
-    assert (float(info["reward_w"]), float(info["reward_l"]), float(info["margin"]), float(info["bias"])) == (0.5, -0.5, 1.0, 1.0)
-    assert float(info["accuracy"]) == 1.0
+    assert [float(info[k]) for k in ("reward_chosen", "reward_rejected", "margin", "bias")] == [0.5, -0.5, 1.0, 1.0]
+    assert float(info["accuracy"]) == float(info["fused_accuracy"]) == 1.0
+    info = cdpo_loss(t(-2), t(-5), t(-3), t(-4), t(-9), t(-6), beta=0.5)[1]  # margin 1, bias -1.5: the experts outweigh it
+    assert (float(info["accuracy"]), float(info["fused_accuracy"])) == (1.0, 0.0)
 
 
 def test_gradient_of_eq_3_with_the_bias_held_fixed():
@@ -184,13 +186,13 @@ def test_indifferent_experts_give_plain_dpo():
     torch.testing.assert_close(loss, -torch.nn.functional.logsigmoid(0.3 * ((a - c) - (b - d))).mean())
 
 
-# --- experts are scored once, right, and never touched ---------------------------------------------------------------------------------------
+# --- experts are scored once, right, and never touched -----------------------------------------------------------------------------------
 
 
 def test_score_equals_each_expert_on_each_sample_alone():
-    experts = [tiny_router().lm for _ in range(3)]
+    experts = [tiny_router().lm.float() for _ in range(3)]
     samples = [torch.randint(0, 11, (n,)).tolist() for n in (4, 9, 2, 7, 7)]
-    ids, _, lengths = common.pack([common.answer_only(s[:1], s[1:]) for s in samples])
+    ids, _, lengths = pack([answer_only(s[:1], s[1:]) for s in samples])
     logp, choice = score(experts, ids, lengths, batch=2)
     for b, s in enumerate(samples):
         for i, expert in enumerate(experts):
@@ -201,16 +203,6 @@ def test_score_equals_each_expert_on_each_sample_alone():
     assert not logp.requires_grad
 
 
-def test_a_large_vocabulary_shrinks_the_batches_of_its_own_expert_only(monkeypatch):
-    """6 samples of 4 tokens, 110 logits at a time: with a vocabulary of 22 one sample a batch, with one of 11 two."""
-    monkeypatch.setattr(fusionroute, "LOGITS", 110)
-    experts, sizes = [tiny_router(vocab=vocab).lm for vocab in (22, 11)], []
-    for expert in experts:
-        expert.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
-    score(experts, torch.randint(0, 11, (6, 4)), torch.full((6,), 4))
-    assert sizes == [1] * 6 + [2] * 3
-
-
 def test_routed_logp_takes_the_picked_expert():
     """Picks 1 then 0, the third position is not part of the answer: -2 + -30 = -32 (the other picks: -1 + -4)."""
     w = torch.tensor([[[0.0, 1.0], [5.0, 1.0], [9.0, 0.0]]])
@@ -218,17 +210,38 @@ def test_routed_logp_takes_the_picked_expert():
     assert float(routed_logp(w, logp, torch.tensor([[True, True, False]]))) == -32.0
 
 
+def test_pair_loss_is_eq_3_with_the_rows_in_the_right_places():
+    """Two pairs, rows chosen, rejected, chosen, rejected, against cdpo_loss on the six numbers of each, computed one row at a time."""
+    router, (ids, mask, logp, _) = tiny_router(), some_scores(B=4)
+    ref, parts = -torch.rand(2, 2, dtype=torch.float64) * 9, []
+    with torch.no_grad():
+        logits, w = router(ids[:, :-1])
+        for row in range(4):
+            where = mask[row].nonzero()[:, 0].tolist()
+            theta = sum(logits[row, t].log_softmax(-1)[ids[row, t + 1]] for t in where)
+            parts.append((theta, sum(logp[row, t, w[row, t].argmax()] for t in where)))
+        losses = []
+        for p in range(2):
+            (c, expert_c), (r, expert_r) = parts[2 * p], parts[2 * p + 1]
+            x = 0.4 * ((c - ref[p, 0]) - (r - ref[p, 1])) + 0.4 * (expert_c - expert_r)
+            losses.append(math.log1p(math.exp(-float(x))))
+        loss, info = pair_loss(logits, w, ids[:, 1:], mask, logp, ref, 0.4)
+    assert float(loss) == pytest.approx(sum(losses) / 2)
+    assert float(info["reward_chosen"]) == pytest.approx(0.2 * float(parts[0][0] - ref[0, 0] + parts[2][0] - ref[1, 0]))
+
+
 def test_a_pair_step_leaves_W_alone_to_the_last_bit():
     """An SFT step first, so that the optimizer holds momentum and weight decay for W; then a pair step must not move it."""
     router, (ids, mask, logp, choice) = tiny_router(), some_scores(B=4)
-    optimizer = torch.optim.AdamW([{"params": router.lm.parameters(), "peak": 1e-2}, {"params": router.W.parameters(), "peak": 1e-2}],
-                                  weight_decay=0.1)
-    logits, w = router(ids[:, :-1])
-    before = router.W.weight.clone()
-    common.update(sft_loss(logits, w, ids[:, 1:], mask, logp, choice, 1 / 3)[0], router, optimizer, 1.0)
-    assert not torch.equal(before, router.W.weight)
-    before, lm_before = router.W.weight.clone(), router.lm.embed.weight.clone()
-    logits, w = router(ids[:, :-1])
-    theta, expert, zero = sequence_logp(logits, ids[:, 1:], mask), routed_logp(w, logp, mask), torch.zeros(2)
-    common.update(cdpo_loss(theta[::2], theta[1::2], zero, zero, expert[::2], expert[1::2], 0.1)[0], router, optimizer, 1.0)
-    assert torch.equal(before, router.W.weight) and not torch.equal(lm_before, router.lm.embed.weight)
+    optimizer = torch.optim.AdamW(router.parameters(), lr=1e-2, weight_decay=0.1)
+
+    def step(loss):
+        before = router.W.weight.clone(), router.lm.embed.weight.clone()
+        optimizer.zero_grad()
+        loss(*router(ids[:, :-1])).backward()
+        optimizer.step()
+        return [not torch.equal(a, b) for a, b in zip(before, (router.W.weight, router.lm.embed.weight))]
+
+    assert step(lambda logits, w: sft_loss(logits, w, ids[:, 1:], mask, logp, choice, 1 / 3)[0]) == [True, True]
+    zero = torch.zeros(2, 2, dtype=torch.float64)
+    assert step(lambda logits, w: pair_loss(logits, w, ids[:, 1:], mask, logp, zero, 0.1)[0]) == [False, True]

@@ -7,7 +7,6 @@
 import io
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from toy_experts import run
 
@@ -18,7 +17,6 @@ try:
 except ImportError:
     plt = None
 
-ROOT = Path(__file__).parent
 WINDOW = 25   # steps over which a curve is averaged: single batches scatter
 
 
@@ -81,8 +79,8 @@ def main(argv=None):
     shipped, s = args.pop("shipped"), Settings(**args)
     if plt is None:
         raise run.UserError("the curves need matplotlib: pip install matplotlib")
-    folder = ROOT / "weights" if shipped else run.run_dir(s)
-    path = ROOT.parent / "docs" / "curves.svg" if shipped else folder / "curves.svg"
+    folder = run.WEIGHTS if shipped else run.run_dir(s)
+    path = run.WEIGHTS.parent.parent / "docs" / "curves.svg" if shipped else folder / "curves.svg"
     hint = f"run python train_sft.py{run.flags(s)}, then python train_cdpo.py{run.flags(s)}"
     run.write(path, draw(folder, hint))
     print(f"saved {path}")

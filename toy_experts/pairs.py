@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from toy_experts import run, tasks, tokenizer
 from toy_experts.data import answer_only
-from toy_experts.evaluate import decode_batch
+from toy_experts.batch import decode_batch
 
 TRIES = 2          # answers sampled per prompt; the first wrong one is the rejected answer
 TEMPERATURE = 1.0  # of these samples

@@ -18,7 +18,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 def answer():
     """The prompt's answer as the rows of show.records, and its steps."""
-    router, experts, _ = load_router(decode.WEIGHTS, "router", "cpu", "run bash run.sh")
+    router, experts, _ = load_router(run.WEIGHTS, "router", "cpu", "run bash run.sh")
     ids = decode.encode(PROMPT, router.lm.config.max_len)
     steps = list(decode.decode(router, experts, ids))
     inside = show.in_S(experts, ids, [step.token for step in steps])

@@ -26,6 +26,9 @@ from model import GPT, GPTConfig
 from toy_experts import tokenizer
 
 
+WEIGHTS = Path(__file__).parent / "weights"  # a trained run that comes with the code
+
+
 class UserError(Exception):
     """Something that the user can put right. `run` shows it as one line, with exit status 2."""
 
@@ -132,7 +135,7 @@ def run_dir(s):
 
 
 def flags(s):
-    """The flags of another command that works on the same run, " --seed 9"; defaults are left out."""
+    """The flags that make another command work on the same run, " --seed 9"; no defaults."""
     out = s.out if re.fullmatch(r"[\w./-]+", s.out) else repr(s.out)
     return (f" --seed {s.seed}" if s.seed else "") + (f" --out {out}" if s.out != "out" else "")
 
@@ -201,8 +204,8 @@ def check_same(path, saved, asked, remove="that file"):
     """UserError unless a file's settings (a dict) have the asked values."""
     for name in asked:
         if saved.get(name) != asked[name]:
-            raise UserError(f"{path} was made with {name} = {saved.get(name)}, but {asked[name]} is "
-                            f"asked: use another --out, or remove {remove} to train anew")
+            raise UserError(f"{path} was made with {name} = {saved.get(name)}, but {asked[name]} "
+                            f"is asked: use another --out, or remove {remove} to train anew")
 
 
 def recipe(s):
@@ -257,9 +260,9 @@ class Log(list):
     names: of the experts, for the list "routing" in what sft_loss returns.
     """
 
-    def __init__(self, names, every=50):
+    def __init__(self, names):
         super().__init__()
-        self.names, self.every, self.kinds = names, every, set()
+        self.names, self.kinds = names, set()
 
     def add(self, loss, terms, kind="sft"):
         if not loss.isfinite():
@@ -270,17 +273,32 @@ class Log(list):
         self.append({"step": len(self), "kind": kind} | values)
         if kind not in self.kinds:
             self.kinds.add(kind)
-            self.show(kind, self[-1:])
-        if len(self) % self.every == 0:
+            tqdm.write(means(self[-1:], kind))
+        if len(self) % EVERY == 0:
             for kind in sorted(self.kinds):
-                self.show(kind, [r for r in self[-self.every:] if r["kind"] == kind])
-
-    def show(self, kind, records):
-        if records:
-            terms = [k for k in records[0] if k not in ("step", "kind")]
-            means = {k: sum(r[k] for r in records) / len(records) for k in terms}
-            text = "  ".join(f"{k} {v:.3f}" for k, v in means.items())
-            tqdm.write(f"step {self[-1]['step'] + 1:4d} {kind:4s}  {text}")
+                tqdm.write(means(self[-EVERY:], kind))
 
     def save(self, path):
         write(path, "".join(json.dumps(record) + "\n" for record in self))
+
+
+EVERY = 50  # steps between two printed lines
+
+
+def means(records, kind):
+    """One line: the last step, and the mean of each term over the records of one kind."""
+    step, records = records[-1]["step"] + 1, [r for r in records if r["kind"] == kind]
+    terms = [k for k in records[0] if k not in ("step", "kind")] if records else []
+    texts = [f"{k} {sum(r[k] for r in records) / len(records):.3f}" for k in terms]
+    return f"step {step:4d} {kind:4s}  {'  '.join(texts)}"
+
+
+def expect(name, kinds):
+    """Print how the run in toy_experts/weights ended: what to expect of a training like it."""
+    try:
+        lines = (WEIGHTS / f"{name}.log.jsonl").read_text().splitlines()[-EVERY:]
+        records = [json.loads(line) for line in lines]
+        print("expect at the end, if all flags are the defaults (other seeds differ a little):")
+        print("\n".join(means(records, kind) for kind in kinds))
+    except (OSError, ValueError, KeyError, IndexError):  # no figures then: they are only a help
+        pass

@@ -34,12 +34,13 @@ def pieces(tokens):
     for i, token in enumerate(tokens):
         end = token == tokenizer.END
         part = b"" if end else tokenizer.encoding.decode_single_token_bytes(token)
-        out.append(decoder.decode(part, i + 1 == len(tokens)))
+        last = end or tokens[i + 1:i + 2] in ([], [tokenizer.END])   # nothing more can complete it
+        out.append(decoder.decode(part, last))
     return out
 
 
 def alone(token):
-    """A token shown by itself: quoted, with its leading space; bytes that are no character as hex."""
+    """A token shown by itself: quoted, with its leading space; a part of a character as hex."""
     raw = tokenizer.encoding.decode_single_token_bytes(token)
     try:
         return repr(raw.decode())

@@ -6,8 +6,7 @@ number is written. Three special tokens mark the turns:
 
     <|user|>Maya has 12 apples. ...<|assistant|>After buying, 12 + 5 = 17. ...<|end|>
 
-`python -m toy_experts.tokenizer` writes vocab.txt again from the training texts. This is needed
-after a change of the tasks.
+vocab.txt is made by vocab.py.
 """
 
 import hashlib
@@ -32,35 +31,12 @@ def build(words):
                              special_tokens=special)
 
 
-def write_vocab():
-    """Write the pieces of two or more bytes that occur 8 times or more in a sample of the training
-    texts, one JSON string a line.
-    """
-    from collections import Counter
-    from random import Random
-
-    import regex  # a dependency of tiktoken, with the \p{L} that `re` lacks
-
-    from toy_experts import tasks
-
-    counts = Counter()
-    for bench in tasks.BENCHMARKS + ["general"]:
-        for item in tasks.dataset(bench, "train", 6000, Random(0)):
-            counts.update(regex.findall(PATTERN, item.prompt) + regex.findall(PATTERN, item.answer))
-    words = sorted(piece for piece, n in counts.items() if n >= 8 and len(piece.encode()) > 1)
-    VOCAB_FILE.write_text("".join(json.dumps(word) + "\n" for word in words))
-    print(f"{VOCAB_FILE.name}: {len(words)} words, {256 + len(words) + 3} tokens")
-
-
-if __name__ == "__main__":
-    write_vocab()
-else:
-    encoding = build(json.loads(line) for line in VOCAB_FILE.read_text().splitlines())
-    USER, ASSISTANT, END = (encoding.encode_single_token(s)
-                            for s in ("<|user|>", "<|assistant|>", "<|end|>"))
-    VOCAB_SIZE = encoding.n_vocab
-    # A checkpoint stores this, and is never loaded with another vocabulary.
-    FINGERPRINT = hashlib.sha256(VOCAB_FILE.read_bytes() + PATTERN.encode()).hexdigest()[:16]
+encoding = build(json.loads(line) for line in VOCAB_FILE.read_text().splitlines())
+USER, ASSISTANT, END = (encoding.encode_single_token(s)
+                        for s in ("<|user|>", "<|assistant|>", "<|end|>"))
+VOCAB_SIZE = encoding.n_vocab
+# A checkpoint stores this, and is never loaded with another vocabulary.
+FINGERPRINT = hashlib.sha256(VOCAB_FILE.read_bytes() + PATTERN.encode()).hexdigest()[:16]
 
 
 def encode_prompt(prompt):

@@ -12,16 +12,14 @@ half-precision weights give alike. A test repeats that.
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 
 import torch
 
 from toy_experts import run, tasks
-from toy_experts.evaluate import answers
+from toy_experts.batch import answers
 from toy_experts.train import EXPERTS, load_router
 
-FOLDER = Path(__file__).parent / "weights"
 ROUTERS = ["router_sft", "router"]
 
 
@@ -45,7 +43,7 @@ def test_items(seed):
 
 
 def outcome(folder, seed):
-    """What a run's FusionRoute says to the test items: digests of the answers, and right per cent."""
+    """What a run's FusionRoute says to the test items: digests of the answers, shares right."""
     router, experts, _ = load_router(folder, "router", "cpu", "run bash run.sh")
     items = test_items(seed)
     texts = [t.text() for t in answers(router, experts, items)]
@@ -58,28 +56,28 @@ def main(argv=None):
     s = run.settings(Settings, __doc__, argv)
     folder, hint = run.run_dir(s), f"run bash run.sh{run.flags(s)}"
     load_router(folder, "router", "cpu", hint)            # are all files there, do they fit?
-    FOLDER.mkdir(exist_ok=True)
+    run.WEIGHTS.mkdir(exist_ok=True)
     contents = {name: run.load(folder / f"{name}.pt", ("model",), hint)
                 for name in EXPERTS + ROUTERS}
     for name, content in contents.items():
-        run.write(FOLDER / f"{name}.pt", lambda f: torch.save(half(content), f))
+        run.write(run.WEIGHTS / f"{name}.pt", lambda f: torch.save(half(content), f))
     # A router's checkpoint names its experts by their exact weights, which rounding has changed.
-    experts = {name: run.load_model(FOLDER / f"{name}.pt", hint)[0] for name in EXPERTS}
+    experts = {name: run.load_model(run.WEIGHTS / f"{name}.pt", hint)[0] for name in EXPERTS}
     names = {name: run.fingerprint(expert) for name, expert in experts.items()}
     for name in ROUTERS:
         content = half(contents[name]) | {"experts": names}
-        run.write(FOLDER / f"{name}.pt", lambda f: torch.save(content, f))
-        run.write(FOLDER / f"{name}.log.jsonl", (folder / f"{name}.log.jsonl").read_text())
+        run.write(run.WEIGHTS / f"{name}.pt", lambda f: torch.save(content, f))
+        run.write(run.WEIGHTS / f"{name}.log.jsonl", (folder / f"{name}.log.jsonl").read_text())
     pairs = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
-    run.write(FOLDER / "pair.json", json.dumps(pairs[len(pairs) // 2], indent=1) + "\n")
+    run.write(run.WEIGHTS / "pair.json", json.dumps(pairs[len(pairs) // 2], indent=1) + "\n")
     print("answering 1,000 test prompts with the run, then with the half-precision weights")
-    (theirs, right), (ours, right_half) = outcome(folder, s.seed), outcome(FOLDER, s.seed)
+    (theirs, right), (ours, right_half) = outcome(folder, s.seed), outcome(run.WEIGHTS, s.seed)
     equal = sum(a == b for a, b in zip(theirs, ours))
-    run.write(FOLDER / "check.json", json.dumps(
+    run.write(run.WEIGHTS / "check.json", json.dumps(
         {"seed": s.seed, "equal answers of 1000": equal, "right, the run": right,
          "right, half precision": right_half, "answers of the run": theirs}) + "\n")
-    size = sum(p.stat().st_size for p in FOLDER.glob("*.pt"))
-    print(f"saved {FOLDER}: {size / 1e6:.2f} MB, {equal} of 1,000 answers as the run's")
+    size = sum(p.stat().st_size for p in run.WEIGHTS.glob("*.pt"))
+    print(f"saved {run.WEIGHTS}: {size / 1e6:.2f} MB, {equal} of 1,000 answers as the run's")
 
 
 if __name__ == "__main__":

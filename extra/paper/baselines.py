@@ -52,7 +52,7 @@ from toy_experts import pairs as toy_pairs
 from toy_experts import run
 from toy_experts import train as toy
 from toy_experts.data import answer_only, batches, pack
-from toy_experts.evaluate import read_on
+from toy_experts.batch import read_on
 
 # --- merging: one model from base and experts ---------------------------------------------------------------------------------------------
 

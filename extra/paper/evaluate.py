@@ -31,13 +31,12 @@ from extra.paper import baselines, models
 from extra.paper.train import TRAINING, changed, train
 from fusionroute import informative, score
 from model import GPT, generate
-from toy_experts import evaluate as toy_evaluate
 from toy_experts import run, tasks, tokenizer
 from toy_experts.data import answer_only, pack
-from toy_experts.evaluate import decode_batch, percent, table
+from toy_experts.batch import MAX_NEW, decode_batch
+from toy_experts.evaluate import percent, table
 from toy_experts.train import EXPERTS
 
-MAX_NEW = toy_evaluate.MAX_NEW  # longest answer, in tokens
 BENCHES = tasks.BENCHMARKS + ["general"]
 METHODS = ["math_expert", "code_expert", "instruct_expert", "sequence_selection", "collab", "fine_tuned", "task_arithmetic_paper",
            "task_arithmetic", "dare_paper", "dare", "routing_only", "sft_only", "fusionroute", "router", "uniform_average",
@@ -78,7 +77,7 @@ def in_batches(decoder, items, size=128):
 
 
 def traces(router, experts, **how):
-    """A decoder that gives Traces. how: as in toy_experts.evaluate.METHODS."""
+    """A decoder that gives Traces. how: as in toy_experts.batch.METHODS."""
     return lambda prompts: decode_batch(router, experts, prompts, MAX_NEW, **how)
 
 

@@ -1,6 +1,7 @@
-"""The README's tables, CLAIMS.md and results/README.md (the ablations), from the files in results/ alone.
+"""All generated figures of the pages, from the JSON files in extra/results/ alone.
 
-    python report.py          writes them; a test fails when they differ from what this would write
+    python -m extra.paper.report    writes the short table of README.md, the tables of extra/paper/README.md, extra/paper/CLAIMS.md and
+                                    extra/results/README.md (the ablations); a test fails when they differ from what this would write
 
 Verdicts are computed, never typed: a claim is "reproduced" when the whole 95% interval lies on its side, "reversed" when the whole
 interval lies on the other, and "not shown" otherwise. Claims that need no interval say how they are decided.
@@ -12,12 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-import common
+from extra.common import FAMILIES, RESULTS, fill
+from toy_experts import run, tasks
+from toy_experts.evaluate import percent, table
 
-ROOT = Path(__file__).parent
+PAPER_WING = Path(__file__).parent
+ROOT = PAPER_WING.parent.parent
+THIS = "python -m extra.paper.report"
 BENCHES = ["toy-gsm8k", "toy-math500", "toy-mbpp", "toy-humaneval", "toy-ifeval"]
-COMMAND = {"llama": "python evaluate.py --seeds 0 1 2 3 4",
-           "gemma": "python evaluate.py --family gemma --prompts 150 --general 250 --seeds 0 1 2 3 4"}
+COMMAND = {"llama": "python -m extra.paper.evaluate --seeds 0 1 2 3 4",
+           "gemma": "python -m extra.paper.evaluate --family gemma --prompts 150 --general 250 --seeds 0 1 2 3 4"}
 SOURCE = {"llama": "Table 1, Llama-3 8B", "gemma": "Table 2, Gemma-2 2B"}
 PAPER = {"llama": {  # the paper's tables, per cent: GSM8K, MATH500, MBPP, HumanEval, IFEval, average
     "math_expert": (86, 36, 23, 37, 31, 42.6), "code_expert": (52, 15, 34, 66, 48, 43.0), "instruct_expert": (74, 27, 36, 52, 67, 51.2),
@@ -35,6 +40,7 @@ NAMES = {
     "sequence_selection": "Sequence Selection", "collab": "Collab", "fine_tuned": "Fine-tuned Model",
     "task_arithmetic_paper": "TaskArithmetic, scale 1", "task_arithmetic": "TaskArithmetic, tuned", "dare_paper": "DARE, p 0.9, scale 1",
     "dare": "DARE, tuned", "routing_only": "routing only", "sft_only": "phase 1 only", "fusionroute": "**FusionRoute**",
+    "router": "router",
     "uniform_average": "product of experts (no router)", "co_llm": "Co-LLM-style routing", "co_llm_self": "Co-LLM-style, or the router itself",
     "oracle_expert": "oracle expert (a bound)",
     "fused_sft": "through the fusion, phase 1", "fused_full": "through the fusion, both",
@@ -42,10 +48,6 @@ NAMES = {
 
 
 # --- Markdown -----------------------------------------------------------------------------------------------------------------------------
-
-
-def percent(x):
-    return "-" if x is None else f"{100 * x:.0f}"  # None: a gap of 0 leaves nothing uncovered, few prompts may hit nothing
 
 
 def spread(values):
@@ -58,40 +60,101 @@ def signed(d, points=True):
     return f"{100 * d['mean']:{sign}.1f} [{100 * d['low']:{sign}.1f}, {100 * d['high']:{sign}.1f}]"
 
 
-def table(rows):
-    """Rows of strings, the head first, as a Markdown table that also reads well in a terminal."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["| " + " | ".join([row[0].ljust(widths[0])] + [x.rjust(w) for x, w in zip(row[1:], widths[1:])]) + " |" for row in rows]
-    rule = "|" + "-" * (widths[0] + 2) + "|" + "|".join("-" * (w + 1) + ":" for w in widths[1:]) + "|"
-    return [lines[0], rule, *lines[1:]]
-
-
-def fill(text, blocks, command):
-    """The text with what stands between its generated markers replaced; blocks: name -> what `command` says."""
-    for name, block in blocks.items():
-        begin, end = f"<!-- begin: {name}, written by {command} -->", f"<!-- end: {name} -->"
-        if text.count(begin) != 1 or text.count(end) != 1:
-            raise common.UserError(f"the page must have the lines {begin} and {end} once each")
-        text = text[:text.index(begin) + len(begin)] + "\n" + block + "\n" + text[text.index(end):]
-    return text
-
-
 def load():
     """name -> the content of results/name.json, for every file that this page is made from."""
-    names = ["table1", "differences", "winrate", "routing", "cost", "tuning", "bench"] + [
+    names = ["table1", "differences", "winrate", "routing", "cost", "tuning", "bench", "quickstart"] + [
         f"ablation_{n}" for n in ("coverage", "data", "routing", "preference", "scale")]
     try:
-        r = {name: json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in names}
+        r = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in names}
     except (OSError, ValueError) as e:
-        raise common.UserError(f"results/ is not complete ({e}): run {' and '.join(COMMAND.values())}, python tune.py --seeds 0 1, "
-                               "python bench.py, and the ablations") from e
-    for family in common.FAMILIES:
+        raise run.UserError(f"extra/results/ is not complete ({e}): run {' and '.join(COMMAND.values())}, python -m extra.paper.tune "
+                            "--seeds 0 1, python -m extra.paper.quickstart, python -m extra.paper.bench, and the ablations") from e
+    for family in FAMILIES:
         if family not in r["table1"]:
-            raise common.UserError(f"results/table1.json has no {family}: run {COMMAND[family]}")
+            raise run.UserError(f"extra/results/table1.json has no {family}: run {COMMAND[family]}")
     return r
 
 
-# --- the README's tables ------------------------------------------------------------------------------------------------------------------
+# --- the README's short table -------------------------------------------------------------------------------------------------------------
+
+SHORT = ["fusionroute", "sft_only", "routing_only", "router", "math_expert", "code_expert", "instruct_expert", "fine_tuned"]
+
+
+def short_table(r):
+    """FusionRoute, its own limits, the experts, the Fine-tuned Model, and every method that is above FusionRoute."""
+    ours, differences = r["table1"]["llama"], r["differences"]["llama"]
+    above = [m for m in ours if mean(ours[m]["average"]) > mean(ours["fusionroute"]["average"])]
+    averages = {m: ours[m]["average"] for m in [*above, *SHORT] if m in ours}
+    meta, note, quick = r["table1"]["meta"]["llama"], "", r["quickstart"]
+    if "router" not in ours:  # a table from before it had this row
+        averages["router"] = [row["router"] for row in quick["seeds"].values()]
+        note = f" (* Measured apart: {len(quick['seeds'])} seeds, {quick['meta']['settings']['prompts']} prompts.)"
+    rows = [["method", "average", "FusionRoute minus it"]]
+    for method in sorted(averages, key=lambda m: -mean(averages[m])):
+        marker, d = "*" if method not in ours else "", differences.get(f"fusionroute - {method}")
+        rows.append([NAMES[method] + marker, spread(averages[method]) + marker, signed(d) if d else ""])
+    return "\n".join([
+        f"Per cent right, average of five benchmarks: mean ± standard deviation over {len(meta['seeds'])} seeds, "
+        f"{meta['prompts per benchmark']} test prompts a benchmark; the lead in points with a 95% interval.{note}", "", *table(rows)])
+
+
+def times(r):
+    """How long `bash run.sh` takes."""
+    meta = r["quickstart"]["meta"]
+    s = meta["seconds"]
+    trained = sum(s[name] for name in ("base", "math", "code", "instruct"))
+    return (f"On {meta['machine']} the first takes about {s['total'] / 60:.0f} minutes after the installation: {trained} seconds for base and "
+            f"experts, {s['router_sft']} for phase 1, {s['router']} for phase 2, {s['evaluation']} for the table.")
+
+
+# --- the tables of extra/paper/README.md --------------------------------------------------------------------------------------------------
+
+
+def commands(r):
+    """The commands of this folder with their run times on two cores, one seed after the other."""
+    meta = {family: r["table1"]["meta"][family] for family in FAMILIES}
+    rows = [["command", "minutes", "writes"]]
+    for family in FAMILIES:
+        rows.append([f"`{COMMAND[family]}`", sum(t["total"] for t in meta[family]["run time in seconds"].values()),
+                     "table1, differences, winrate, cost, routing"])
+    for name in ABLATIONS:
+        m = r[f"ablation_{name}"]["meta"]
+        seeds = " ".join(map(str, m["seeds"]))
+        rows.append([f"`python -m extra.paper.ablate {name} --seeds {seeds}`", sum(m["run time in seconds"].values()), f"ablation_{name}"])
+    rows[1:] = [[command, f"{seconds / 60:.0f}", files] for command, seconds, files in rows[1:]]
+    rows.append(["`python -m extra.paper.bench`", f"{r['bench']['meta']['seconds'] / 60:.0f}", "bench, docs/speed.md"])
+    tuned = " ".join(map(str, r["tuning"]["meta"]["llama"]["seeds"]))
+    rows += [[f"`python -m extra.paper.tune --seeds {tuned}`", "not measured", "tuning"],
+             ["`python -m extra.paper.quickstart`", "after `bash run.sh`", "quickstart"], [f"`{THIS}`", "0", "the pages"]]
+    return "\n".join(table(rows))
+
+
+def quick_table(r):
+    """The table of toy_experts.evaluate for one seed, with the spread of the averages over several."""
+    quick = r["quickstart"]
+    meta, short = quick["meta"], {b: b.removeprefix("toy-") for b in quick["routing"]}
+    rows = [["method", *map(short.get, BENCHES), "average", "covered", "uncovered", "general", f"average, seeds {', '.join(quick['seeds'])}"]]
+    for method, row in sorted(quick["accuracy"].items(), key=lambda kv: -kv[1]["average"]):
+        groups = [quick[group][method].get("average") for group in ("covered", "uncovered")]
+        rows.append([method, *map(percent, [row[b] for b in BENCHES] + [row["average"], *groups, row["general"]]),
+                     spread([averages[method] for averages in quick["seeds"].values()])])
+    own = "; ".join(f"{e} " + ", ".join(f"{percent(quick['covered'][e].get(b))} ({short[b]})" for b in benches)
+                    for e, benches in tasks.DOMAINS.items())
+    held = "; ".join(f"{short[b]}: {', '.join(meta['held_out'][b])}" for b in BENCHES)
+    picks = [["answers to", *tasks.DOMAINS, *(f"{e} in S" for e in tasks.DOMAINS), "in S"]]
+    for b, share in quick["routing"].items():
+        picks.append([short[b], *(percent(share[part][e]) for part in ("all", "S") for e in tasks.DOMAINS), percent(share["S_share"])])
+    seconds = meta["seconds"]
+    return "\n".join([
+        f"Seed {meta['settings']['seed']}, {meta['settings']['prompts']} {meta['settings']['split']} prompts per benchmark, per cent right in "
+        "content and form. `average`: of the five benchmarks. Each has eight sub-skills (kinds of problem): `covered` is the average over those "
+        "that the experts were trained on, `uncovered` over the others. `general`: problems of all these, half of them with one expert's "
+        "content asked for in another's form.", "", *table(rows), "",
+        f"No expert was trained on {percent(meta['gap'])}% of the sub-skills ({held}). On the others, each expert in its own domain: {own}.", "",
+        "The share of each expert in FusionRoute's tokens, of all tokens and of those in S. (Outside S all experts agree, so the pick does not "
+        "matter and is not trained.)", "", *table(picks), "",
+        f"Seconds on {meta['machine']}: base and experts {sum(seconds[x] for x in ['base', *tasks.DOMAINS])}, phase 1 {seconds['router_sft']}, "
+        f"pairs and phase 2 {seconds['router']}, evaluation {seconds['evaluation']}; {seconds['total']} in all."])
 
 
 def main_table(r, family):
@@ -146,13 +209,15 @@ def ablation_table(r, name):
             rows.append([f"{row['label']}, {NAMES[method].strip('*')}"] + [
                 "-" if c not in v else spread(v[c]) if c == "average" else f"{100 * mean(v[c]):.1f}" for c in there])
     seeds = ", ".join(map(str, content["meta"]["seeds"]))
-    return "\n".join([f"`python ablate.py {name} --seeds {seeds.replace(',', '')}`: seeds {seeds}, "
+    return "\n".join([f"`python -m extra.paper.ablate {name} --seeds {seeds.replace(',', '')}`: seeds {seeds}, "
                       f"{content['meta']['prompts per benchmark']} test prompts per benchmark.", "", *table(rows), "",
                       f"![{name}](ablation_{name}.svg)"])
 
 
 def blocks(r):
-    return {"table1": main_table(r, "llama"), "winrate": win_table(r, "llama"), "cost": cost_table(r, "llama"), "gemma": gemma_tables(r)}
+    """page -> {block: text}; extra.common.fill puts them between their markers."""
+    return {ROOT / "README.md": {"times": times(r), "table": short_table(r)},
+            PAPER_WING / "README.md": {"commands": commands(r), "quickstart": quick_table(r), "table1": main_table(r, "llama"), "winrate": win_table(r, "llama"), "cost": cost_table(r, "llama"), "gemma": gemma_tables(r)}}
 
 
 def gemma_tables(r):
@@ -172,11 +237,11 @@ ABLATIONS = {
     "data": "How many SFT samples the router and the fine-tuned model are trained on; phase 2 is unchanged. FusionRoute borrows what the experts "
             "know; the fine-tuned model must learn everything from these samples. With few samples it learns little; with the most it is level "
             "with FusionRoute on the general prompts, and its accuracy is close.",
-    "routing": "Phase 1 with other rules for L_expert (baselines.SFT_LOSSES has each in a line). routing only shows what the rule is for; "
+    "routing": "Phase 1 with other rules for L_expert (variants.py has each in a few lines). routing only shows what the rule is for; "
                "phase 1 only adds the router's logits. The paper's restriction to S makes no difference to routing only, and phase 1 fares better "
                "without it. Raw weights fail, as their loss has no lower bound. co_llm trains no language model for "
                "fusing; co_llm_self may pick the router itself as well.",
-    "preference": "Phase 2 with other losses (baselines.PAIR_LOSSES) and other sources of y_l (pairs.SOURCES), on top of the same phase 1. "
+    "preference": "Phase 2 with other losses (variants.PAIR_LOSSES) and other sources of y_l (variants.SOURCES), after the same phase 1. "
                   "\"SFT on y_w instead\" takes as many steps on the same prompts without any y_l. The bias, the paper's novelty, makes no difference "
                   "that can be seen here, nor does the policy that DPO is applied to. What counts is that y_l is a mistake that a model makes. "
                   "The two fine-tuned rows differ in more than their pairs: the first has the rate tuned for it, the second phase 2's default.",
@@ -187,7 +252,7 @@ ABLATIONS = {
 
 def ablations_page(r):
     parts = [f"## {name}\n\n{text}\n\n{ablation_table(r, name)}" for name, text in ABLATIONS.items()]
-    return "\n\n".join(["# Ablations\n\nWritten by `python report.py` from the JSON files beside it; a test fails when they differ. Average: of the five "
+    return "\n\n".join(["# Ablations\n\nWritten by `python -m extra.paper.report` from the JSON files beside it; a test fails when they differ. Average: of the five "
                         "benchmarks, per cent, ± standard deviation over seeds. uncovered: of the sub-skills that no expert has. win rate: on the "
                         "general prompts against the fine-tuned model of the same row. Dots and ticks in the plots are single seeds.", *parts]) + "\n"
 
@@ -318,7 +383,7 @@ REASONS = {
                   "experts have no such hole on purpose.",
     "ifeval": "The two are level here: which of them is ahead changes with the seed.",
     "collab": "Collab asks the reward model about continuations of text that no single model would have written. On validation it got better with "
-              "every longer look-ahead (results/tuning.json), that is, the nearer it came to judging whole answers, as Sequence Selection does.",
+              "every longer look-ahead (extra/results/tuning.json), that is, the nearer it came to judging whole answers, as Sequence Selection does.",
     "selection": "The router's data has what no expert knows, and the fine-tuned model learns it; Sequence Selection stays below the oracle expert.",
     "wins": "The Fine-tuned Model is stronger in this family, and half of the general prompts ask for a form that no expert has for the content.",
     "first": "The other methods are all below it, but not the Fine-tuned Model, which against itself has 50 %.",
@@ -330,15 +395,15 @@ REASONS = {
 
 def claims_table(r, family, found):
     meta, scale = r["table1"]["meta"][family], r["ablation_scale"]["meta"]
-    command = "python ablate.py scale --seeds " + " ".join(map(str, scale["seeds"]))
+    command = "python -m extra.paper.ablate scale --seeds " + " ".join(map(str, scale["seeds"]))
     commands = {"ablation_scale": (command, sum(scale["run time in seconds"].values())),
-                "bench": ("python bench.py", r["bench"]["meta"]["seconds"])}
+                "bench": ("python -m extra.paper.bench", r["bench"]["meta"]["seconds"])}
     every = COMMAND[family], sum(t["total"] for t in meta["run time in seconds"].values())
     rows = [["claim", "paper", "ours", "verdict", "command", "run time", "JSON"]]
     for c in found:
         command, seconds = commands.get(c.source, every)
         rows.append([c.claim, c.paper, c.ours, c.verdict + (f". {c.why}" if c.why else ""), f"`{command}`", f"{seconds / 60:.0f} min",
-                     f"[{c.source}](results/{c.source}.json)"])
+                     f"[{c.source}](../results/{c.source}.json)"])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
 
@@ -350,12 +415,12 @@ def counts(found):
 
 
 def claims_page(r):
-    meta, found = r["table1"]["meta"]["llama"], {family: claims(r, family) for family in common.FAMILIES}
-    parts = [[f"## {SOURCE[family]}: {counts(found[family])}", "", *claims_table(r, family, found[family]), ""] for family in common.FAMILIES]
+    meta, found = r["table1"]["meta"]["llama"], {family: claims(r, family) for family in FAMILIES}
+    parts = [[f"## {SOURCE[family]}: {counts(found[family])}", "", *claims_table(r, family, found[family]), ""] for family in FAMILIES]
     return "\n".join([
         "# Claims", "",
-        "Every empirical statement of the paper beside what this repository measures, for both of its families. Written by `python report.py` "
-        "from the JSON files; a test fails when they differ. The paper's figures are of its tables, ours the toy world's: orders and signs can be "
+        "Every empirical statement of the paper beside what this repository measures, for both of its families. Written by `python -m extra.paper.report` "
+        "from the JSON files; a test fails when they differ. The paper's figures are of its tables, ours those of the toy: orders and signs can be "
         "compared, sizes cannot. Accuracies in per cent, mean ± standard deviation over seeds "
         f"{', '.join(map(str, meta['seeds']))}; differences in points with a 95% interval (bootstrap over seeds and prompts, paired). "
         "\"reproduced\": the whole interval is on the claim's side; \"reversed\": the whole interval is on the other; \"not shown\": neither. "
@@ -363,17 +428,21 @@ def claims_page(r):
         "the paper has no direction: it is \"reproduced\" where our interval includes zero, and \"not shown\" elsewhere. "
         f"A run time is that of the whole command, one seed after the other, on {meta['machine']}"
         f"{'; a run uses one thread, so that two fit side by side' if meta['threads'] == 1 else ''}. The theory's statements have "
-        "a ledger of their own in [theory/](theory/README.md).", "", *(line for part in parts for line in part)])
+        "a ledger of their own in [theory/](../../theory/README.md).", "", *(line for part in parts for line in part)])
+
+
+def pages(r):
+    """path -> what the whole page must say."""
+    filled = {path: fill(path.read_text(), texts, THIS) for path, texts in blocks(r).items()}
+    return filled | {PAPER_WING / "CLAIMS.md": claims_page(r), RESULTS / "README.md": ablations_page(r)}
 
 
 def main(argv=None):
-    common.Parser(description=__doc__.strip(), formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
-    r = load()
-    common.write(ROOT / "README.md", fill((ROOT / "README.md").read_text(), blocks(r), "python report.py"))
-    common.write(ROOT / "CLAIMS.md", claims_page(r))
-    common.write(ROOT / "results" / "README.md", ablations_page(r))
-    print("saved README.md, CLAIMS.md and results/README.md")
+    run.Parser(description=__doc__.strip(), formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
+    for path, text in pages(load()).items():
+        run.write(path, text)
+        print(f"saved {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run.run(main)

@@ -18,7 +18,7 @@ import train_cdpo
 from fusionroute import cdpo_loss, fuse, informative, log_pi_agg, sequence_logp, sft_loss, token_logp
 from toy_experts import pairs as toy_pairs
 from toy_experts import tasks, tokenizer
-from toy_experts.evaluate import decode_batch
+from toy_experts.batch import decode_batch
 from toy_experts.pairs import MAX_NEW, TEMPERATURE, TRIES
 from toy_experts.run import UserError
 

@@ -31,7 +31,7 @@ from extra.speed.block import Lookup, Trace, block_decode
 from fusionroute import fuse
 from model import Uniform, sample
 from toy_experts import run
-from toy_experts.evaluate import read_on
+from toy_experts.batch import read_on
 from toy_experts.run import UserError
 
 METHODS = {"fusionroute": {}, "routing_only": {"use_router": False}, "router": {"use_expert": False}}
@@ -62,7 +62,7 @@ def decode_batch(router, experts, prompts, ends, max_new, use_router=True, use_e
                  seed=0):
     """Eq. (1) token by token for a batch of prompts (lists of token ids of any lengths). Returns one Trace a prompt.
 
-    As toy_experts.evaluate.decode_batch, for tokenizers with several end tokens (`ends`) and models on any device in any dtype.
+    As toy_experts.batch.decode_batch, for tokenizers with several end tokens (`ends`) and models on any device in any dtype.
     """
     device, B = router.W.weight.device, len(prompts)
     have = torch.tensor([len(p) for p in prompts], device=device)                         # (B,)

@@ -1,20 +1,21 @@
 """How fast is it? Every decoder beside one expert alone, every training step beside a plain one, in one run. Read docs/speed.md first.
 
-    python bench.py                  under five minutes on two idle cores; writes results/bench.json and the figures of docs/speed.md
-    python bench.py --family gemma   the same for the toy in Gemma-2's architecture, without large models; writes results/bench-gemma.json
-    python bench.py --device cuda    the same on a GPU, and router training at about 1B parameters; writes results/bench-cuda.json
+    python -m extra.speed.bench                  under five minutes on two idle cores
+    python -m extra.speed.bench --family gemma   the same for the toy in Gemma-2's architecture, without large models
+    python -m extra.speed.bench --device cuda    the same on a GPU, and router training at about 1B parameters
+
+    python -m extra.paper.bench                  the same with Sequence Selection and Collab besides; it takes the same flags, and writes
+                                                 extra/results/bench.json (-gemma, -cuda) and the figures of docs/speed.md
 
 All that is compared is measured in turn, round after round; a figure is the median over the rounds of a ratio within one round, with
 the lowest and the highest. Toy models are those of a trained run (--out, --seed) if there is one. The large models are the toy models
 grown to about 100M parameters each, by weights that change nothing in what they compute (`grow`): same text, same picks, same
-acceptance, the memory traffic of 100M parameters. The optional package transformers adds Hugging Face's generate. With fewer rounds or
-prompts than by default, the result is for you, and goes to OUT/bench.json.
+acceptance, the memory traffic of 100M parameters. The optional package transformers adds Hugging Face's generate.
+
+The result of extra.speed.bench, or of fewer rounds or prompts than by default, is for you: it goes to OUT/bench.json.
 """
 
-import importlib.metadata
-import importlib.util
 import json
-import math
 import os
 import platform
 import time
@@ -22,30 +23,33 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from tempfile import TemporaryDirectory
 
 import torch
 
-import common
+try:
+    import transformers
+except ImportError:  # optional
+    transformers = None
+
 import decode
-from baselines import collab, sequence_selection
-from decode import block_decode, draft, fused_decode, known_texts, read_block
-from evaluate import LOOKAHEAD
+from extra.common import RESULTS, fill
+from extra.speed import block
+from extra.speed.block import AHEAD, BLOCK, SURE, block_decode, draft, known_texts, read_block
+from extra.speed.equal import PAGE, counted
+from extra.speed.fast import Fast
+from extra.speed.page import COMMAND, PAGES
+from extra.speed.passes import bandwidth, calls_a_pass, cost, matrices, one_pass, watch, width_cost
+from extra.speed.runs import folder, load, new_gpt
+from extra.speed.training import memory_section, over, spread, training_section, utilisation
 from fusionroute import Router, fuse
 from model import GPT, GPTConfig, generate
-from report import fill
-from speed.equal import counted
-from speed.page import COMMAND, PAGES
-from speed.passes import bandwidth, calls_a_pass, cost, matrices, one_pass, watch, width_cost
-from speed.training import memory_section, over, spread, training_section, utilisation
-from toy_experts import tasks, tokenizer
-from toy_experts import train as toy
+from toy_experts import run, tasks, tokenizer
+from toy_experts.batch import MAX_NEW, decode_batch
+from toy_experts.train import EXPERTS
 
-ROOT = Path(__file__).parent
-END, MAX_NEW = tokenizer.END, decode.MAX_NEW
-BLOCK, AHEAD, SURE = decode.Settings.block, decode.AHEAD, decode.SURE  # tokens of a block and of a guess at most, and where drafts end
+END = tokenizer.END
 CHOICES = [(4, 0, SURE), (16, 0, SURE), (8, AHEAD, SURE), (16, AHEAD, SURE), (BLOCK, AHEAD, SURE), (64, AHEAD, SURE),
-           (BLOCK, 2, SURE), (BLOCK, 4, SURE), (BLOCK, 16, SURE), *((BLOCK, AHEAD, math.log(p)) for p in (0.01, 0.5, 0.8, 0.95))]
+           (BLOCK, 2, SURE), (BLOCK, 4, SURE), (BLOCK, 16, SURE), *((BLOCK, AHEAD, p) for p in (0.01, 0.5, 0.8, 0.95))]
 LARGE_CHOICES = [(BLOCK, 2, SURE), (BLOCK, AHEAD, SURE)]
 FAST = ("expert", "block", "hf")  # at large size these answer all prompts, the others one of each benchmark
 HF = ("expert", "expert_with_guesses", "block")  # decoders that are compared with Hugging Face's generate
@@ -64,8 +68,8 @@ class Settings:
     layers: int = 10       # layers of the large models
 
     def __post_init__(self):
-        common.positive(self, "rounds", "prompts", "times", "layers")
-        common.positive(self, "large", or_zero=True)
+        run.positive(self, "rounds", "prompts", "times", "layers")
+        run.positive(self, "large", or_zero=True)
 
 
 # --- models -------------------------------------------------------------------------------------------------------------------------------
@@ -74,12 +78,12 @@ class Settings:
 def toy_models(s, device):
     """(router, experts, reward, trained?) of the run, or random ones that share a base. The reward's quality does not matter here."""
     try:
-        router, experts = decode.load(decode.Settings(seed=s.seed, out=s.out, device=s.device, family=s.family), "router")
+        router, experts = load(s, s.seed)
         trained = True
-    except common.UserError as e:
+    except run.UserError as e:
         print(f"no trained run, so random weights that share a base ({e})")
         torch.manual_seed(s.seed)
-        base, trained = toy.new_gpt(toy.Settings(family=s.family)), False
+        base, trained = new_gpt(s.family), False
 
         def child():
             lm = deepcopy(base)
@@ -141,14 +145,28 @@ def take_turns(router):
     return [r.requires_grad_(False) for r in routers]
 
 
+HF_NAMES = {"embed.": "model.embed_tokens.", "blocks.": "model.layers.", "norm.": "model.norm.", "head.": "lm_head.",
+            "wq.": "self_attn.q_proj.", "wk.": "self_attn.k_proj.", "wv.": "self_attn.v_proj.", "wo.": "self_attn.o_proj.",
+            "w_gate.": "mlp.gate_proj.", "w_up.": "mlp.up_proj.", "w_down.": "mlp.down_proj.", "attn_norm.": "input_layernorm."}
+HF_NORMS = {"llama": {"ff_norm.": "post_attention_layernorm."},
+            "gemma2": {"attn_post_norm.": "post_attention_layernorm.", "ff_norm.": "pre_feedforward_layernorm.",
+                       "ff_post_norm.": "post_feedforward_layernorm."}}
+
+
 def to_hf(lm):
-    """The same weights as Hugging Face's model, or None where transformers is missing."""
-    if not importlib.util.find_spec("transformers"):
-        return None
-    import transformers
-    with TemporaryDirectory() as folder:
-        lm.save_pretrained(folder)
-        hf = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    """The same weights as Hugging Face's model: a Llama, or for the toy's other family a Gemma-2."""
+    c, kind = lm.config, "gemma2" if getattr(lm.config, "gelu", False) else "llama"
+    shape = dict(vocab_size=c.vocab_size, hidden_size=c.d_model, intermediate_size=c.d_ff, num_hidden_layers=c.n_layer,
+                 num_attention_heads=c.n_head, num_key_value_heads=c.n_kv_head, head_dim=c.head_dim, max_position_embeddings=c.max_len,
+                 rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta}, rope_theta=c.rope_theta, rms_norm_eps=c.norm_eps,
+                 tie_word_embeddings=True, bos_token_id=None, eos_token_id=END, pad_token_id=END)
+    if kind == "gemma2":
+        shape |= dict(query_pre_attn_scalar=int(c.query_scalar), attn_logit_softcapping=c.attn_cap, final_logit_softcapping=c.logit_cap,
+                      sliding_window=c.window, hidden_activation="gelu_pytorch_tanh")
+    hf = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(kind, **shape), dtype=torch.float32)
+    names = HF_NAMES | HF_NORMS[kind]
+    rename = lambda key: "".join(names.get(f"{part}.", f"{part}.") for part in key.split("."))[:-1]
+    hf.load_state_dict({rename(key): p for key, p in lm.state_dict().items()})
     hf.generation_config.update(bos_token_id=None, eos_token_id=END, pad_token_id=END)
     return hf.to(lm.embed.weight.device).eval()
 
@@ -157,43 +175,46 @@ def to_hf(lm):
 
 
 @torch.inference_mode()
-def guessed(router, prompt, lookup, block):
+def guessed(router, prompt, lookup, k):
     """One model alone, with the free guesses that block decoding has: `draft` again and again."""
     text, cache = list(prompt), router.lm.new_cache(1, len(prompt) + MAX_NEW)
     while text[-1] != END and len(text) < len(prompt) + MAX_NEW:
-        text += draft(router, cache, text, min(block, len(prompt) + MAX_NEW - len(text)), END, lookup)[0]
+        text += draft(router, cache, text, min(k, len(prompt) + MAX_NEW - len(text)), END, lookup)[0]
     return text[len(prompt):]
 
 
 @torch.inference_mode()
 def all_experts(router, experts, prompt):
-    """Eq. (1) as one would write it without lag: the router and every expert read every token."""
+    """Eq. (1) as one would first write it: the router and every expert read every token."""
     models, text = [router, *experts], list(prompt)
     caches = [lm.new_cache(1, len(prompt) + MAX_NEW) for lm in [router.lm, *experts]]
     while text[-1] != END and len(text) < len(prompt) + MAX_NEW:
-        (logits, w), *rest = [read_block(m, c, text) for m, c in zip(models, caches)]
-        text.append(int(fuse(logits[-1], rest[int(w[-1].argmax())][0][-1]).argmax()))
+        (logits, w), *rest = [read_block(m, c, text, 1) for m, c in zip(models, caches)]
+        text.append(int(fuse(logits[0], rest[int(w[0].argmax())][0][0]).argmax()))
     return text[len(prompt):]
 
 
-def decoders(router, experts, reward, owner, lookup, hf=()):
+def decoders(router, experts, reward, owner, lookup, hf=(), others=None):
     """name -> function (prompt, its benchmark) -> how many tokens it wrote. owner: benchmark -> the expert of its domain.
 
     hf: the prompts on which Hugging Face's models are compared with ours before they are timed; none leaves them out.
+    others(experts, reward): more decoders, name -> function of a prompt that returns its answer's tokens without the end token. It is
+    handed the models as `Fast`.
     """
-    one = [Router(expert, 1).to(router.W.weight.device) for expert in experts]
+    one, fast_experts = [Router(expert, 1).to(router.W.weight.device) for expert in experts], [Fast(expert) for expert in experts]
     count = lambda answer: len(answer) + (len(answer) < MAX_NEW)  # the end token is work too
     runs = {
-        "router": lambda p, b: count(generate(router.lm, [p], MAX_NEW, END)[0]),
-        "expert": lambda p, b: count(generate(experts[owner[b]], [p], MAX_NEW, END)[0]),
+        "router": lambda p, b: count(generate(Fast(router.lm), [p], MAX_NEW, END)[0]),
+        "expert": lambda p, b: count(generate(fast_experts[owner[b]], [p], MAX_NEW, END)[0]),
         "plain": lambda p, b: len(block_decode(router, experts, p, END, MAX_NEW, 1).tokens),
-        "plain_in_a_batch": lambda p, b: len(fused_decode(router, experts, [p], END, MAX_NEW)[0].tokens),
+        "plain_in_a_batch": lambda p, b: len(decode_batch(Fast(router), fast_experts, [p])[0].tokens),
+        "plain_by_model.py": lambda p, b: len(list(decode.decode(router, experts, p))),
         "block": lambda p, b: len(block_decode(router, experts, p, END, MAX_NEW, BLOCK, lookup).tokens),
         "block_without_guesses": lambda p, b: len(block_decode(router, experts, p, END, MAX_NEW, BLOCK).tokens),
         "expert_with_guesses": lambda p, b: len(guessed(one[owner[b]], p, lookup, BLOCK)),
-        "all_experts": lambda p, b: len(all_experts(router, experts, p)),
-        "sequence_selection": lambda p, b: count(sequence_selection(experts, reward, [p], END, MAX_NEW)[0]),
-        "collab": lambda p, b: count(collab(experts, reward, [p], END, MAX_NEW, **LOOKAHEAD)[0])}
+        "all_experts": lambda p, b: len(all_experts(router, experts, p))}
+    for name, answer in (others(fast_experts, Fast(reward)) if others else {}).items():
+        runs[name] = lambda p, b, answer=answer: count(answer(p))
     if hf:
         hfs = [to_hf(e) for e in experts]
         runs["hf"] = lambda p, b: len(hf_greedy(hfs[owner[b]], p))
@@ -228,11 +249,11 @@ def rates(runs, rounds):
 def passes(runs, prompts, models):
     """name of a decoder -> (tokens that it wrote, {name of a model: widths of its passes}). models: name -> GPTs."""
     out = {}
-    for name, run in runs.items():
+    for name, answer in runs.items():
         if name == "hf":  # not of our models
             continue
         widths, done = watch(models)
-        tokens = sum(run(*prompt) for prompt in prompts)
+        tokens = sum(answer(*prompt) for prompt in prompts)
         done()
         out[name] = tokens, widths
     return out
@@ -264,21 +285,21 @@ def prompts_of(benches, n):
 
 def owners():
     """benchmark -> number of the expert of its domain; general prompts go to the instruction expert."""
-    return {b: next((i for i, e in enumerate(toy.EXPERTS) if b in tasks.DOMAINS[e]), 2) for b in tasks.BENCHMARKS + ["general"]}
+    return {b: next((i for i, e in enumerate(EXPERTS) if b in tasks.DOMAINS[e]), 2) for b in tasks.BENCHMARKS + ["general"]}
 
 
 def block_runs(router, experts, choices):
     """name -> function like those of `decoders`: block decoding with each (block, longest guess, where drafts end) of `choices`."""
     looks = {ahead: known_texts(ahead) if ahead else None for _, ahead, _ in choices}
 
-    def run(p, k, ahead, sure):
-        before, decode.SURE = decode.SURE, sure
+    def answer(p, k, ahead, sure):
+        before, block.SURE = block.SURE, sure
         try:
             return len(block_decode(router, experts, p, END, MAX_NEW, k, looks[ahead]).tokens)
         finally:
-            decode.SURE = before
+            block.SURE = before
 
-    return {f"{k}, {ahead}, {math.exp(sure):.2g}": lambda p, b, choice=(k, ahead, sure): run(p, *choice) for k, ahead, sure in choices}
+    return {f"{k}, {ahead}, {sure:.2g}": lambda p, b, choice=(k, ahead, sure): answer(p, *choice) for k, ahead, sure in choices}
 
 
 def ratios(speed):
@@ -294,10 +315,10 @@ def crowd_section(router, experts, lookup, prompts, rounds, numbers, kinds):
             r, e = more_experts(router, experts, n, float(kind == "picks spread"))
             several = take_turns(r) if kind == "other picks for each prompt" else [r]
             of = lambda p, several=several: several[place[tuple(p)] % len(several)]
-            run = lambda p, e=e, of=of: block_decode(of(p), e, p, END, MAX_NEW, BLOCK, lookup)
+            answer = lambda p, e=e, of=of: block_decode(of(p), e, p, END, MAX_NEW, BLOCK, lookup)
             runs[kind, "plain", n] = lambda p, b, e=e, of=of: len(block_decode(of(p), e, p, END, MAX_NEW, 1).tokens)
-            runs[kind, "block", n] = lambda p, b, run=run: len(run(p).tokens)
-            traces = [run(p) for p, _ in prompts]
+            runs[kind, "block", n] = lambda p, b, answer=answer: len(answer(p).tokens)
+            traces = [answer(p) for p, _ in prompts]
             out.setdefault(kind, {})[n] = {"picked": len({i for t in traces for i in t.pick}), **counted(traces)}
     speed = rates(runs, [prompts] * rounds)
     for (kind, how, n), x in speed.items():
@@ -310,10 +331,10 @@ def sixteen(experts):
     return experts["other picks for each prompt"][16]["block_over_2_experts"]["median"]
 
 
-def toy_section(s, router, experts, reward, hf):
+def toy_section(s, router, experts, reward, hf, others):
     lookup, prompts = known_texts(), prompts_of(tasks.BENCHMARKS + ["general"], s.prompts)
     models = {"router": [router.lm], "experts": experts, "reward": [reward.lm]}
-    runs, c = decoders(router, experts, reward, owners(), lookup, prompts if hf else ()), width_cost(router.lm, 40)
+    runs, c = decoders(router, experts, reward, owners(), lookup, prompts if hf else (), others), width_cost(router.lm, 40)
     methods = decode_section(runs, [prompts] * s.rounds, passes(runs, prompts, models), c)
     out = {"methods": methods, "width_cost": c, **summary(methods)}
     if s.family == "llama":  # Gemma-2 has no fast.py
@@ -327,15 +348,14 @@ def toy_section(s, router, experts, reward, hf):
     out["block_16_over_2_experts"] = sixteen(out["experts"])
 
     torch.manual_seed(1)  # the worst case: models trained on nothing in common, and guesses that are never right
-    fresh = toy.Settings(family=s.family)
-    strangers = [toy.new_gpt(fresh).to(router.W.weight.device).eval().requires_grad_(False) for _ in range(4)]
+    strangers = [new_gpt(s.family).to(router.W.weight.device).eval().requires_grad_(False) for _ in range(4)]
     lost = Router(strangers[0], 3).to(router.W.weight.device).requires_grad_(False)
     torch.nn.init.normal_(lost.W.weight)
-    run = lambda p, *how: block_decode(lost, strangers[1:], p, END, 48, *how)
-    both = {"plain": lambda p, b: len(run(p, 1).tokens), "block": lambda p, b: len(run(p, BLOCK, lookup).tokens)}
+    answer = lambda p, *how: block_decode(lost, strangers[1:], p, END, 48, *how)
+    both = {"plain": lambda p, b: len(answer(p, 1).tokens), "block": lambda p, b: len(answer(p, BLOCK, lookup).tokens)}
     speed = rates(both, [prompts[::4]] * s.rounds)
     out["unrelated"] = {"block_over_plain": over(speed["block"], speed["plain"]),
-                        **counted([run(p, BLOCK, lookup) for p, _ in prompts[::4]])}
+                        **counted([answer(p, BLOCK, lookup) for p, _ in prompts[::4]])}
     return out
 
 
@@ -345,28 +365,29 @@ def summary(methods):
             "over_hf": methods["expert"]["over_hf"]["median"] if "hf" in methods else None}
 
 
-def large_section(s, small, hf):
+def large_section(s, small, hf, others):
     """As toy_section, with large models. Passes are counted on the `small` (router, experts, reward), which compute the same.
 
     The slower decoders answer one prompt of each benchmark, once."""
     prompts, lookup, owner = prompts_of(tasks.BENCHMARKS, s.large * s.prompts), known_texts(), owners()
     few, models = prompts[::s.large * s.prompts], {"router": [small[0].lm], "experts": small[1], "reward": [small[2].lm]}
-    runs = decoders(*small, owner, lookup) | block_runs(*small[:2], LARGE_CHOICES)
+    runs = decoders(*small, owner, lookup, others=others) | block_runs(*small[:2], LARGE_CHOICES)
     seen, seen_few = passes({name: runs[name] for name in FAST if name in runs}, prompts, models), passes(runs, few, models)
     traces = [block_decode(*small[:2], p, END, MAX_NEW, BLOCK, lookup) for p, _ in prompts]
 
     router = grow_router(small[0], s.times, s.layers, None)
     experts = [grow(e, s.times, s.layers, router.lm) for e in small[1]]
     reward = grow_router(small[2], s.times, s.layers, router.lm)
-    runs, c = decoders(router, experts, reward, owner, lookup, few[:2] if hf else ()), width_cost(router.lm, 5)
+    runs, c = decoders(router, experts, reward, owner, lookup, few[:2] if hf else (), others), width_cost(router.lm, 5)
     methods = decode_section({name: runs[name] for name in FAST if name in runs}, [prompts[r::s.large] for r in range(s.large)], seen, c)
-    others = decode_section({name: run for name, run in runs.items() if name != "block"} | block_runs(router, experts, LARGE_CHOICES),
+    slow = decode_section({name: answer for name, answer in runs.items() if name != "block"} | block_runs(router, experts, LARGE_CHOICES),
                             [few], seen_few, c)
-    out = {"methods": {name: x for name, x in others.items() if name in runs} | methods,
-           "choices": {name: x["over_expert"] for name, x in others.items() if name not in runs},
+    out = {"methods": {name: x for name, x in slow.items() if name in runs} | methods,
+           "choices": {name: x["over_expert"] for name, x in slow.items() if name not in runs},
            "parameters": sum(p.numel() for p in router.lm.parameters()), "calls_a_pass": calls_a_pass(router.lm), "block": [BLOCK, AHEAD],
            "width_cost": c, "matrices": matrices(router.lm), **summary(methods), **counted(traces)}
-    out["experts"] = crowd_section(router, experts, lookup, prompts[::max(1, len(prompts) // 8)], 2, (2, 16), ("other picks for each prompt",))
+    some = prompts[::max(1, len(prompts) // 8)]
+    out["experts"] = crowd_section(router, experts, lookup, some, 2, (2, 16), ("other picks for each prompt",))
     out["block_16_over_2_experts"] = sixteen(out["experts"])
     read, size = bandwidth(router.W.weight.device), 4 * out["parameters"]  # the floor: every weight once a pass
     tokens = {"expert": read / size, "block": read / size / sum(methods["block"]["passes"].values())}
@@ -377,29 +398,29 @@ def large_section(s, small, hf):
     return out
 
 
-def main(argv=None):
-    s = common.settings(Settings, __doc__, argv)
-    common.run_dir(s)  # checks seed and family
-    device, begun, threads = common.device(s.device), time.time(), torch.get_num_threads()
+def main(argv=None, others=None, doc=__doc__, **meta):
+    """others: see `decoders`; meta: what the file should say about them. With both, the result is what is published."""
+    s = run.settings(Settings, doc, argv)
+    folder(s, s.seed)  # checks seed and family
+    device, begun, threads = run.device(s.device), time.time(), torch.get_num_threads()
     s.device = device.type
-    fresh = toy.Settings(family=s.family)
     torch.set_num_threads(1)
-    memory = memory_section(toy.new_gpt(fresh), device)
+    memory = memory_section(new_gpt(s.family), device)
     torch.set_num_threads(threads)
-    hf = bool(importlib.util.find_spec("transformers"))
+    hf = bool(transformers)
     if not hf:
         print("transformers is not installed: over_hf stays empty (pip install transformers)")
     *models, trained = toy_models(s, device)
     result = {"meta": {"torch": torch.__version__.split("+")[0], "python": platform.python_version(), "threads": threads,
                        "machine": torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} CPU cores",
-                       "transformers": importlib.metadata.version("transformers") if hf else None, "trained": trained, "seed": s.seed,
-                       "family": s.family, "sure": round(math.exp(SURE), 4), **LOOKAHEAD}}
-    result["training"] = training_section(toy.new_gpt(fresh), device, 10 * s.rounds) | {"memory": memory}
+                       "transformers": transformers.__version__ if hf else None, "trained": trained, "seed": s.seed,
+                       "family": s.family, "sure": SURE, **meta}}
+    result["training"] = training_section(new_gpt(s.family), device, 10 * s.rounds) | {"memory": memory}
     print("training measured")
-    result["decode"] = {"toy": toy_section(s, *models, hf)}
+    result["decode"] = {"toy": toy_section(s, *models, hf, others)}
     print("toy models measured")
     if s.large and s.family == "llama":
-        result["decode"]["large"] = large_section(s, models, hf)
+        result["decode"]["large"] = large_section(s, models, hf, others)
     if device.type == "cuda":
         config = GPTConfig(vocab_size=32000, d_model=2048, n_layer=20, n_head=16, n_kv_head=8, head_dim=128, d_ff=5632, max_len=1025)
         result["training"]["utilisation"] = utilisation(device, config, batch=4, T=1024)
@@ -407,17 +428,17 @@ def main(argv=None):
     result = json.loads(json.dumps(result))  # keys as they will be read
     print(PAGES["gemma" if s.family == "gemma" else "figures"](result))
     default = Settings()
-    if any(getattr(s, name) != getattr(default, name) for name in ("rounds", "large", "prompts", "times", "layers")):
-        common.write(Path(s.out) / "bench.json", json.dumps(result, indent=1) + "\n")
-        return print(f"\nsaved {s.out}/bench.json: what is published takes the default settings")
+    if not others or any(getattr(s, name) != getattr(default, name) for name in ("rounds", "large", "prompts", "times", "layers")):
+        Path(s.out).mkdir(parents=True, exist_ok=True)
+        run.write(Path(s.out) / "bench.json", json.dumps(result, indent=1) + "\n")
+        return print(f"\nsaved {s.out}/bench.json: what is published comes from python -m extra.paper.bench with the default settings")
     suffix = f"-{s.family}" * (s.family != "llama") + f"-{device.type}" * (device.type != "cpu")
-    common.write(ROOT / "results" / f"bench{suffix}.json", json.dumps(result, indent=1) + "\n")
-    block = {"": "figures", "-gemma": "gemma"}.get(suffix)
-    if block:
-        page, command = ROOT / "docs" / "speed.md", COMMAND[block]
-        common.write(page, fill(page.read_text(), {block: PAGES[block](result)}, command))
-    print(f"\nsaved results/bench{suffix}.json" + " and docs/speed.md" * bool(block))
+    run.write(RESULTS / f"bench{suffix}.json", json.dumps(result, indent=1) + "\n")
+    part = {"": "figures", "-gemma": "gemma"}.get(suffix)
+    if part:
+        run.write(PAGE, fill(PAGE.read_text(), {part: PAGES[part](result)}, COMMAND[part]))
+    print(f"\nsaved extra/results/bench{suffix}.json" + " and docs/speed.md" * bool(part))
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run.run(main)

@@ -22,7 +22,9 @@ OTHER = ("gelu", "post_norm", "one_plus", "embed_scaled", "attn_cap", "logit_cap
 
 def read(model, ids, cache, new=None):
     """As model(ids, cache, new) of a GPT or a Router, by the fast pass where it applies."""
-    if isinstance(model, Router) and not watched(model):
+    if watched(model):
+        return model(ids, cache, new)
+    if isinstance(model, Router):
         logits, hidden = read(model.lm, ids, cache, new)                              # (B, T, V), (B, T, d)
         return logits, model.W(hidden)                                                # (B, T, V), (B, T, n)
     return forward(model, ids, cache) if applies(model, ids, cache, new) else model(ids, cache, new)
@@ -38,6 +40,8 @@ class Fast:
         return read(self.model, ids, cache, new)
 
     def __getattr__(self, name):  # config, embed, new_cache, lm, W
+        if name.startswith("__"):  # what copy and pickle ask for, before there is a model
+            raise AttributeError(name)
         return getattr(self.model, name)
 
 

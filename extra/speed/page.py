@@ -1,9 +1,9 @@
-"""results/bench.json, bench-gemma.json and equality.json as Markdown, for docs/speed.md."""
+"""extra/results/bench.json, bench-gemma.json and equality.json as Markdown, for docs/speed.md."""
 
-from report import table
+from toy_experts.evaluate import table
 
-FORMULA = {"expert": "1", "router": "1", "plain": "1 + 1", "plain_in_a_batch": "1 + 1", "block": "(1/G + m/K) / f",
-           "block_without_guesses": "(1 + m/K) / f", "expert_with_guesses": "1/G", "all_experts": "1 + n",
+FORMULA = {"expert": "1", "router": "1", "plain": "1 + 1", "plain_in_a_batch": "1 + 1", "plain_by_model.py": "1 + 1",
+           "block": "(1/G + m/K) / f", "block_without_guesses": "(1 + m/K) / f", "expert_with_guesses": "1/G", "all_experts": "1 + n",
            "sequence_selection": "n + n/T", "collab": "n (1 + d L)", "hf": "1"}
 TURNS = "experts/other picks for each prompt/16/block_over_2_experts"
 TARGETS = [  # what this project has set itself: name, where it stands in the file, at least (1) or at most (-1), how much
@@ -97,12 +97,15 @@ def figures(r):
     d, t = r["decode"], r["training"]
     toy, large = d["toy"], d.get("large")
     said = [head(r["meta"]), targets(r), methods(d)]
-    said.append(f"Collab looks {r['meta']['lookahead']} tokens ahead, as in the README's tables."
-                + " At large size one expert, block and Hugging Face answered all prompts, the others one of each benchmark." * bool(large))
+    if "lookahead" in r["meta"]:
+        said.append(f"Collab looks {r['meta']['lookahead']} tokens ahead, as in the tables of extra/paper.")
+    if large:
+        said.append("At large size one expert, block and Hugging Face answered all prompts, the others one of each benchmark.")
     for size, x in d.items():
         said += [block_line(size, x), hf_line(size, x)]
     if "one_pass" in toy:
-        passes = "; ".join(f"{name} {x['operations']} operations, {x['microseconds']:.0f} microseconds" for name, x in toy["one_pass"].items())
+        passes = "; ".join(f"{name} {x['operations']} operations, {x['microseconds']:.0f} microseconds"
+                           for name, x in toy["one_pass"].items())
         said.append(f"A pass of the toy model over one token: {passes}"
                     + (f"; of a large model {large['calls_a_pass']} operations." if large else "."))
     if large:
@@ -137,7 +140,7 @@ def figures(r):
     passes, one = toy["router_passes"] + toy["expert_passes"], 3350 / 16
     said.append("Three 8B experts and an 8B router in bf16 (16 GB each, 64 GB in all) on one GPU that reads 3350 GB/s: one expert alone at "
                 f"most {one:.0f} tokens/s, plain fused {one / 2:.0f}, all experts {one / 4:.0f}, and block decoding {one / passes:.0f} if "
-                f"drafts and guesses were as good as the toy world's ({passes:.2f} passes a token), "
+                f"drafts and guesses were as good as the toy's ({passes:.2f} passes a token), "
                 f"{one / sum(toy['methods']['block_without_guesses']['passes'].values()):.0f} without any guess.")
     return "\n\n".join(said)
 
@@ -149,7 +152,8 @@ def gemma(r):
 
 
 PAGES = {"figures": figures, "gemma": gemma}
-COMMAND = {"figures": "python bench.py", "gemma": "python bench.py --family gemma", "equality": "python -m speed.equal"}
+COMMAND = {"figures": "python -m extra.paper.bench", "gemma": "python -m extra.paper.bench --family gemma",
+           "equality": "python -m extra.speed.equal"}
 
 
 def equal_lines(r):
@@ -166,6 +170,6 @@ def equal_lines(r):
         asked, other = (sum(e["bfloat16"][k] for e in runs) for k in (0, 1))
         said.append(f"{family.capitalize()}: {same} of {total} answers equal the plain loop's (in batches) in every token, every pick "
                     f"and every expert's own choice. With the models rounded to bfloat16, {asked - other} of {asked} have the same tokens.")
-    said.append("The prompts are all that evaluate.py tests on. The nearest tie is that of all places of all answers; rounding was measured "
-                "on every tenth answer.")
+    said.append("The prompts are all that extra/paper tests on. The nearest tie is that of all places of all answers; rounding was "
+                "measured on every tenth answer.")
     return "\n\n".join([" ".join(said), "\n".join(table(rows))])

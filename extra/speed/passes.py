@@ -1,11 +1,11 @@
-"""What a pass costs, for bench.py: by its number of tokens, in operations of torch, by the way of multiplying, in memory that is read."""
+"""What a pass costs, for bench.py: by its number of tokens, in operations of torch, by the way of multiplying, in bytes read."""
 
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import fast
-from speed.training import contest, over, spread
+from extra.speed import fast
+from extra.speed.training import contest, over, spread
 
 WIDTHS = (1, 2, 3, 4, 8, 16, 32, 64)
 
@@ -18,14 +18,14 @@ def bandwidth(device, mib=400):
 
 
 def width_cost(lm, rounds):
-    """What a pass over T new tokens costs behind 32 others, in passes over one token. T -> ratio."""
+    """What a pass over T new tokens costs after 32 others, in passes over one token. T -> ratio."""
     device, room = lm.embed.weight.device, max(WIDTHS) + 32
     ids, cache = torch.ones(1, max(WIDTHS), dtype=torch.long, device=device), lm.new_cache(1, room)
 
     @torch.no_grad()
     def read(T):
         cache.length.fill_(32)
-        float(lm(ids[:, :T], cache)[0][0, -1, 0])
+        float(fast.read(lm, ids[:, :T], cache)[0][0, -1, 0])
 
     seconds = contest({T: lambda T=T: read(T) for T in WIDTHS}, rounds)
     return {T: over(s, seconds[1])["median"] for T, s in seconds.items()}
@@ -41,35 +41,31 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def calls_a_pass(lm):
+@torch.no_grad()
+def calls_a_pass(lm, read=fast.read):
     """Operations of one pass over one token."""
     cache, token = lm.new_cache(1, 2), torch.ones(1, 1, dtype=torch.long, device=lm.embed.weight.device)
-    lm(token, cache)
+    read(lm, token, cache)
     with Calls() as calls:
-        lm(token, cache)
+        read(lm, token, cache)
     return calls.count
+
+
+WAYS = {"model.py": lambda lm, ids, cache: lm(ids, cache), "fast.py": fast.read}
 
 
 @torch.no_grad()
 def one_pass(lm, rounds=100):
-    """A pass over one token behind 32 others, as model.py computes it and as fast.py does: operations of torch, and microseconds."""
+    """A pass over one token after 32 others, as model.py computes it and as fast.py does: operations of torch, and microseconds."""
     cache, token = lm.new_cache(1, 40), torch.ones(1, 1, dtype=torch.long, device=lm.embed.weight.device)
-    ways = {"model.py": lambda *_: False, "fast.py": fast.applies}
 
-    def by(name, what):
-        fast.applies = ways[name]
-        try:
-            return what()
-        finally:
-            fast.applies = ways["fast.py"]
-
-    def read():
+    def run(read):
         cache.length.fill_(32)
-        return float(lm(token, cache)[0][0, -1, 0])
+        return float(read(lm, token, cache)[0][0, -1, 0])
 
-    seconds = contest({name: lambda name=name: by(name, read) for name in ways}, rounds)
-    return {name: {"operations": by(name, lambda: calls_a_pass(lm)), "microseconds": spread([1e6 * x for x in seconds[name]])["median"]}
-            for name in ways}
+    seconds = contest({name: lambda read=read: run(read) for name, read in WAYS.items()}, rounds)
+    return {name: {"operations": calls_a_pass(lm, read), "microseconds": spread([1e6 * x for x in seconds[name]])["median"]}
+            for name, read in WAYS.items()}
 
 
 MATRICES = {"x w', `F.linear`": F.linear, "w x', the weights on the left": lambda x, w: (w @ x.t()).t().contiguous(),
@@ -100,7 +96,10 @@ def cost(widths, c):
 
 
 def watch(models):
-    """Record the width of every pass: {name: list}, and a function that ends it. models: name -> list of GPTs."""
+    """Record the width of every pass: {name: list}, and a function that ends it. models: name -> list of GPTs.
+
+    While it is on, all passes are model.py's: hooks are what `fast.read` leaves to model(...).
+    """
     widths, handles = {name: [] for name in models}, []
     for name, lms in models.items():
         for lm in {id(m): m for m in lms}.values():

@@ -10,10 +10,10 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 
-import common
 import model
-from fusionroute import Router, cdpo_loss, routed_logp, sequence_logp, sft_loss, token_logp
+from fusionroute import Router, sequence_logp, sft_loss, token_logp
 from model import GPT
+from train_cdpo import pair_loss
 
 EXPERTS = (1, 3, 8, 16)  # numbers of experts
 
@@ -60,7 +60,8 @@ class Steps:
         for n in (0, *experts):
             m = deepcopy(lm).to(device).requires_grad_(True)
             m = m if n == 0 else Router(m, n).to(device)
-            self.models[n] = m, torch.optim.AdamW([{"params": m.parameters(), "peak": lr}], lr=lr, fused=True)
+            optimizer = torch.optim.AdamW(m.parameters(), lr=lr, fused=True)
+            self.models[n] = m, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
 
     def take(self):
         """A batch: its rows, ids (B, T+1), mask (B, T)."""
@@ -68,7 +69,7 @@ class Steps:
         return rows, self.ids[rows].to(self.device), self.mask[rows].to(self.device)
 
     def __call__(self, phase, n):
-        m, optimizer = self.models[n]
+        m, optimizer, scheduler = self.models[n]
         (rows, ids, mask), info = self.take(), {}
         logp, choice = (x[n][rows].to(self.device) if n else None for x in (self.logp, self.choice))  # (B, T, n) both
         out, w = m(ids[:, :-1])
@@ -78,25 +79,27 @@ class Steps:
         elif phase == 1:
             loss = -token_logp(out, targets)[mask].mean()
         else:
-            theta, ref = sequence_logp(out, targets, mask), self.ref[rows].to(self.device)
+            ref = self.ref[rows].view(-1, 2).to(self.device)                  # (B/2, 2): chosen, rejected
             if n:
-                expert = routed_logp(w, logp, mask)
-                loss, info = cdpo_loss(theta[::2], theta[1::2], ref[::2], ref[1::2], expert[::2], expert[1::2], 0.1)
+                loss, info = pair_loss(out, w, targets, mask, logp, ref, 0.1)
             else:  # plain DPO, its reference computed once, too; it logs what one would log of it
-                reward_w, reward_l = 0.1 * (theta - ref)[::2], 0.1 * (theta - ref)[1::2]
-                loss = -F.logsigmoid(reward_w - reward_l).mean()
-                info = {"reward_w": reward_w.detach().mean(), "reward_l": reward_l.detach().mean(),
-                        "accuracy": (reward_w > reward_l).float().mean()}
-        common.update(loss, m, optimizer, 1.0)
+                chosen, rejected = (0.1 * (sequence_logp(out, targets, mask).view(-1, 2) - ref)).unbind(1)  # (B/2,) each
+                loss = -F.logsigmoid(chosen - rejected).mean()
+                info = {"reward_chosen": chosen.mean(), "reward_rejected": rejected.mean(), "accuracy": (chosen > rejected).float().mean()}
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(m.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
         info |= {f"route_{i}": share for i, share in enumerate(info.pop("routing", []))}
-        self.log.append({k: round(float(v), 5) for k, v in ({"loss": loss.detach()} | info).items()})
+        self.log.append({k: round(v.detach().item(), 5) for k, v in ({"loss": loss} | info).items()})
 
     def plain_loop(self):
         """What one would write without this project: torch's own attention kernel, cross-entropy and fused AdamW, nothing else."""
         ours = model.attention
-        model.attention = lambda q, k, v, mask, scale, cap: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        model.attention = lambda q, k, v, mask: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         try:
-            m, optimizer = self.models[0]
+            m, optimizer, _ = self.models[0]
             _, ids, mask = self.take()
             logits, _ = m(ids[:, :-1])
             optimizer.zero_grad()
@@ -153,7 +156,7 @@ def training_section(lm, device, rounds):
     torch.set_flush_denormal(True)
     steps, out = Steps(lm, device), {}
     runs = {(phase, n): lambda phase=phase, n=n: steps(phase, n) for phase in (1, 2) for n in (0, *EXPERTS)}
-    if not lm.config.attn_cap:  # torch's own attention has no cap
+    if not getattr(lm.config, "attn_cap", 0):  # torch's own attention has no cap
         runs["plain loop"] = steps.plain_loop
     seconds = contest(runs, rounds)
     for phase, name in ((1, "phase1_over_sft"), (2, "phase2_over_dpo")):

@@ -1,18 +1,21 @@
 """The baselines and the neighbours of both losses: each in a limit where its answer is known, or against a slow and obvious computation."""
 
 import math
+from random import Random
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-import baselines
-import train_cdpo
-import train_sft
+from extra.gpt import GPT, GPTConfig
+from extra.paper import baselines, models, variants
+from extra.paper.train import Cdpo, Sft, train
 from fusionroute import Router, cdpo_loss, fuse, sft_loss
-from model import GPT, GPTConfig, generate
-from tests.conftest import mistake
-from toy_experts import pairs
+from model import generate
+from toy_experts import pairs as toy_pairs
+from toy_experts import run, tasks, tokenizer
+from toy_experts.data import pack
 
 V, END, N = 11, 10, 3
 CONFIG = GPTConfig(vocab_size=V, d_model=24, n_layer=1, n_head=1, n_kv_head=1, d_ff=32, max_len=64, tied=False)
@@ -77,10 +80,11 @@ def test_sequence_selection_takes_the_answer_of_the_highest_reward(experts, rewa
 @pytest.mark.parametrize("lookahead", [1, 3, 30])
 def test_collab_equals_its_definition(experts, reward, lookahead):
     """Every expert proposes, continues alone, is scored; from the text anew each time, one prompt at a time, without any cache."""
-    got, winners = baselines.collab(experts, reward, PROMPTS, END, 10, lookahead), set()
+    max_new = 10 if lookahead < 10 else 5  # a look-ahead beyond every end is slow
+    got, winners = baselines.collab(experts, reward, PROMPTS, END, max_new, lookahead), set()
     for prompt, answer in zip(PROMPTS, got):
         text = list(prompt)
-        for _ in range(10):
+        for _ in range(max_new):
             trials = []
             for e in experts:
                 rest = generate(e, [text], lookahead, END)[0]
@@ -143,6 +147,14 @@ def by_hand(batch, term, positions="S", lam=0.5, lm=None):
     return total / count
 
 
+def sft_variant(name, batch):
+    """The loss and what is logged, as train_sft.train gets them; the experts' whole distributions are the last of the batch."""
+    *given, full = batch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(variants, "read", lambda experts, ids: full)
+        return variants.sft_loss_for(name, None)(*given)
+
+
 def test_every_neighbour_of_eq_2_by_hand(values):
     batch = logits, w, targets, mask, logp, choice, lam, full = values
     q = w.softmax(-1)
@@ -170,28 +182,30 @@ def test_every_neighbour_of_eq_2_by_hand(values):
         "co_llm": by_hand(batch, mix, "all", lam=1.0), "fused": by_hand(batch, agg, lm=fused),
         "fused_own": by_hand(batch, agg, lm=fused) + 0.2 * by_hand(batch, agg, lam=0),
     }
-    ours = {name: float(baselines.sft_variant(name, *batch)[0]) for name in expected}
+    ours = {name: float(sft_variant(name, batch)[0]) for name in expected}
     assert ours == pytest.approx(expected, rel=1e-4)
     assert len({round(v, 4) for v in ours.values()}) == len(ours)  # no two are the same thing
-    assert set(expected) | {"paper", "co_llm_self"} == set(baselines.SFT_LOSSES)
+    assert set(expected) | {"paper", "co_llm_self"} == set(variants.SFT_LOSSES)
+    assert variants.SFT_LOSSES["paper"] is sft_loss
 
 
 def test_co_llm_self_has_the_router_as_one_more_choice(values):
     logits, _, targets, mask, logp, choice, lam, full = values
     w = torch.randn(2, 4, N + 1)
-    loss, info = baselines.sft_variant("co_llm_self", logits, w, targets, mask, logp, choice, lam, full)
+    loss, info = sft_variant("co_llm_self", (logits, w, targets, mask, logp, choice, lam, full))
     q, total = w.softmax(-1), 0.0
     for b, t in mask.nonzero().tolist():
         p = torch.cat([logp[b, t].exp(), logits[b, t].softmax(-1)[targets[b, t]].view(1)])
         total -= math.log(float((q[b, t] * p).sum())) + math.log(float(p[-1]))
     assert float(loss) == pytest.approx(total / int(mask.sum()), rel=1e-4) and len(info["routing"]) == N + 1
+    assert info["route_router"] == info["routing"][-1]
 
 
 def test_training_through_the_fusion_leaves_the_router_what_the_expert_lacks(batch):
     """The gradient of the fused loss on the router's logits is p_fused - onehot: none where the expert already says the answer."""
     logits, w, targets, mask, logp, choice, _, full = batch
     sure = torch.full_like(full, -20.0).scatter(-1, targets[..., None, None].expand(2, 4, N, 1), 0.0)
-    loss, _ = baselines.sft_variant("fused", logits, w, targets, mask, logp, choice, 0.0, sure)
+    loss, _ = sft_variant("fused", (logits, w, targets, mask, logp, choice, 0.0, sure))
     assert torch.autograd.grad(loss, logits)[0].abs().max() < 1e-4
     loss, _ = sft_loss(logits, w, targets, mask, logp, choice, 0.0)  # the router's own loss knows nothing of the expert
     assert torch.autograd.grad(loss, logits)[0].abs().max() > 0.05
@@ -206,13 +220,15 @@ def sequences(logits, targets, mask):
 
 def pair_loss(name, batch, ref, full=None):
     logits, w, targets, mask, logp, _, _, own_full = batch
-    return baselines.pair_variant(name, logits, w, targets, mask, logp, ref, 0.1, own_full if full is None else full)[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(variants, "read", lambda experts, ids: own_full if full is None else full)
+        return variants.pair_loss_for(name, None)(logits, w, targets, mask, logp, ref, 0.1)[0]
 
 
 def test_every_neighbour_of_eq_3_by_hand(batch):
     logits, w, targets, mask, logp, _, _, full = batch
-    ref, theta = torch.tensor([-3.0, -5.0]), sequences(logits, targets, mask)
-    margin = lambda x: F.softplus(-0.1 * ((x[0] - ref[0]) - (x[1] - ref[1])))
+    ref, theta = torch.tensor([[-3.0, -5.0]]), sequences(logits, targets, mask)  # (1, 2): one pair
+    margin = lambda x: F.softplus(-0.1 * ((x[0] - ref[0, 0]) - (x[1] - ref[0, 1])))
     assert torch.isclose(pair_loss("plain", batch, ref), margin(theta))
     soft = ((w.softmax(-1) * logp).sum(-1) * mask).sum(-1)
     assert torch.isclose(pair_loss("gradient", batch, ref), margin(theta + soft))
@@ -221,11 +237,14 @@ def test_every_neighbour_of_eq_3_by_hand(batch):
     lm = -logits[0].log_softmax(-1)[range(4), targets[0]].mean()
     assert torch.isclose(pair_loss("sft", batch, ref), lm)
     z = torch.zeros(1)
-    assert torch.isclose(pair_loss("plain", batch, ref), cdpo_loss(theta[:1], theta[1:], ref[:1], ref[1:], z, z, 0.1)[0])
+    assert torch.isclose(pair_loss("plain", batch, ref), cdpo_loss(theta[:1], theta[1:], ref[:, 0], ref[:, 1], z, z, 0.1)[0])
+    routed = (logp.gather(-1, w.argmax(-1, keepdim=True))[..., 0] * mask).sum(-1)  # the paper's loss, which all others leave out a part of
+    with_bias = cdpo_loss(theta[:1], theta[1:], ref[:, 0], ref[:, 1], routed[:1], routed[1:], 0.1)[0]
+    assert torch.isclose(pair_loss("paper", batch, ref), with_bias) and not torch.isclose(with_bias, pair_loss("plain", batch, ref))
 
 
 def test_who_gets_a_gradient_from_a_pair(batch):
-    logits, w, ref = batch[0], batch[1], torch.zeros(2)
+    logits, w, ref = batch[0], batch[1], torch.zeros(1, 2)
     for name in ("plain", "fused", "sft"):
         assert torch.autograd.grad(pair_loss(name, batch, ref), [logits, w], allow_unused=True)[1] is None
     assert torch.autograd.grad(pair_loss("gradient", batch, ref), w)[0].abs().sum() > 0
@@ -233,7 +252,7 @@ def test_who_gets_a_gradient_from_a_pair(batch):
 
 def test_uniform_experts_make_the_fused_policy_the_router(batch):
     uniform = torch.full_like(batch[-1], -math.log(V))
-    ref = torch.tensor([-3.0, -5.0])
+    ref = torch.tensor([[-3.0, -5.0]])
     assert torch.isclose(pair_loss("fused", batch, ref, uniform), pair_loss("plain", batch, ref))
 
 
@@ -245,10 +264,18 @@ def test_fused_reference_equals_the_policy_before_training(experts):
     lengths, mask = torch.tensor([5, 6, 4, 6]), torch.zeros(4, 6, dtype=torch.bool)
     for b, n in enumerate(lengths.tolist()):
         mask[b, 2:n] = True
-    ref = baselines.fused_reference(router, experts, ids, mask, lengths, batch=3)
+    ref = variants.fused_reference(router, experts, ids, mask, lengths, batch=3)
     logits, w = router(ids[:, :-1])
-    loss, info = baselines.pair_variant("fused", logits, w, ids[:, 1:], mask[:, 1:], None, ref, 0.1, baselines.read(experts, ids[:, :-1]))
-    assert float(loss) == pytest.approx(math.log(2), abs=1e-5) and float(info["reward_w"]) == pytest.approx(0, abs=1e-5)
+    full = variants.read(experts, ids[:, :-1])
+    loss, info = variants.fused_dpo(logits, w, ids[:, 1:], mask[:, 1:], None, ref.view(-1, 2), 0.1, full=full)
+    assert float(loss) == pytest.approx(math.log(2), abs=1e-5) and float(info["reward_chosen"]) == pytest.approx(0, abs=1e-5)
+
+
+def test_the_models_inputs_are_known_from_the_targets():
+    """Every sample begins with <|user|>, so the losses that read the experts again read what the router has read."""
+    items = tasks.mixed("train", 12, Random(0))
+    ids, _, _ = pack(toy_pairs.samples([{"prompt": i.prompt, "chosen": i.answer, "rejected": "no"} for i in items]))
+    assert torch.equal(variants.inputs(ids[:, 1:]), ids[:, :-1])
 
 
 def test_bradley_terry():
@@ -257,24 +284,82 @@ def test_bradley_terry():
         (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(1))) / 2)
 
 
+# --- pairs and the reward model -------------------------------------------------------------------------------------------------------------
+
+
+def test_where_rejected_answers_come_from(monkeypatch):
+    """Each source decodes as it says, checks its answers, and asks for the temperature and the streams of the ground floor's."""
+    asked = []
+
+    def decode_batch(router, experts, prompts, max_new, **how):
+        asked.append(how)
+        return [SimpleNamespace(text=lambda: "nonsense") for _ in prompts]
+
+    monkeypatch.setattr(variants, "decode_batch", decode_batch)
+    monkeypatch.setattr(toy_pairs, "decode_batch", decode_batch)
+    items = {i.prompt: i for i in tasks.mixed("preference", 300, Random("preference 2"))}
+    for source in variants.SOURCES:
+        found = variants.sample_pairs("router", ["a", "b", "c"], 2, 300, source)
+        assert all(p["chosen"] == items[p["prompt"]].answer and not tasks.check(items[p["prompt"]], p["rejected"]) for p in found)
+        assert len(found) > 200 and [len(p["prompt"]) for p in found] == sorted(len(p["prompt"]) for p in found)
+    shared = [{"temperature": 1.0, "seed": 2_000_000 + 2 * i} for i in (0, 128, 256)]
+    experts_alone = [x | {"use_router": False, "only": i} for i, x in enumerate(shared)]
+    assert asked == shared + [x | {"use_expert": False} for x in shared] + experts_alone  # "corrupted" decodes nothing
+
+
+def test_corruption_changes_one_token():
+    rng = Random(0)
+    for answer in ("The answer is 34.", "green, lamp, river"):
+        text, ids = variants.corrupt(answer, rng), tokenizer.encode_answer(answer)[:-1]
+        parts = [[tokenizer.encoding.decode(part) for part in (ids[:i], ids[i + 1:])] for i in range(len(ids))]
+        assert text != answer and any(text.startswith(a) and text.endswith(b) and len(text) > len(a) + len(b) for a, b in parts)
+
+
+def test_the_reward_model_learns_to_prefer_the_chosen_answer(tmp_path, monkeypatch):
+    """Rejected answers that are easy to tell from right ones: after training, nearly every pair is ordered, also cut short."""
+    torch.manual_seed(0)
+    expert = models.new_gpt("llama", (24, 1)).eval().requires_grad_(False)
+    items = tasks.mixed("preference", 48, Random(0), ["toy-ifeval", "toy-mbpp"])
+    pairs = [{"prompt": i.prompt, "chosen": i.answer, "rejected": "12 apples 12 apples 12 apples"} for i in items]
+    monkeypatch.setattr(models, "load_router", lambda s, name: (Router(expert, N), [expert] * N, {}))
+    monkeypatch.setattr(variants, "sample_pairs", lambda *asked: pairs)
+    s = models.Settings(out=str(tmp_path), device="cpu")
+    baselines.train_reward(s, spec=baselines.Reward(epochs=4, lr=1e-2))
+    reward, _ = models.load_model(models.folder(s) / "reward.pt", "", router=True)
+    ids, mask, lengths = pack(toy_pairs.samples(pairs))
+    r = reward(ids)[1][..., 0].gather(1, lengths[:, None] - 1).view(-1, 2)                              # (pairs, 2)
+    assert (r[:, 0] > r[:, 1]).float().mean() > 0.9
+    r = reward(ids)[1][..., 0].gather(1, mask.int().argmax(1, keepdim=True) + 1).view(-1, 2)            # after two tokens
+    assert (r[:, 0] > r[:, 1]).float().mean() > 0.9
+
+
 # --- settings -------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_unknown_neighbours_and_names_are_refused(world):
-    assert "one of paper" in mistake("train_sft", "--out", world, "--loss", "hinge")
-    assert "one of paper" in mistake("train_cdpo", "--out", world, "--loss", "hinge")
-    assert "one of fused" in mistake("train_cdpo", "--out", world, "--rejected", "you")
-    assert "one of fused" in mistake("baselines", "--out", world, "--rejected", "you")
+def test_unknown_neighbours_and_names_are_refused(mistake, tmp_path):
+    def refused(make, *said):
+        with pytest.raises(run.UserError) as caught:
+            make()
+        assert all(x in str(caught.value) for x in said)
+
+    s = models.Settings(out=str(tmp_path), device="cpu")
+    refused(lambda: Sft(loss="hinge"), "--loss", "one of paper")
+    refused(lambda: Cdpo(loss="hinge"), "--loss", "one of paper")
+    refused(lambda: Cdpo(rejected="you"), "--rejected", "one of fused")
+    refused(lambda: Cdpo(mix=2), "--mix", "0, 1")
     for name in ("../x", "", ".hidden"):
-        assert "--name" in mistake("train_sft", "--out", world, "--name", name)
-    assert "nobody.pt" in mistake("train_cdpo", "--out", world, "--phase1", "nobody", "--name", "x")
+        refused(lambda: train(s, name, Sft()), "--name")
+    refused(lambda: Cdpo(phase1="../x"), "--phase1")
+    refused(lambda: train(models.Settings(out=str(tmp_path), family="bert"), "x", Sft()), "--family", "llama, gemma")
+    assert "one of fused" in mistake("extra.paper.baselines", "--out", tmp_path, "--rejected", "you")
+    assert "nobody" in mistake("extra.paper.train", "nobody", "--out", tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
-def test_settings_name_every_neighbour():
-    """The match statement and the tables in baselines.py know the same names as the scripts accept."""
-    for name in baselines.SFT_LOSSES:
-        assert train_sft.Settings(loss=name).loss == name
-    for name in baselines.PAIR_LOSSES:
-        assert train_cdpo.Settings(loss=name).loss == name
-    for name in pairs.SOURCES:
-        assert train_cdpo.Settings(rejected=name).rejected == name
+def test_recipes_know_every_neighbour():
+    for name in variants.SFT_LOSSES:
+        assert Sft(loss=name).loss == name
+    for name in variants.PAIR_LOSSES:
+        assert Cdpo(loss=name).loss == name
+    for name in variants.SOURCES:
+        assert Cdpo(rejected=name).rejected == baselines.Reward(rejected=name).rejected == name

@@ -198,6 +198,7 @@ def statements():
             relation="<=",
             expected=1e-12,
             counter=("a mixture (now logits up to 1 are added): smallest gain", tiny[:, 2].min()),
+            exchanged=True,
         ),
         row(
             "8f",

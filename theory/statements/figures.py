@@ -1,8 +1,8 @@
 """The pictures of theory/README.md (simplex) and theory/statements/README.md (all), as ../figures/NAME.png.
 
 They are drawn from the rows of extra/results/theory.json alone (the simplex, an illustration, from a few numbers here),
-on white with a margin, so that they can be read on a dark page too. Colours are Okabe and Ito's, which colour-blind readers can tell apart; lines differ in style or marker as well. Needs
-matplotlib.
+on white with a margin, so that they can be read on a dark page too. Colours are Okabe and Ito's, which colour-blind
+readers can tell apart; lines differ in style or marker as well. Needs matplotlib.
 """
 
 import io

@@ -1,0 +1,133 @@
+"""Which of the eight steps of FusionRoute, written by yourself, are right?
+
+    python -m exercises            checks all steps, see exercises/README.md
+    python -m exercises 4          checks one
+    python -m exercises train      trains both phases with your functions in place of ours
+
+The exit status is 0 when all checked steps pass, 1 when one does not, 2 when the command is wrong.
+"""
+
+import contextlib
+import importlib
+import linecache
+import sys
+import traceback
+import types
+from pathlib import Path
+
+from exercises import checks, solutions
+from exercises.train import Settings, train
+from toy_experts import run
+
+FOLDER = Path(__file__).parent
+
+
+@contextlib.contextmanager
+def ours(steps):
+    """While this is open, `from exercises.stepN_... import ...` of these steps gives our functions.
+
+    So each step is checked by itself: a mistake in step 2 does not show again in step 4.
+    """
+    def module(functions):
+        m = types.ModuleType("ours")
+        m.__dict__.update({name: getattr(solutions, name) for name in functions})
+        return m
+
+    saved = dict(sys.modules)
+    sys.modules.update({f"exercises.{file}": module(functions) for file, functions in steps})
+    try:
+        yield
+    finally:
+        for file, _ in steps:
+            name = f"exercises.{file}"
+            sys.modules.pop(name)
+            sys.modules.update({name: saved[name]} if name in saved else {})
+
+
+def source(path, code, namespace):
+    exec(compile(code, str(path), "exec"), namespace)
+
+
+def where(error, path):
+    """The last line of the reader's file that an error passed through: "exercises/..., line 12"."""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    return f"exercises/{path.name}" + (f", line {lines[-1]}" if lines else "")
+
+
+def check(step):
+    """None if a step passes; "" if it is not written yet; else what is wrong with it."""
+    file, functions = checks.STEPS[step]
+    path = FOLDER / f"{file}.py"
+    namespace = {"__name__": f"exercises.{file}", "__file__": str(path)}
+    linecache.checkcache(str(path))
+    try:
+        with ours([checks.STEPS[n] for n in checks.STEPS if n < step]):
+            source(path, path.read_bytes(), namespace)
+            for name, checker in functions.items():
+                checks.expect(callable(namespace.get(name)),
+                              f"exercises/{path.name} has no function {name} any more")
+                checker(namespace[name])
+    except NotImplementedError as e:
+        if not str(e):
+            return ""
+        return f"NotImplementedError: {e} ({where(e, path)})"
+    except checks.Wrong as e:
+        return str(e)
+    except OSError as e:
+        return f"cannot read exercises/{path.name} ({e.strerror})"
+    except SyntaxError as e:
+        place = f"exercises/{path.name}" + (f", line {e.lineno}" if e.lineno else "")
+        return f"not Python yet: {e.msg} ({place})"
+    except (Exception, SystemExit) as e:
+        text = " ".join(str(e).split())[:300]
+        return f"it stops with {type(e).__name__}: {text} ({where(e, path)})"
+    return None
+
+
+def report(steps):
+    """Check these steps and print a line or two for each; returns those that do not pass."""
+    missing = []
+    for step in steps:
+        file, functions = checks.STEPS[step]
+        verdict = check(step)
+        head = f"step {step}  {', '.join(functions):27s} "
+        if verdict is None:
+            print(head + "passes")
+            continue
+        missing.append(step)
+        print(head + ("wrong" if verdict else f"to be written: exercises/{file}.py"))
+        if verdict:
+            print(f"        {verdict}")
+    return missing
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["train"]:
+        s = run.settings(Settings, train.__doc__, argv[1:])
+        for step in range(1, 8):                        # step 8 is theory: no training needs it
+            verdict = check(step)
+            if verdict is not None:
+                state = "right" if verdict else "written"
+                raise run.UserError(f"step {step} is not {state} yet, and training needs steps 1 "
+                                    f"to 7: see python -m exercises {step}")
+        names = {name: importlib.import_module(f"exercises.{file}")
+                 for file, functions in checks.STEPS.values() for name in functions}
+        return train(s, types.SimpleNamespace(**{k: getattr(m, k) for k, m in names.items()}))
+    p = run.Parser(description=__doc__, formatter_class=run.argparse.RawDescriptionHelpFormatter)
+    p.add_argument("step", nargs="?", help="a step, 1 to 8 (default: all), or train")
+    step = p.parse_args(argv).step
+    if step is not None and step not in map(str, checks.STEPS):
+        raise run.UserError(f"{step!r} is neither a step, 1 to {len(checks.STEPS)}, nor train")
+    missing = report(checks.STEPS if step is None else [int(step)])
+    if step is None:
+        print(f"\n{len(checks.STEPS) - len(missing)} of {len(checks.STEPS)} steps pass. " + (
+            f"Next: exercises/{checks.STEPS[missing[0]][0]}.py" if missing
+            else "Now train with them: python -m exercises train"))
+    if missing:
+        sys.stdout.flush()
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run.run(main)

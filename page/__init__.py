@@ -1,0 +1,1 @@
+"""The trained toy in a browser: see README.md."""

@@ -1,0 +1,164 @@
+"""Build the page: one file with the trained toy in it, which a browser opens without a server.
+
+    python -m page                       page/index.html, from the weights in toy_experts/weights/
+    python -m page --seed 1              out/seed1/page.html, from a run of your own
+    python -m page --seed 1 --out DIR    the same from DIR/seed1/
+
+Weights are stored as half-precision numbers in base64; the page turns them into float32.
+"""
+
+import argparse
+import base64
+import json
+import zlib
+from dataclasses import asdict
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+
+import torch
+
+from toy_experts import run, tasks, tokenizer
+from toy_experts.train import EXPERTS, load_router
+
+HERE = Path(__file__).parent
+SHIPPED = HERE.parent / "toy_experts" / "weights"
+SCRIPTS = "engine theory view chart choosing training tour main".split()
+LAYER = "attn_norm wq wk wv wo ff_norm w_gate w_up w_down".split()
+POINTS = 40  # of a training curve: the means over as many equal stretches of the steps
+PAIRS = 3    # preference pairs that the page shows, at most
+
+
+def names(config):
+    """A GPT's tensors in the order in which engine.js reads them. The head shares embed.weight."""
+    layers = [f"blocks.{i}.{name}.weight" for i in range(config.n_layer) for name in LAYER]
+    return ["embed.weight", *layers, "norm.weight"]
+
+
+def pack(path, tensors):
+    """{base64, crc} of a list of tensors as half-precision numbers, low byte first."""
+    flat = torch.cat([t.detach().flatten() for t in tensors]).half()
+    if not flat.isfinite().all():
+        raise run.UserError(f"{path} has weights that no half-precision number can hold")
+    data = flat.numpy().astype("<f2").tobytes()
+    return {"base64": base64.b64encode(data).decode(), "crc": zlib.crc32(data)}
+
+
+def models(folder, hint):
+    """The five models of a run, packed, by name; their config; the coverage gap of the experts."""
+    router, experts, _ = load_router(folder, "router", "cpu", hint)
+    router_sft, _, _ = load_router(folder, "router_sft", "cpu", hint)
+    all_five = dict(zip(EXPERTS, experts)) | {"router_sft": router_sft, "router": router}
+    packed = {}
+    for name, model in all_five.items():
+        lm, W = (model, []) if name in EXPERTS else (model.lm, [model.W.weight])
+        state = lm.state_dict()
+        tensors = [state[key] for key in names(lm.config)] + W
+        packed[name] = pack(folder / f"{name}.pt", tensors)
+    gap = run.load(folder / "math.pt", ("recipe",), hint)["recipe"].get("gap", 0.25)
+    return packed, asdict(router.lm.config), gap
+
+
+def read_lines(path, hint, keys):
+    """The objects of a .jsonl file, each with `keys`. UserError when it is missing or damaged."""
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [{key: row[key] for key in keys} | row for row in rows]
+    except FileNotFoundError as e:
+        raise run.UserError(f"there is no {path}: {hint}") from e
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise run.UserError(f"{path} is not lines of JSON with {', '.join(keys)}: {hint}") from e
+    if not rows:
+        raise run.UserError(f"{path} is empty: {hint}")
+    return rows
+
+
+def curve(rows):
+    """{"step": [...], name: [...], ...}: the rows of a log thinned to POINTS means."""
+    size = -(-len(rows) // POINTS)
+    chunks = [rows[i:i + size] for i in range(0, len(rows), size)]
+    keys = [key for key, value in rows[0].items() if isinstance(value, (int, float))]
+    return {key: [round(sum(row[key] for row in c) / len(c), 4) for c in chunks] for key in keys}
+
+
+def curves(folder, hint):
+    """The curves of both phases: sft (phase 1), and pair (the steps of phase 2 with pairs)."""
+    phase1 = read_lines(folder / "router_sft.log.jsonl", hint, ["step", "loss_lm", "loss_expert"])
+    phase2 = read_lines(folder / "router.log.jsonl", hint, ["step", "kind"])
+    pair_steps = [row for row in phase2 if row["kind"] == "pair"]
+    if not pair_steps or not {"margin", "bias"} <= set(pair_steps[0]):
+        raise run.UserError(f"{folder / 'router.log.jsonl'} has no steps with pairs: {hint}")
+    return {"sft": curve(phase1), "pair": curve(pair_steps)}
+
+
+def preference_pairs(folder, hint):
+    """Up to PAIRS preference pairs {prompt, chosen, rejected} whose prompts begin differently.
+
+    From page/pairs.jsonl for the shipped weights, otherwise from the run's own pairs.
+    """
+    path = HERE / "pairs.jsonl" if folder == SHIPPED else folder / "pairs.jsonl"
+    pairs = read_lines(path, hint, ["prompt", "chosen", "rejected"])
+    kinds = {}
+    for pair in pairs:
+        kinds.setdefault(pair["prompt"].split(" ")[0], pair)
+    return list(kinds.values())[:PAIRS]
+
+
+def examples(seed, gap):
+    """A test prompt of each sub-skill: [{bench, skill, covered, prompt, answer}].
+
+    covered: whether the experts were trained on the sub-skill; None for general prompts.
+    """
+    rows = []
+    for bench in [*tasks.BENCHMARKS, "general"]:
+        for skill in [s for s in tasks.SKILLS[bench] if s not in tasks.BENCHMARKS]:
+            item = tasks.draw(bench, "test", Random(f"page {bench} {skill}"), [skill])
+            covered = None if bench == "general" else skill not in tasks.held_out(bench, gap, seed)
+            rows.append({"bench": bench, "skill": skill, "covered": covered,
+                         "prompt": item.prompt, "answer": item.answer})
+    return rows
+
+
+def collect(folder, seed, hint):
+    """All that the page is given: config, words, weights, examples, curves, pairs."""
+    packed, config, gap = models(folder, hint)
+    words = [json.loads(line) for line in tokenizer.VOCAB_FILE.read_text().splitlines()]
+    return {"config": config, "words": words, "models": packed, "examples": examples(seed, gap),
+            "curves": curves(folder, hint), "pairs": preference_pairs(folder, hint)}
+
+
+def build(data):
+    """The page's text."""
+    def read(name):
+        return (HERE / name).read_text(encoding="utf-8")
+
+    content = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")  # no </script> in it
+    scripts = "\n".join(read(f"{name}.js") for name in SCRIPTS)
+    page = read("template.html")
+    for name, text in (("style", read("style.css")), ("scripts", scripts), ("data", content)):
+        before, after = page.split(f"{{{{ {name} }}}}")
+        page = before + text + after
+    return page
+
+
+def main(argv=None):
+    parser = run.Parser(description=__doc__.strip(),
+                        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, help="the run OUT/seedN, not the shipped weights")
+    parser.add_argument("--out", help="where runs are kept (default: out)")
+    args = parser.parse_args(argv)
+    if args.seed is None and args.out is None:
+        folder, seed, path = SHIPPED, 0, HERE / "index.html"
+        hint = "run python -m toy_experts.weights"
+    else:
+        s = SimpleNamespace(seed=args.seed or 0, out="out" if args.out is None else args.out)
+        folder, seed, flags = run.run_dir(s), s.seed, run.flags(s)
+        path = folder / "page.html"
+        hint = f"run python train_sft.py{flags}, then python train_cdpo.py{flags}"
+    page = build(collect(folder, seed, hint))
+    run.write(path, page)
+    print(f"saved {path} ({len(page.encode()) / 1e6:.1f} MB): open it in a browser")
+
+
+if __name__ == "__main__":
+    run.run(main)

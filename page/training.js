@@ -1,0 +1,175 @@
+// The third tab: the curves of both phases, and Eq. (3) worked out for one preference pair.
+
+"use strict";
+
+const training = (() => {
+
+const { h, $, rebuild, state, update, number, percent, NAMES } = view;
+const BETA = 0.1;                                  // of Eq. (3)
+
+// --- the curves ----------------------------------------------------------------------------------
+
+/** How a curve begins and ends, in words. */
+function first_and_last(values) {
+  const tenth = Math.ceil(values.length / 10), mean = (part) =>
+    number(part.reduce((x, y) => x + y, 0) / part.length);
+  return `${mean(values.slice(0, tenth))} in the first tenth of the steps,
+    ${mean(values.slice(-tenth))} in the last`;
+}
+
+function charts() {
+  const { sft, pair } = view.data.curves;
+  const line = (of, key, name, color, dash) => ({ name, color, dash, x: of.step, y: of[key] });
+  const dashes = { math: null, code: "7 4", instruct: "2 4" };
+  const of_sft = [
+    chart.lines({
+      id: "chart-sft", title: "Phase 1, Eq. (2): two losses.",
+      text: `L_LM teaches the router to write (${first_and_last(sft.loss_lm)}). L_expert teaches it
+        to choose, inside S only (${first_and_last(sft.loss_expert)}).`,
+      lines: [line(sft, "loss_lm", "L_LM", "router"),
+        line(sft, "loss_expert", "L_expert", "math", "7 4")],
+      x_label: "step", y_label: "loss per answer token",
+    }),
+    chart.lines({
+      id: "chart-route", title: "Phase 1: which expert the router chooses inside S.",
+      text: "The share of each expert among a batch's tokens in S. It starts with no preference.",
+      lines: engine.EXPERTS.map((name) =>
+        line(sft, `route_${name}`, NAMES[name], name, dashes[name])),
+      x_label: "step", y_label: "share of the tokens in S", y_range: [0, 1],
+    }),
+  ];
+  const of_pairs = [
+    chart.lines({
+      id: "chart-cdpo", title: "Phase 2, Eq. (3): margin and bias.",
+      text: `The margin is the router's own part (${first_and_last(pair.margin)}). The bias is the
+        chosen experts' part, which this loss does not train.`,
+      lines: [line(pair, "margin", "margin", "router"),
+        line(pair, "bias", "bias", "math", "7 4")],
+      x_label: "step", y_label: "margin and bias, as they enter Eq. (3)",
+    }),
+    chart.lines({
+      id: "chart-accuracy", title: "Phase 2: which answer is preferred.",
+      text: `The share of pairs in which the right answer is ahead: by the router's margin alone,
+        and by margin + bias.`,
+      lines: [line(pair, "accuracy", "margin > 0", "router"),
+        line(pair, "fused_accuracy", "margin + bias > 0", "code", "7 4")],
+      x_label: "step", y_label: "share of the pairs", y_range: [0, 1],
+    }),
+  ];
+  return [of_sft, of_pairs].map((two) => h("div", { class: "columns" }, two));
+}
+
+// --- one preference pair -------------------------------------------------------------------------
+
+const remembered = new Map();
+
+/** Eq. (3) for pair i before phase 2 (theta = ref) and after it: [chosen, rejected] under each
+ *  model, and what cdpo_loss gives. */
+function worked(i) {
+  if (remembered.has(i)) return remembered.get(i);
+  const { encoding, models } = view.toy, { prompt, chosen, rejected } = view.data.pairs[i];
+  const experts = engine.EXPERTS.map((name) => models[name]), ids = encoding.encode_prompt(prompt);
+  const answers = [chosen, rejected].map((text) => encoding.encode_answer(text));
+  const ref = answers.map((answer) => engine.sequence_logp(models.router_sft.lm, ids, answer));
+  const phase = (router) => {
+    const theta = answers.map((answer) => engine.sequence_logp(router.lm, ids, answer));
+    const expert = answers.map((answer) => engine.routed_logp(router, experts, ids, answer));
+    return { theta, ref, expert, ...engine.cdpo_loss(...theta, ...ref, ...expert, BETA) };
+  };
+  const result = { before: phase(models.router_sft), after: phase(models.router) };
+  remembered.set(i, result);
+  return result;
+}
+
+/** A text in which the words that differ from another text are marked. */
+function compared(text, other) {
+  const least = Math.min(text.length, other.length), letter = /[a-z0-9]/i;
+  let start = 0, end = 0;
+  while (start < least && text[start] === other[start]) start++;
+  while (end < least - start && text.at(-1 - end) === other.at(-1 - end)) end++;
+  while (start > 0 && letter.test(text[start - 1])) start--;       // whole words
+  while (end > 0 && letter.test(text.at(-end))) end--;
+  const last = text.length - end;
+  return h("pre", {}, text.slice(0, start), h("mark", {}, text.slice(start, last)),
+    text.slice(last));
+}
+
+/** margin, bias and their sum as bars on one line of numbers. most: the longest bar. */
+function eq3_bars(name, { margin, bias, loss }, most) {
+  const bar = (label, value, classes) => {
+    const left = 50 + 50 * Math.min(0, value) / most, width = 50 * Math.abs(value) / most;
+    return h("div", { class: "eq3-row" },
+      h("span", { class: "eq3-name" }, label),
+      h("span", { class: "eq3-track" }, h("span", { class: `eq3-bar ${classes}`,
+        style: `left: ${left}%; width: ${width}%` })),
+      h("span", { class: "value" }, number(value, 3)));
+  };
+  const pull = 1 / (1 + Math.exp(margin + bias));  // minus the derivative of the loss
+  return h("div", { class: "eq3" },
+    h("h3", {}, name),
+    bar("margin (router)", margin, "router"),
+    bar("bias (experts)", bias, "math striped"),
+    bar("margin + bias", margin + bias, "plain"),
+    h("p", {}, `loss = −log σ(${number(margin + bias, 3)}) = `, h("b", {}, number(loss, 3)),
+      `; the pair pulls with ${percent(pull)} of its largest force.`));
+}
+
+function pair() {
+  const { prompt, chosen, rejected } = view.data.pairs[state.pair];
+  const { before, after } = worked(state.pair), sub = (text) => h("sub", {}, text);
+  const sizes = [before, after].flatMap(({ margin, bias }) => [margin, bias, margin + bias]);
+  const most = 1.05 * Math.max(...sizes.map(Math.abs), 0.1);
+  const row = (name, what, [a, b]) => h("tr", {},
+    h("th", { scope: "row" }, "π", sub(name), `: ${what}`),
+    [a, b, a - b].map((x) => h("td", {}, number(x, 3))));
+  const term = (name, parts) => h("span", { class: `underline ${name}` }, parts);
+  return [
+    h("dl", { class: "pair" },
+      h("dt", {}, "prompt x"), h("dd", {}, h("pre", {}, prompt)),
+      h("dt", {}, "chosen answer y", sub("w")), h("dd", {}, compared(chosen, rejected)),
+      h("dt", {}, "rejected answer y", sub("l")), h("dd", {}, compared(rejected, chosen))),
+    h("table", { class: "readout" },
+      h("caption", {}, "Six log-probabilities, summed over an answer's tokens (after phase 2)"),
+      view.head("log-probability under", "chosen", "rejected", "difference"),
+      h("tbody", {},
+        row("θ", "the router's language model", after.theta),
+        row("ref", "the same as phase 1 left it, frozen", after.ref),
+        row("expert", "at each token the expert that the router chooses", after.expert))),
+    h("p", { class: "equation" }, "loss = −log σ( ",
+      term("router", ["β [difference of π", sub("θ"), " − difference of π", sub("ref"), "]"]),
+      " + ", term("math", ["β [difference of π", sub("expert"), "]"]), " ) ",
+      h("span", { class: "number" }, "Eq. (3)")),
+    h("p", { class: "small" }, `β = ${BETA}. The first part is the margin, the second the bias. The
+      margin grows when the router comes to prefer the chosen answer more than it did after phase 1.
+      The bias is how much the chosen experts prefer it. No gradient flows through the bias: it only
+      decides how hard a pair pulls at the router. σ is the logistic function; with a sum of 0 the
+      loss is log 2 = 0.693.`),
+    h("div", { class: "columns" },
+      eq3_bars("Before phase 2: the margin is 0", before, most),
+      eq3_bars("After phase 2", after, most)),
+    h("p", { id: "pair-text" }, before.bias < 0
+      ? `The bias is negative: the routed experts prefer the rejected answer. The sum starts low,
+        the loss is large, and the pair pulls hard: the router must correct the experts here.`
+      : `The bias is positive: the routed experts prefer the chosen answer already. The sum starts
+        high, the loss is small, and the pair pulls less: there is less to correct here.`),
+  ];
+}
+
+// --- the tab -------------------------------------------------------------------------------------
+
+function build() {
+  $("pair").append(...view.data.pairs.map(({ prompt }, i) =>
+    h("option", { value: i }, `${i + 1}: ${prompt.slice(0, 60)}`)));
+  $("pair").addEventListener("change", (event) => update({ pair: Number(event.target.value) }));
+  view.renderers.push(render);
+}
+
+function render() {
+  if (state.tab !== "training") return;
+  if (!$("charts").children.length) rebuild($("charts"), charts());
+  $("pair").value = state.pair;
+  rebuild($("pair-panel"), pair());
+}
+
+return { build, worked };
+})();

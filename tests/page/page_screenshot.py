@@ -1,0 +1,49 @@
+"""The pictures of the page that the READMEs show.
+
+    python tests/page/page_screenshot.py     writes page/screenshot.png
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from toy_experts import run  # noqa: E402
+
+
+INSTALL = "run: bash tests/page/install.sh python"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+         "--disable-background-networking --disable-component-update").split()
+
+
+def take(browser, page_file, path, hash="", size=(1120, 1260), scheme="light"):
+    """A picture of the first screen of the page, at an address's state."""
+    context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme,
+                                  reduced_motion="reduce")
+    page = context.new_page()
+    page.goto(page_file.absolute().as_uri() + hash)
+    page.evaluate("window.fusionroute.finished()")
+    page.evaluate("document.getElementById('status').textContent = ''")  # the speed differs each time
+    page.screenshot(path=path)
+    context.close()
+
+
+def main():
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError as e:
+        raise run.UserError(f"there is no playwright; {INSTALL}") from e
+    if CHROMIUM is None:
+        raise run.UserError(f"there is no chromium; {INSTALL}")
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        take(browser, ROOT / "page" / "index.html", ROOT / "page" / "screenshot.png")
+        browser.close()
+    print("saved page/screenshot.png")
+
+
+if __name__ == "__main__":
+    run.run(main)

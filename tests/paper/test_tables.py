@@ -1,0 +1,312 @@
+"""The whole table, tuning and an ablation on a tiny run; and what each row of the table decodes."""
+
+import json
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train_cdpo
+import train_sft
+from extra.paper import ablate, baselines, evaluate, models, quickstart, tune, variants
+from extra.paper import train as paper_train
+from extra.paper.train import Cdpo, Sft
+from fusionroute import Router, naive_fused_greedy
+from toy_experts import batch
+from toy_experts import evaluate as toy_evaluate
+from toy_experts import pairs as toy_pairs
+from toy_experts import run, tasks, tokenizer
+from toy_experts import train as toy
+
+SIZE = (24, 1)  # width and layers of the tiny models
+TINY = {Sft: {"samples": 36, "epochs": 2}, Cdpo: {"prompts": 24, "epochs": 2}, baselines.Reward: {"prompts": 24, "epochs": 1}}
+METHODS = {"math_expert", "code_expert", "instruct_expert", "sequence_selection", "collab", "fine_tuned", "task_arithmetic", "dare",
+           "routing_only", "sft_only", "fusionroute", "router", "uniform_average", "co_llm", "oracle_expert", "fused_sft", "fused_full"}
+ARGV = ["--device", "cpu", "--prompts", "3", "--general", "9", "--timed", "2"]
+
+
+def splits_read(what, *argv):
+    """The splits that what(*argv) draws data from, by the function that draws: {"dataset": {...}, "mixed": {...}}."""
+    seen, dataset, mixed = {"dataset": set(), "mixed": set()}, tasks.dataset, tasks.mixed
+
+    def draw_mixed(split, *rest):
+        seen["mixed"].add(split)
+        with pytest.MonkeyPatch.context() as patch:  # it calls dataset itself
+            patch.setattr(tasks, "dataset", dataset)
+            return mixed(split, *rest)
+
+    def draw_dataset(bench, split, *rest):
+        seen["dataset"].add(split)
+        return dataset(bench, split, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks, "dataset", draw_dataset)
+        patch.setattr(tasks, "mixed", draw_mixed)
+        what(*argv)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """--out of two tiny seeds with every checkpoint, the results of `evaluate --seeds 0 1`, and the splits that were read."""
+    out, results = tmp_path_factory.mktemp("all"), tmp_path_factory.mktemp("results")
+    training = {name: replace(spec, **TINY[type(spec)]) for name, spec in paper_train.TRAINING.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy, "STEPS", {"base": 12, "math": 6, "code": 6, "instruct": 6})
+        patch.setattr(models, "SIZE", SIZE)
+        for script in (train_sft, train_cdpo, baselines):
+            patch.setattr(script, "BATCH", 8)
+        for module in (paper_train, evaluate, ablate):
+            patch.setattr(module, "TRAINING", training)
+        patch.setattr(evaluate, "MAX_NEW", 12)  # the tiny models never come to an end
+        patch.setattr(evaluate, "LOOKAHEAD", {"lookahead": 4})
+        patch.setattr(batch, "decode_batch", partial(batch.decode_batch, max_new=12))
+        for module in (toy_pairs, variants):
+            patch.setattr(module, "MAX_NEW", 12)
+        splits = splits_read(evaluate.main, ["--seeds", "0", "1", "--out", str(out), *ARGV, "--results", str(results)])
+        yield out, results, splits
+
+
+def test_the_whole_table(tiny):
+    out, results, splits = tiny
+    r = {name: json.loads((results / f"{name}.json").read_text()) for name in ("table1", "winrate", "cost", "differences", "routing")}
+    table = r["table1"]["llama"]
+    assert METHODS < set(table) == set(evaluate.METHODS) and r["table1"]["meta"]["llama"]["seeds"] == [0, 1]
+    for row in table.values():
+        assert set(row) == {*tasks.BENCHMARKS, "average"} and all(len(v) == 2 for v in row.values())
+        assert row["average"] == pytest.approx(np.mean([row[b] for b in tasks.BENCHMARKS], 0), abs=1e-4)
+    for method, w in r["winrate"]["llama"].items():
+        assert [a + b + c for a, b, c in zip(w["wins"], w["ties"], w["losses"])] == [9, 9]
+    assert set(r["winrate"]["llama"]) == set(evaluate.METHODS) - {"fine_tuned"} | {"sft_only against fusionroute"}
+    cost = r["cost"]["llama"]
+    assert set(cost) == set(evaluate.METHODS) - {"oracle_expert"} and all(c["seconds_per_token"] > 0 for c in cost.values())
+    # What a token costs, in passes: one model one, the fused pair two (an expert rests when it is not picked), all experts n.
+    assert all(cost[m]["passes_per_token"] == 1 for m in ("math_expert", "fine_tuned", "router", "task_arithmetic", "dare"))
+    assert cost["fusionroute"]["router"] == 1 and cost["fusionroute"]["expert"] == 1 and cost["routing_only"]["passes_per_token"] == 2
+    assert cost["uniform_average"]["expert"] == 3 and cost["collab"]["expert"] >= 3
+    for seed in (0, 1):
+        right = json.loads((out / f"seed{seed}" / "table1.json").read_text())["result"]["right"]
+        for b in tasks.BENCHMARKS:
+            alone = [right[f"{e}_expert"][b] for e in ("math", "code", "instruct")]
+            assert right["oracle_expert"][b] == "".join("1" if "1" in column else "0" for column in zip(*alone))
+    # Trained on the train split (and pairs on the preference split), measured on the test split, and nothing on another.
+    assert splits == {"dataset": {"test"}, "mixed": {"train", "preference", "test"}}
+
+
+def test_every_checkpoint_was_trained_from_what_its_recipe_says(tiny):
+    """Phase 2 continues the right phase 1, and its pairs are the mistakes of the right router."""
+    s = models.Settings(0, str(tiny[0]), "cpu")
+    loaded = {name: models.load_model(models.folder(s) / f"{name}.pt", "", router=True) for name in paper_train.TRAINING}
+    fingerprint = {name: run.fingerprint(model) for name, (model, _) in loaded.items()}
+    assert len(set(fingerprint.values())) == len(fingerprint)
+    for name, (phase1, sampler) in {"router": ("router_sft", "router_sft"), "fine_tuned": ("fine_tuned_sft", "router_sft"),
+                                    "fused_full": ("fused_sft", "fused_sft")}.items():
+        recipe = loaded[name][1]["recipe"]
+        assert (recipe["phase1"], recipe["sampler"]) == (fingerprint[phase1], fingerprint[sampler])
+    assert loaded["reward"][1]["recipe"]["router_sft"] == fingerprint["router_sft"]
+    assert loaded["fine_tuned"][1]["recipe"]["loss"] == loaded["fine_tuned_sft"][1]["recipe"]["loss"] == "plain"
+    for name, (_, content) in loaded.items():  # and each log is of that loss
+        log = [json.loads(line) for line in (models.folder(s) / f"{name}.log.jsonl").read_text().splitlines()]
+        sft = [r for r in log if r.get("kind") == "sft"]
+        if name in ("fine_tuned_sft", "fine_tuned"):
+            assert all(abs(r["loss"] - r["loss_lm"]) < 1e-4 for r in sft)
+        elif name in ("router_sft", "router", "fused_full"):
+            assert sum(r["loss"] > r["loss_lm"] + 1e-3 for r in sft) > len(sft) / 2
+        for r in log:
+            if r.get("kind") == "pair" and name in ("router", "fine_tuned", "fused_full"):
+                assert (r["bias"] == 0) == (name == "fine_tuned")
+
+
+def test_phase_2_of_the_tables_is_the_ground_floor_s(tiny, tmp_path, capsys):
+    """train_sft.py and train_cdpo.py accept the tables' checkpoints as theirs, and the tables theirs, with the same weights."""
+    out, _, _ = tiny
+    path = tmp_path / "seed0"
+    path.mkdir()
+    for name in ("base", *toy.EXPERTS):
+        (path / f"{name}.pt").write_bytes((out / "seed0" / f"{name}.pt").read_bytes())
+    where = ["--out", str(tmp_path), "--device", "cpu"]
+    train_sft.main([*where, "--samples", "36", "--epochs", "2"])
+    train_cdpo.main([*where, "--prompts", "24", "--epochs", "2"])
+    for name in ("router_sft", "router"):
+        ours, theirs = (run.load_model(p / "seed0" / f"{name}.pt", "", router=True)[0] for p in (out, tmp_path))
+        assert run.fingerprint(ours) == run.fingerprint(theirs)
+    capsys.readouterr()
+    train_sft.main(["--out", str(out), "--device", "cpu", "--samples", "36", "--epochs", "2"])
+    train_cdpo.main(["--out", str(out), "--device", "cpu", "--prompts", "24", "--epochs", "2"])
+    s = models.Settings(0, str(tmp_path), "cpu")
+    for name in ("router_sft", "router"):
+        paper_train.train(s, name)
+    assert capsys.readouterr().out.count("is there already") == 4
+    with pytest.raises(run.UserError, match="lr = 0.0002, but 0.1 is asked"):
+        paper_train.train(s, "router", replace(paper_train.TRAINING["router"], lr=0.1))
+
+
+def test_a_second_call_computes_nothing_and_another_checkpoint_does(tiny, capsys):
+    one = ["--seed", "0", "--out", str(tiny[0]), *ARGV]
+    evaluate.main(one)
+    assert "evaluating" not in capsys.readouterr().err
+    path = tiny[0] / "seed0" / "reward.pt"
+    content = torch.load(path, weights_only=True)
+    changed = deepcopy(content)
+    changed["model"]["W.weight"] += 1
+    torch.save(changed, path)
+    evaluate.main(one)
+    assert "evaluating" in capsys.readouterr().err
+    torch.save(content, path)
+
+
+def test_tuning_and_an_ablation_on_the_tiny_run(tiny, tmp_path, monkeypatch, capsys):
+    out, _, _ = tiny
+    monkeypatch.setattr(tune, "TRAINED", {"router": ("fusionroute", tune.grid(lr=[1e-4])), "fused_sft": ("fused_sft", tune.grid(loss=["fused"]))})
+    monkeypatch.setattr(tune, "REWARD", tune.grid(rejected=["experts"], prefixes=[1]))
+    monkeypatch.setattr(tune, "LOOKAHEAD", tune.grid(lookahead=[2]))
+    monkeypatch.setattr(tune, "MERGED", {"dare": tune.grid(drop=[0.5], scale=[0.3])})
+    argv = ["--seed", "0", "--out", str(out), "--device", "cpu", "--prompts", "3"]
+    paper_train.MEMORY.clear()
+    splits = splits_read(tune.main, argv)
+    assert splits["dataset"] == {"validation"} and splits["mixed"] <= {"train", "preference"}
+    first = capsys.readouterr().out
+    assert first.count("}: 0.0") == 5 and not (out / "seed0" / "tune.pt").exists()
+    tune.main(argv)
+    again = capsys.readouterr()
+    assert "phase" not in again.err and "tune.pt" not in again.out and all(line in first for line in again.out.splitlines() if line.endswith(": 0.000"))
+
+    monkeypatch.setattr(ablate, "RESULTS", tmp_path)
+    cells = [ablate.Cell(name, {"routing_only": (name, ablate.ONLY_EXPERT)}, [(name, Sft(loss=name, **TINY[Sft]))], size=SIZE)
+             for name in ("best", "co_llm_self")]
+    monkeypatch.setattr(ablate, "ABLATIONS", {"routing": lambda: cells})
+    splits = splits_read(ablate.main, ["routing", "--seeds", "0", "1", "--out", str(out), "--device", "cpu", "--prompts", "3"])
+    assert splits["dataset"] == {"test"} and splits["mixed"] <= {"train"}
+    content = json.loads((tmp_path / "ablation_routing.json").read_text())
+    assert [r["label"] for r in content["rows"]] == ["best", "co_llm_self"] and content["meta"]["seeds"] == [0, 1]
+    assert min(content["meta"]["run time in seconds"].values()) > 0
+    assert all(len(r["methods"]["routing_only"]["average"]) == 2 for r in content["rows"])
+
+
+def test_the_other_family_and_another_size(tiny, tmp_path):
+    """A run of Gemma-2's architecture is kept apart, is trained and loaded by the same scripts, and is not taken for a Llama."""
+    s = models.Settings(0, str(tmp_path), "cpu", "gemma")
+    models.ensure(s)
+    for name in ("router_sft", "router"):
+        paper_train.train(s, name)
+    assert {p.name for p in (tmp_path / "gemma" / "seed0").glob("*.pt")} == {
+        "base.pt", "math.pt", "code.pt", "instruct.pt", "router_sft.pt", "router.pt"}
+    router, experts, _ = models.load_router(s, "router")
+    assert router.lm.config.gelu and router.lm.config.window == 32 and all(e.config == router.lm.config for e in experts)
+    assert router.lm.config.d_model == 24 and router.lm.config.head_dim == 32
+    with pytest.raises(run.UserError, match="d_model = 24, but 48 is asked"):
+        models.ensure(s, size=(48, 1))
+    with pytest.raises(run.UserError, match="gap = 0.25, but 0.5 is asked"):
+        models.ensure(s, gap=0.5)
+    with pytest.raises(run.UserError, match="not a router"):
+        models.load_model(tmp_path / "gemma" / "seed0" / "math.pt", "x", router=True)
+    with pytest.raises(run.UserError, match="--family gemma"):
+        models.load_router(models.Settings(1, str(tmp_path), "cpu", "gemma"), "router")
+
+
+def test_quickstart_publishes_the_ground_floor_s_table(tiny, tmp_path, capsys):
+    out, _, _ = tiny
+    argv = ["--out", str(out), "--device", "cpu", "--prompts", "4", "--results", str(tmp_path)]
+    with pytest.raises(run.UserError, match="two runs or more"):
+        quickstart.main(argv)
+    toy_evaluate.main([*argv[:-2], "--seed", "1"])
+    capsys.readouterr()
+    quickstart.main(argv)
+    said, r = capsys.readouterr(), json.loads((tmp_path / "quickstart.json").read_text())
+    assert "evaluating" not in said.err and "| fusionroute" in said.out  # the first, refused call has kept its evaluate.json
+    assert set(r["seeds"]) == {"0", "1"} and r["seeds"]["0"] == {m: row["average"] for m, row in r["accuracy"].items()}
+    assert r["example"].startswith("$ python decode.py") and set(r["accuracy"]["fusionroute"]) == {*tasks.BENCHMARKS, "average", "general"}
+    path = Path(out) / "seed0" / "evaluate.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"meta": content["meta"] | {"made_from": {}}}))
+    quickstart.main(argv)
+    assert "evaluating" in capsys.readouterr().err  # of other weights: computed anew
+
+
+# --- what a row is --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_each_row_decodes(monkeypatch):
+    """Every method against its definition, token by token without caches, on models of which no two answer alike."""
+    monkeypatch.setattr(evaluate, "MAX_NEW", 7)
+    monkeypatch.setattr(evaluate, "LOOKAHEAD", {"lookahead": 3})
+    end, prompts = tokenizer.END, [tokenizer.encode_prompt(x) for x in ("What is 38 mod 5?", "Write green.", "Mia has 14 pens.")]
+
+    def model():
+        gpt = models.new_gpt("llama", SIZE).eval().requires_grad_(False)
+        for p in gpt.blocks.parameters():
+            p.mul_(3)  # so that the answer depends on more than the last token
+        return gpt
+
+    def router(n):
+        r = Router(model(), n).requires_grad_(False)
+        torch.nn.init.normal_(r.W.weight)
+        return r
+
+    m = {name: model() for name in ("base", "math", "code", "instruct")}
+    m |= {name: router({"reward": 1, "co_llm_self": 4}.get(name, 3)) for name in paper_train.TRAINING}
+    m["experts"] = experts = [m["math"], m["code"], m["instruct"]]
+
+    def greedy(logits_of):
+        def answer(prompt):
+            text = list(prompt)
+            while len(text) < len(prompt) + 7:
+                token = int(logits_of(torch.tensor([text])).argmax())
+                if token == end:
+                    break
+                text.append(token)
+            return text[len(prompt):]
+        return answer
+
+    def alone(gpt):
+        return greedy(lambda ids: gpt(ids)[0][0, -1])
+
+    def picked(name, choices):
+        return greedy(lambda ids: choices[int(m[name](ids)[1][0, -1].argmax())](ids)[0][0, -1])
+
+    def fused(name):
+        return lambda prompt: naive_fused_greedy(m[name], experts, prompt, end, 7)[0]
+
+    merge = baselines.merge
+    definition = {
+        "math_expert": alone(m["math"]), "code_expert": alone(m["code"]), "instruct_expert": alone(m["instruct"]),
+        "sequence_selection": lambda p: baselines.sequence_selection(experts, m["reward"], [p], end, 7)[0],
+        "collab": lambda p: baselines.collab(experts, m["reward"], [p], end, 7, 3)[0],
+        "fine_tuned": alone(m["fine_tuned"].lm), "router": alone(m["router"].lm),
+        "task_arithmetic_paper": alone(merge(m["base"], experts, 1.0)), "task_arithmetic": alone(merge(m["base"], experts, 0.5)),
+        "dare_paper": alone(merge(m["base"], experts, 1.0, 0.9)), "dare": alone(merge(m["base"], experts, 0.5, 0.1)),
+        "routing_only": picked("router", experts), "sft_only": fused("router_sft"), "fusionroute": fused("router"),
+        "uniform_average": greedy(lambda ids: sum(e(ids)[0][0, -1].log_softmax(-1) for e in experts)),
+        "co_llm": picked("co_llm", experts), "co_llm_self": picked("co_llm_self", [*experts, m["co_llm_self"].lm]),
+        "fused_sft": fused("fused_sft"), "fused_full": fused("fused_full"),
+    }
+    ways = evaluate.decoders(m)
+    assert set(ways) == set(definition) == set(evaluate.METHODS) - {"oracle_expert"}
+    with torch.no_grad():
+        expected = {method: [answer(p) for p in prompts] for method, answer in definition.items()}
+    single = {method: expected[method] for method in expected if method != "sequence_selection"}  # which repeats an expert's answers
+    assert len({str(answers) for answers in single.values()}) == len(single)
+    for method, decoder in ways.items():
+        assert decoder(prompts) == expected[method], method
+
+
+def test_tuning_judges_each_checkpoint_as_its_row_decodes(monkeypatch, tmp_path):
+    """fused_sft and router by Eq. (1), fine_tuned by its language model, co_llm by its picks."""
+    how = {}
+    monkeypatch.setattr(tune, "train", lambda s, checkpoint, tried: checkpoint)
+    monkeypatch.setattr(evaluate, "traces", lambda router, experts, **options: how.setdefault(router, options) and None or (lambda prompts: []))
+    monkeypatch.setattr(evaluate, "in_batches", lambda decoder, items: decoder(items) or [[]] * len(items))
+    monkeypatch.setattr(models, "ensure", lambda s: None)
+    monkeypatch.setattr(paper_train, "train", lambda s, name: None)
+    monkeypatch.setattr(models, "load_router", lambda s, name: (None, [], None))
+    monkeypatch.setattr(models, "load_model", lambda *given, **named: (None, {}))
+    monkeypatch.setattr(tune, "REWARD", [])
+    monkeypatch.setattr(tune, "MERGED", {})
+    run.prepare(toy.Settings(0, str(tmp_path)))
+    tune.tune(tune.Settings(out=str(tmp_path), prompts=1))
+    assert how == {"router_sft": {}, "router": {}, "fused_sft": {}, "fine_tuned_sft": {"use_expert": False},
+                   "fine_tuned": {"use_expert": False}, "co_llm": {"use_router": False}}

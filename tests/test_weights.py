@@ -1,0 +1,90 @@
+"""toy_experts/weights: the trained run that comes with the code, and the commands that use it."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import decode
+from toy_experts import curves, pictures, run, show, weights
+from toy_experts.train import EXPERTS, load_router
+
+
+@pytest.fixture(scope="module")
+def check():
+    return json.loads((run.WEIGHTS / "check.json").read_text())
+
+
+def test_they_answer_as_the_run_that_they_came_from(check):
+    """check.json has digests of the answers that the run itself gave, in single precision."""
+    answers, right = weights.outcome(run.WEIGHTS, check["seed"])
+    assert len(answers) == len(check["answers of the run"]) == 1000
+    assert sum(a == b for a, b in zip(answers, check["answers of the run"])) >= 995
+    assert check["equal answers of 1000"] >= 995
+    for bench, share in check["right, the run"].items():  # 200 prompts: one answer is 0.005
+        assert abs(right[bench] - share) <= 0.01
+
+
+def test_they_are_small_and_in_half_precision():
+    files = sorted(run.WEIGHTS.glob("*.pt"))
+    assert [f.stem for f in files] == sorted(EXPERTS + weights.ROUTERS)
+    assert sum(f.stat().st_size for f in files) <= 4_000_000
+    for f in files:
+        model = torch.load(f, weights_only=True)["model"]
+        assert all(p.dtype == torch.float16 for p in model.values())
+    router, experts, _ = load_router(run.WEIGHTS, "router", "cpu", "")
+    assert all(p.dtype == torch.float32 for m in (router, *experts) for p in m.parameters())
+
+
+def test_half_precision_stores_a_tied_head_once(tmp_path):
+    x = torch.rand(1000, 100)
+    torch.save(weights.half({"model": {"embed": x, "head": x}}), tmp_path / "x.pt")
+    assert (tmp_path / "x.pt").stat().st_size < 1.2 * x.numel() * 2
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda f: f.unlink(), "there is no"),
+    (lambda f: f.write_bytes(f.read_bytes()[:1000]), "truncated"),
+    (lambda f: torch.save(torch.load(f, weights_only=True) | {"vocabulary": "x"}, f), "vocabulary"),
+    (lambda f: shutil.copy(f.with_name("math.pt"), f), "was made with code"),
+])
+def test_damaged_weights_are_one_line(damage, message, tmp_path, monkeypatch):
+    folder = shutil.copytree(run.WEIGHTS, tmp_path / "weights")
+    damage(folder / "code.pt")
+    monkeypatch.setattr(run, "WEIGHTS", folder)
+    monkeypatch.chdir(tmp_path)                    # no run of one's own here
+    with pytest.raises(run.UserError, match=message):
+        decode.main(["What is 38 mod 5?"])
+
+
+def test_the_first_answer_needs_no_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    decode.main(["What is 38 mod 5?"])
+    out, err = capsys.readouterr()
+    assert "toy_experts/weights" in err and len(err.splitlines()) == 1 and "answer is" in out
+    with pytest.raises(run.UserError, match="there is no .*--seed 1"):
+        decode.main(["--seed", "1", "What is 38 mod 5?"])   # not the shipped run
+
+
+def test_a_run_of_ones_own_comes_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run.WEIGHTS, tmp_path / "out" / "seed0")
+    decode.main(["What is 38 mod 5?"])
+    assert not capsys.readouterr().err
+
+
+def test_the_pictures_are_what_the_commands_draw():
+    rows, _ = pictures.answer()
+    drawn = (pictures.DOCS / "answer.svg").read_text()
+    assert drawn == show.svg(pictures.PROMPT, rows)
+    if curves.plt is not None:
+        assert curves.draw(run.WEIGHTS, "").count("<path") == (
+            pictures.DOCS / "curves.svg").read_text().count("<path")
+
+
+def test_curves_need_logs(tmp_path):
+    if curves.plt is None:
+        pytest.skip("pip install matplotlib")
+    with pytest.raises(run.UserError, match="python train_sft.py"):
+        curves.main(["--out", str(tmp_path)])
