@@ -306,8 +306,9 @@ def check_numbers(name, tensor, may_be_zero=True):
     bad = int((~tensor.isfinite()).sum())
     if bad:
         kind = "NaN" if tensor.isnan().any() else "infinite"
+        small = ", or float16 is too small for it" if tensor.dtype == torch.float16 else ""
         raise UserError(f"{name} has {bad} values of {tensor.numel()} that are {kind} as {str(tensor.dtype).removeprefix('torch.')}: "
-                        "the model is damaged, or its training diverged" + ", or float16 is too small for it" * (tensor.dtype == torch.float16))
+                        f"the model is damaged, or its training diverged{small}")
     if not may_be_zero and not tensor.any():
         raise UserError(f"{name} is zero everywhere: the file was not written whole")
 
