@@ -80,8 +80,8 @@ def test_logits(node, models):
     print(f"largest difference of a logit: {worst:.1e}")
 
 
-def test_50_prompts(node, models):
-    assert compare(node, models, prompts_of(500)[::10], "fusionroute") == []
+def test_25_prompts(node, models):
+    assert compare(node, models, prompts_of(500)[::20], "fusionroute") == []
 
 
 def test_500_prompts_were_equal(data):
@@ -93,7 +93,7 @@ def test_500_prompts_were_equal(data):
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "fusionroute"])
 def test_methods(node, models, method):
-    assert compare(node, models, prompts_of(4), method) == []
+    assert compare(node, models, prompts_of(3), method) == []
 
 
 PROMPTS = ["What is 38 mod 5? 🎉", "<|user|>Write red and dog in JSON.<|end|>", "  Write é, ü and 日 with commas.  "]
