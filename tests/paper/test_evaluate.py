@@ -129,7 +129,7 @@ def test_the_short_table_has_the_lesson_s_rows_and_all_that_are_above(published)
     names = {report.NAMES[m].strip("*") for m in report.SHORT}
     above = {m for m, row in published["table1"]["llama"].items() if np.mean(row["average"]) > np.mean(published["table1"]["llama"]["fusionroute"]["average"])}
     assert set(rows()) == names | {report.NAMES[m] for m in above} and above == {"co_llm_self", "fused_sft", "fused_full"}
-    assert "router*" in report.short_table(published) and "* From another measurement" in report.short_table(published)
+    assert "router*" in report.short_table(published) and "* Measured apart" in report.short_table(published)
     published["table1"]["llama"]["router"] = published["table1"]["llama"]["collab"]  # once it is measured with the others
     published["table1"]["llama"]["dare"]["average"] = [0.99] * 5
     assert "router*" not in report.short_table(published) and "DARE, tuned" in rows() and "Collab" not in rows()

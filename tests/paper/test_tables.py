@@ -145,16 +145,20 @@ def test_phase_2_of_the_tables_is_the_ground_floor_s(tiny, tmp_path, capsys):
         paper_train.train(s, "router", replace(paper_train.TRAINING["router"], lr=0.1))
 
 
-def test_a_second_call_computes_nothing_and_another_checkpoint_does(tiny, capsys):
-    one = ["--seed", "0", "--out", str(tiny[0]), *ARGV]
-    evaluate.main(one)
-    assert "evaluating" not in capsys.readouterr().err
+def test_a_second_call_computes_nothing_and_another_checkpoint_does(tiny, capsys, monkeypatch):
+    alone = [f"{e}_expert" for e in toy.EXPERTS]  # a short table is enough
+    decoders = evaluate.decoders
+    monkeypatch.setattr(evaluate, "decoders", lambda m: {name: decoder for name, decoder in decoders(m).items() if name in alone})
+    s = evaluate.Settings(out=str(tiny[0]), device="cpu", prompts=1, general=1)
+    first = evaluate.evaluate(s)
+    assert "evaluating" in capsys.readouterr().err and set(first["right"]) == {*alone, "oracle_expert"}
+    assert evaluate.evaluate(s) == first and "evaluating" not in capsys.readouterr().err
     path = tiny[0] / "seed0" / "reward.pt"
     content = torch.load(path, weights_only=True)
     changed = deepcopy(content)
     changed["model"]["W.weight"] += 1
     torch.save(changed, path)
-    evaluate.main(one)
+    evaluate.evaluate(s)
     assert "evaluating" in capsys.readouterr().err
     torch.save(content, path)
 
@@ -210,7 +214,7 @@ def test_the_other_family_and_another_size(tiny, tmp_path):
 
 def test_quickstart_publishes_the_ground_floor_s_table(tiny, tmp_path, capsys):
     out, _, _ = tiny
-    argv = ["--out", str(out), "--device", "cpu", "--prompts", "4", "--results", str(tmp_path)]
+    argv = ["--out", str(out), "--device", "cpu", "--prompts", "2", "--results", str(tmp_path)]
     with pytest.raises(run.UserError, match="two runs or more"):
         quickstart.main(argv)
     toy_evaluate.main([*argv[:-2], "--seed", "1"])
