@@ -7,7 +7,8 @@ apples are there now?"
     python decode.py --json "PROMPT"    one JSON object per token, then one with the answer
 
 For each token only the router and one expert run. Each model has a cache of what it has read. An
-expert that was not picked falls behind; when it is picked again, it first reads the tokens it missed.
+expert that was not picked falls behind. When it is picked again, it first reads what it missed, in
+one pass: many tokens in one pass cost little more than one.
 
 --method leaves parts of Eq. (1) out:
     fusionroute    the router's logits plus the picked expert's
@@ -64,7 +65,7 @@ def read_on(model, cache, text):
     Returns its outputs after the last token: logits (V,), and w (n,) or hidden states (d,).
     """
     new = torch.tensor([text[int(cache.length):]], device=cache.length.device)  # (1, t)
-    logits, second = model(new, cache)                                          # (1, t, V), (1, t, ..)
+    logits, second = model(new, cache)                                        # (1, t, V), (1, t, .)
     return logits[0, -1], second[0, -1]
 
 
@@ -98,11 +99,11 @@ def encode(prompt, max_len):
     """Token ids of a user's prompt. UserError if it is empty or leaves no room for an answer."""
     prompt = prompt.encode(errors="replace").decode().strip(" ")  # bytes that are no character
     if not prompt.strip():
-        raise run.UserError('the prompt is empty: write a question, for example "What is 38 mod 5?"')
+        raise run.UserError('the prompt is empty: write a question, such as "What is 38 mod 5?"')
     ids = tokenizer.encode_prompt(prompt)
     if len(ids) + MAX_NEW > max_len:
-        raise run.UserError(f"the prompt has {len(ids)} tokens, and at most {max_len - MAX_NEW} fit "
-                            "before an answer")
+        raise run.UserError(f"the prompt has {len(ids)} tokens, and at most {max_len - MAX_NEW} "
+                            "fit before an answer")
     return ids
 
 
@@ -126,7 +127,7 @@ def respond(prompt, router, experts, s, as_json):
 
 def main(argv=None):
     p = run.parser(Settings, __doc__)
-    p.add_argument("prompt", nargs="?", help="the prompt; without one, prompts are read line by line")
+    p.add_argument("prompt", nargs="?", help="without a prompt, prompts are read line by line")
     p.add_argument("--json", action="store_true", help="one JSON object per token, then the answer")
     args = vars(p.parse_args(argv))
     prompt, as_json = args.pop("prompt"), args.pop("json")
@@ -134,7 +135,8 @@ def main(argv=None):
     if prompt is not None:
         encode(prompt, float("inf"))                # an empty prompt is refused before any loading
     which, flags = "router_sft" if s.method == "sft_only" else "router", run.flags(s)
-    folder, hint = run.run_dir(s), f"run python train_sft.py{flags}, then python train_cdpo.py{flags}"
+    hint = f"run python train_sft.py{flags}, then python train_cdpo.py{flags}"
+    folder = run.run_dir(s)
     if not flags and not (folder / f"{which}.pt").exists():
         folder = run.WEIGHTS
         print("(there is no run in out/seed0 yet: this is the one in toy_experts/weights)",

@@ -5,7 +5,7 @@ Everything here is a pure function: tensors in, tensors out. Nothing knows about
 Choices that the paper leaves open, and departures from it:
 1. The weights in log pi_agg = sum_i w_i log pi_i(y_t) are softmax(W h). With raw weights the loss
    has no lower bound: a large negative weight on a bad expert makes it as small as one likes. The
-   sum is not normalised over the vocabulary; this is the formula as the paper prints it.
+   formula is taken as the paper prints it: exp(log pi_agg) does not sum to 1 over the vocabulary.
 2. L_LM and L_expert are both divided by the number of answer tokens in the batch, so that lambda
    means the same for every batch. (L_expert leaves out the tokens outside S in its sum.)
 3. Experts get no gradient. Training needs two numbers of an expert at each position: the
@@ -33,7 +33,7 @@ class Router(nn.Module):
     def forward(self, ids, cache=None, new=None):
         """ids (B, T) -> logits (B, T, V), routing weights w (B, T, n). cache, new: see GPT."""
         logits, hidden = self.lm(ids, cache, new)        # (B, T, V), (B, T, d)
-        return logits, self.W(hidden)                    # (B, T, V), (B, T, n)
+        return logits, self.W(hidden)                    # (B, T, V), (B, T, n); h is not detached
 
 
 # --- decoding: Eq. (1) --------------------------------------------------------------------------
@@ -56,8 +56,8 @@ def naive_fused_greedy(router, experts, prompt, end, max_new):
     """
     ids, picks = torch.tensor([prompt]), []                                       # (1, T)
     while len(picks) < max_new:
-        router_logits, w = router(ids)                                            # (1, T, V), (1, T, n)
-        picks.append(int(w[0, -1].argmax()))                                      # I* = argmax_i w_i
+        router_logits, w = router(ids)                                        # (1, T, V), (1, T, n)
+        picks.append(int(w[0, -1].argmax()))                                  # I* = argmax_i w_i
         expert_logits, _ = experts[picks[-1]](ids)                                # (1, T, V)
         token = fuse(router_logits[0, -1], expert_logits[0, -1]).argmax()         # ()
         if token == end:
@@ -99,7 +99,8 @@ def score(experts, ids, lengths, batch=128):
 def informative(choice):
     """The set S: positions at which the experts do not all choose the same token.
 
-    choice (..., n) -> bool (...). Elsewhere it does not matter which expert is picked.
+    choice (..., n) -> bool (...). Elsewhere each expert alone would write the same token. (In
+    training, each expert has read the right answer up to there.)
 
     >>> informative(torch.tensor([[3, 3, 3], [3, 3, 8]])).tolist()
     [False, True]
@@ -108,7 +109,7 @@ def informative(choice):
 
 
 def log_pi_agg(w, logp):
-    """log pi_agg(y_t) = sum_i w_i log pi_i(y_t), the weights by softmax. (..., n) twice -> (...)."""
+    """log pi_agg(y_t) = sum_i w_i log pi_i(y_t), w through softmax. (..., n), (..., n) -> (...)."""
     return (w.softmax(-1) * logp).sum(-1)
 
 
@@ -116,7 +117,8 @@ def sft_loss(logits, w, targets, mask, logp, choice, lam):
     """Eq. (2): L_SFT = L_LM(theta_LM) + lambda * L_expert.
 
     L_LM is the usual cross-entropy of the router's language model. L_expert is -log pi_agg(y_t),
-    summed over S: it teaches W to prefer the experts that find the right token likely.
+    summed over S: it teaches W to prefer the experts that find the right token likely. (Its
+    gradient goes through the hidden state into theta_LM too.)
     logits (B, T, V), w (B, T, n), targets (B, T), mask (B, T) True on answer tokens, logp and
     choice (B, T, n) from `score`. Returns the loss and a dict of what to log.
     """
@@ -152,11 +154,17 @@ def cdpo_loss(theta_chosen, theta_rejected, ref_chosen, ref_rejected, expert_cho
     L_CDPO = -log sigmoid( beta [log pi_theta/pi_ref(y_w) - log pi_theta/pi_ref(y_l)]
                            + stopgrad( beta [log pi_expert(y_w) - log pi_expert(y_l)] ) )
 
-    y_w is the chosen answer and y_l the rejected one. The arguments are the six sequence
-    log-probabilities (B,): of the router's language model, of the frozen reference, and of the
-    routed experts. If the experts already prefer y_w, the bias is large and the gradient small. If
-    they prefer y_l, the bias is negative, and the router is pushed to correct them. beta is
-    usually 0.1 to 0.5. Returns the loss and a dict of what to log.
+    y_w ("win") is the chosen answer and y_l ("lose") the rejected one. The arguments are the six
+    sequence log-probabilities (B,): of the router's language model, of the frozen reference, and of
+    the routed experts. Without the second line it is DPO of the router. With it, it is DPO of what
+    is decoded, log pi_theta + log pi_expert, with pi_ref as the reference.
+
+    If the experts already prefer y_w, the bias is large and the gradient small. If they prefer y_l,
+    the bias is negative, and the router is pushed to correct them. beta, usually 0.1 to 0.5, says
+    how much a log-ratio counts. Returns the loss and a dict of what to log.
+
+    The stopgrad changes nothing here: the experts' scores are constants, and argmax passes no
+    gradient. It would matter if pi_expert depended smoothly on w, as log pi_agg does.
 
     >>> z = torch.zeros(1)                  # nothing learned yet, experts indifferent: log 2
     >>> round(float(cdpo_loss(z, z, z, z, z, z, beta=0.1)[0]), 4)

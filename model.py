@@ -4,8 +4,8 @@ RMSNorm, rotary positions, grouped-query attention, SwiGLU, an output layer that
 embedding's weights, a key/value cache, and `generate`. The base model, the experts, the reference
 model and the router's language model are all this one class.
 
-Shapes: B rows, T tokens read now, S tokens a row can look back at, V vocabulary, d width, H query
-heads, K key/value heads (each serves H / K query heads), hd head size.
+Shapes: B rows, T tokens read now, S tokens a row can look back at (itself too), V vocabulary, d
+width, H query heads, K key/value heads (each serves H / K query heads), hd head size.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,8 @@ class Cache:
     Only the part below a row's length counts. Rows may have different lengths.
 
     kv: per layer (2, B, K, max_len, hd), first keys, then values. length: (B,) tokens read.
-    rows: which of the B rows this object is about; None means all of them.
+    rows: which of the B rows this object is about; None means all of them. (`select` and the
+    argument `new` of GPT.forward are for decoding many prompts at once: toy_experts/batch.py.)
     """
 
     def __init__(self, config, n_rows, max_len, device=None, dtype=None):
@@ -58,7 +59,7 @@ class Cache:
         return view
 
     def append(self, layer, k, v, pos, end):
-        """Store k, v (B, T, K, hd) at positions pos (B, T); return keys and values (B, K, end, hd)."""
+        """Store k, v (B, T, K, hd) at pos (B, T); return all keys and values (B, K, end, hd)."""
         rows = torch.arange(len(pos), device=pos.device) if self.rows is None else self.rows
         self.kv[layer][:, rows[:, None], :, pos] = torch.stack([k, v], 2)   # (B, T, 2, K, hd)
         kv = self.kv[layer][..., :end, :]                                   # (2, B, K, end, hd)
@@ -72,7 +73,7 @@ def rope_table(config):
     """
     i = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim  # (hd/2,)
     p = torch.arange(config.max_len, dtype=torch.float64)                           # (max_len,)
-    angle = p[:, None] * (1 / config.rope_theta**i)                                 # (max_len, hd/2)
+    angle = p[:, None] * (1 / config.rope_theta**i)                             # (max_len, hd/2)
     return angle.cos().float(), angle.sin().float()
 
 
@@ -151,7 +152,7 @@ class GPT(nn.Module):
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         for name, p in self.named_parameters():
             if name == "embed.weight":
-                nn.init.normal_(p, std=0.3)  # chosen on validation: tiny models learn slowly from less
+                nn.init.normal_(p, std=0.3)  # by validation: tiny models learn slowly from less
             elif p.dim() == 2:  # what is added to the residual stream starts smaller, as in GPT-2
                 added = name.endswith(("wo.weight", "w_down.weight"))
                 scale = (2 * config.n_layer) ** -0.5 if added else 1.0
@@ -206,7 +207,7 @@ def sample(logits, temperature=0.0, top_p=1.0, u=None):
     p = logits.softmax(-1)                                                    # (B, V)
     p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0)     # drop a token if those before it suffice
     cdf = p.cumsum(-1) / p.sum(-1, keepdim=True)                              # (B, V)
-    index = (cdf <= u[:, None]).sum(-1)                 # the first token whose share of [0, 1) has u
+    index = (cdf <= u[:, None]).sum(-1)                 # the token whose share of [0, 1) has u
     index = torch.minimum(index, (p > 0).sum(-1) - 1)   # rounding must not reach a dropped token
     return order.gather(1, index[:, None])[:, 0]                              # (B,)
 

@@ -4,12 +4,13 @@
     diff train_sft.py train_cdpo.py    what CDPO adds
 
 Read train_sft.py first. Departures from the paper, and choices of ours, besides those of phase 1:
-1. The paper's pairs come from OpenHermes. Here the rejected answer is a mistake that the fused model
-   of phase 1 made itself, see toy_experts/pairs.py.
+1. The paper's pairs come from OpenHermes. Here the rejected answer is a mistake that the fused
+   model of phase 1 made itself, see toy_experts/pairs.py. So the experts often prefer it, and the
+   bias of Eq. (3) is negative on average.
 2. Algorithm 1 shuffles single samples. Here whole batches are shuffled, half of them SFT batches.
 3. The SFT batches are phase 1's data again; the paper takes other samples of the same source.
-4. The paper passes once over 100k pairs at a learning rate of 1e-5; the toy, twice over the pairs of
-   2000 prompts at 2e-4.
+4. The paper passes once over 100k pairs at a learning rate of 1e-5; the toy, twice over the pairs
+   of 2000 prompts at 2e-4.
 
 Writes router.pt, router.log.jsonl and pairs.jsonl into OUT/seedN. A pair step logs: loss;
 reward_chosen and reward_rejected, beta log pi_theta/pi_ref of the two answers; margin, their
@@ -29,7 +30,7 @@ from toy_experts import pairs as toy_pairs
 from toy_experts import run, tasks
 from toy_experts import train as toy
 from toy_experts.data import Data, batches, scored
-from toy_experts.batch import accuracy, show_answer, validation_item
+from toy_experts.batch import show_accuracy, show_answer, validation_item
 
 BATCH, LR_W = 16, 1e-3     # samples, or pairs, a step; peak learning rate of W
 
@@ -51,14 +52,16 @@ class Settings:
 
 
 def make_plan(s, sft_lengths, pair_lengths):
-    """Algorithm 1's shuffled mix, [("sft" or "pair", rows)]: as many SFT batches as pair batches."""
-    plan = [("pair", rows) for e in range(s.epochs)
-            for rows in batches(pair_lengths.amax(1), BATCH, s.seed * 1000 + e)]
+    """Algorithm 1's shuffled mix, [("sft" or "pair", rows)]: half of them SFT batches."""
+    pairs = [("pair", rows) for epoch in range(s.epochs)
+             for rows in batches(pair_lengths.amax(1), BATCH, s.seed * 1000 + epoch)]
     sft = []
-    while len(sft) < len(plan):
-        sft += [("sft", rows) for rows in batches(sft_lengths, BATCH, s.seed * 1000 + 500 + len(sft))]
-    Random(f"plan {s.seed}").shuffle(mix := plan + sft[:len(plan)])
-    return mix
+    while len(sft) < len(pairs):
+        sft += [("sft", rows)
+                for rows in batches(sft_lengths, BATCH, s.seed * 1000 + 500 + len(sft))]
+    plan = pairs + sft[:len(pairs)]
+    Random(f"plan {s.seed}").shuffle(plan)
+    return plan
 
 
 def pair_loss(logits, w, targets, mask, logp, ref, beta):
@@ -85,7 +88,7 @@ def train(s, router, sft, pairs, ref, plan, pair_loss=pair_loss, loss=sft_loss):
     for kind, rows in tqdm(plan, desc="phase 2", mininterval=1.0):
         x, mask, logp, choice = (pairs if kind == "pair" else sft).batch(rows, device)
         logits, w = router(x[:, :-1])                            # (B or 2B, T-1, V), (.., T-1, n)
-        if kind == "pair":                                       # moves theta_LM, never W
+        if kind == "pair":     # moves theta_LM, never W: the argmax of w passes no gradient to it
             total, terms = pair_loss(logits, w, x[:, 1:], mask, logp, ref[rows].to(device), s.beta)
         else:
             total, terms = loss(logits, w, x[:, 1:], mask, logp, choice, s.lam)
@@ -115,22 +118,23 @@ def main(argv=None):
     found = toy_pairs.sample(router, experts, s.seed, s.prompts)
     run.write(folder / "pairs.jsonl", toy_pairs.text(found))
     both = scored(toy_pairs.samples(found), experts)             # chosen, rejected, chosen, ...
-    # pi_ref is the router's language model as phase 1 left it; it needs no more than one reading
+    # pi_ref is the router's language model as phase 1 left it. It stays as it is, so it reads the
+    # answers once. `score` gives log-probabilities of targets, which are ids shifted by one.
     ref = (score([router.lm], both.ids, both.lengths)[0][..., 0] * both.mask[:, 1:]).sum(-1)
+    # (2N,) -> (N, 2): column 0 is the chosen answer, column 1 the rejected one
     pairs, ref = Data(*(x.view(-1, 2, *x.shape[1:]) for x in both)), ref.view(-1, 2)
 
     item = validation_item(s.seed)
     print(f"{len(found)} pairs from {s.prompts} prompts; one of them: {found[len(found) // 2]}")
     print(f"a validation prompt, of a kind that no expert knows: {item.prompt}")
     show_answer("before", router, experts, item)
-    print("expect at the first pair step: rewards and margin 0, as pi_theta is still pi_ref. Plain DPO "
-          "would start at a loss of log 2 = 0.693; here the bias moves it: -log sigmoid(bias) a pair")
+    print("expect at the first pair step: rewards and margin about 0, as pi_theta is still close "
+          "to pi_ref. DPO would start at log 2 = 0.693; here it is -log sigmoid(bias) a pair")
     run.expect("router", ["sft", "pair"])
     plan = make_plan(s, sft.lengths, pairs.lengths)
     log = train(s, router.requires_grad_(True), sft, pairs, ref, plan)
     show_answer("after", router, experts, item)
-    shares = accuracy(router, experts, s.seed)
-    print("right on 20 validation prompts each: " + ", ".join(f"{b} {x:.0%}" for b, x in shares.items()))
+    show_accuracy(router, experts, s.seed)
 
     log.save(folder / "router.log.jsonl")
     run.save_model(path, router, recipe, time.time() - begun, phase1["experts"])

@@ -4,9 +4,10 @@
     diff train_sft.py train_cdpo.py    what CDPO adds
 
 Read fusionroute.py first, and train_cdpo.py next. Departures from the paper, and choices of ours:
-1. The paper passes once over 200k samples at a learning rate of 1e-5. The toy passes four times over
-   2400 samples at 4e-3: its models are tiny and know little.
-2. W starts at 0, so that no expert is preferred, and has a learning rate of its own.
+1. The paper passes once over 200k samples at a learning rate of 1e-5. The toy passes four times
+   over 2400 samples at 4e-3: its models are tiny and know little.
+2. The router starts as a copy of the instruction expert, as in the paper: it is the expert that
+   writes most generally. W starts at 0: no expert is preferred. It has its own learning rate.
 3. AdamW with betas (0.9, 0.98) and weight decay 0.01; 20 steps of warm-up, then a cosine down to a
    tenth; gradients clipped to norm 1.
 
@@ -23,11 +24,11 @@ from random import Random
 import torch
 from tqdm import tqdm
 
-from fusionroute import Router, informative, sft_loss
+from fusionroute import Router, sft_loss
 from toy_experts import run, tasks
 from toy_experts import train as toy
 from toy_experts.data import batches, scored
-from toy_experts.batch import accuracy, show_answer, validation_item
+from toy_experts.batch import expect_losses, show_accuracy, show_answer, validation_item
 
 BATCH, LR_W = 16, 3e-3     # samples a step; peak learning rate of W
 
@@ -50,7 +51,7 @@ class Settings:
 
 def train(s, router, sft, loss=sft_loss):
     """Train the router in place on sft (toy_experts.data.Data); returns the log."""
-    plan = [rows for e in range(s.epochs) for rows in batches(sft.lengths, BATCH, s.seed * 1000 + e)]
+    plan = [b for e in range(s.epochs) for b in batches(sft.lengths, BATCH, s.seed * 1000 + e)]
     optimizer = torch.optim.AdamW([{"params": router.lm.parameters(), "lr": s.lr},
                                    {"params": router.W.parameters(), "lr": LR_W}],
                                   betas=(0.9, 0.98), weight_decay=0.01, fused=True)
@@ -58,7 +59,7 @@ def train(s, router, sft, loss=sft_loss):
         optimizer, lambda step: toy.schedule(step, len(plan), warmup=20))
     log, device = run.Log(toy.EXPERTS), router.W.weight.device
     for rows in tqdm(plan, desc="phase 1", mininterval=1.0):
-        x, mask, logp, choice = sft.batch(rows, device)          # (B, T), (B, T-1), (B, T-1, n) twice
+        x, mask, logp, choice = sft.batch(rows, device)          # (B, T), (B, T-1), (B, T-1, n) * 2
         logits, w = router(x[:, :-1])                            # (B, T-1, V), (B, T-1, n)
         total, terms = loss(logits, w, x[:, 1:], mask, logp, choice, s.lam)
         optimizer.zero_grad()
@@ -68,17 +69,6 @@ def train(s, router, sft, loss=sft_loss):
         scheduler.step()
         log.add(total, terms)
     return log
-
-
-def first_losses(sft, rows):
-    """L_LM and L_expert of a batch before any training, from the experts' scores alone.
-
-    The router is a copy of the instruction expert, so L_LM is that expert's. W = 0 makes all
-    weights 1/n, so log pi_agg is the mean of the experts' log-probabilities.
-    """
-    _, mask, logp, choice = sft.batch(rows, "cpu")               # (B, T-1), (B, T-1, n) twice
-    lm = -logp[..., toy.EXPERTS.index("instruct")][mask].sum() / mask.sum()
-    return float(lm), float(-logp.mean(-1)[mask & informative(choice)].sum() / mask.sum())
 
 
 def main(argv=None):
@@ -98,16 +88,13 @@ def main(argv=None):
     router = Router(deepcopy(experts[toy.EXPERTS.index("instruct")]), len(experts)).to(device)
 
     item = validation_item(s.seed)
-    lm, expert = first_losses(sft, batches(sft.lengths, BATCH, s.seed * 1000)[0])
     print(f"a validation prompt, of a kind that no expert knows: {item.prompt}")
     show_answer("before", router, experts, item)
-    print(f"expect at step 1: loss_lm {lm:.3f}, the instruction expert's, as the router is a copy of "
-          f"it; loss_expert {expert:.3f}, the mean of all experts' in S, as W = 0 weights them alike")
+    expect_losses(sft.batch(batches(sft.lengths, BATCH, s.seed * 1000)[0], "cpu"))
     run.expect("router_sft", ["sft"])
     log = train(s, router.requires_grad_(True), sft)
     show_answer("after", router, experts, item)
-    shares = accuracy(router, experts, s.seed)
-    print("right on 20 validation prompts each: " + ", ".join(f"{b} {x:.0%}" for b, x in shares.items()))
+    show_accuracy(router, experts, s.seed)
 
     log.save(folder / "router_sft.log.jsonl")
     run.save_model(path, router, recipe, time.time() - begun, names)

@@ -64,7 +64,7 @@ def slow(router, experts, prompt, method):
     return ids[len(prompt):], picks
 
 
-# --- one prompt, many prompts, and the definition ---------------------------------------------------------------------------------------
+# --- one prompt, many prompts, and the definition ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -157,7 +157,7 @@ def test_answers_come_in_the_order_of_the_items(models, monkeypatch):
     assert [t.tokens for t in traces] == [one(router, experts, tokenizer.encode_prompt(i.prompt))[0] for i in items]
 
 
-# --- sampling ---------------------------------------------------------------------------------------------------------------------------
+# --- sampling ----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_sampling_in_a_batch_equals_one_by_one(models):
@@ -212,7 +212,7 @@ def test_temperature_and_top_p_of_one_prompt(models):
     assert nearly == one(router, experts, PROMPTS[0])[0]  # a tiny nucleus is greedy
 
 
-# --- showing an answer ------------------------------------------------------------------------------------------------------------------
+# --- showing an answer -------------------------------------------------------------------------------------------------------------------
 
 
 def token(text):

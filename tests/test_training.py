@@ -14,9 +14,9 @@ import train_sft
 from fusionroute import Router
 from model import GPT, GPTConfig
 from tests.conftest import TINY
-from toy_experts import data, evaluate, pairs, run, tasks, tokenizer
+from toy_experts import batch, data, evaluate, pairs, run, tasks, tokenizer
 from toy_experts import train as toy
-from toy_experts.evaluate import METHODS, Trace
+from toy_experts.batch import METHODS, Trace
 from toy_experts.train import EXPERTS
 
 CONFIG = GPTConfig(vocab_size=23, d_model=8, n_layer=1, n_head=2, n_kv_head=1, head_dim=4, d_ff=12, max_len=16)
@@ -154,7 +154,7 @@ def test_experts_train_as_they_should(monkeypatch):
     assert loss(model) < 0.97 * loss(other)
 
 
-# --- what the trainings are fed --------------------------------------------------------------------------------------------------------------
+# --- what the trainings are fed ----------------------------------------------------------------------------------------------------------
 
 
 def test_algorithm_1_is_a_shuffled_mix():
@@ -232,7 +232,7 @@ def test_phase_1_is_fed_the_train_split(world, tmp_path, monkeypatch):
         assert ids[:n].tolist() == text and mask[:n].tolist() == [i > text.index(tokenizer.ASSISTANT) for i in range(n)]
 
 
-# --- what a row of the table is --------------------------------------------------------------------------------------------------------------
+# --- what a row of the table is ----------------------------------------------------------------------------------------------------------
 
 ROWS = {"fusionroute": ("router", {}), "sft_only": ("router_sft", {}), "routing_only": ("router", {"use_router": False}),
         "router": ("router", {"use_expert": False}), "math": ("router", {"use_router": False, "only": 0}),
@@ -320,7 +320,7 @@ def test_what_a_training_shows(tiny_run, monkeypatch):
     first = json.loads((out / "seed0" / "router_sft.log.jsonl").read_text().splitlines()[0])
     for name in ("loss_lm", "loss_expert"):
         assert f"{name} {first[name]:.3f}, the" in said["train_sft"]
-    item = evaluate.validation_item(0)
+    item = batch.validation_item(0)
     assert tasks.split_of(item.key) == "validation" and item.skill in tasks.held_out(item.bench, 0.25, 0)
     for words in said.values():
         assert item.prompt in words and words.index("before: ") < words.index("step ") < words.index("after: ") and "(wrong)" in words
@@ -331,7 +331,7 @@ def test_what_a_training_shows(tiny_run, monkeypatch):
         return [Trace(tokens=tokenizer.encode_answer(i.answer if k % 4 else "?")) for k, i in enumerate(items)]
 
     monkeypatch.setattr(evaluate, "answers", stub)
-    assert evaluate.accuracy("router", "experts", 0, n=20) == dict.fromkeys(tasks.BENCHMARKS, 0.75)
+    assert batch.accuracy("router", "experts", 0, n=20) == dict.fromkeys(tasks.BENCHMARKS, 0.75)
     assert {tasks.split_of(i.key) for i in asked} == {"validation"} and len(asked) == 100
 
 

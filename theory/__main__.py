@@ -11,6 +11,13 @@ from .statements import beyond, cdpo, collab, coverage, expressivity, fusion_bou
 from .statements import learning, lemma, readme
 from .statements.report import number, to_json, write_whole
 
+try:
+    from .statements import figures
+except ModuleNotFoundError as missing:
+    if missing.name.split(".")[0] != "matplotlib":
+        raise
+    figures = None
+
 ROOT = Path(__file__).resolve().parent.parent
 FILES = (lemma, coverage, hidden_path, hidden_path_beyond, expressivity, fusion_bound, collab, learning, cdpo, beyond)
 
@@ -101,11 +108,7 @@ def main(argv=None, root=ROOT):
         write_whole(root / name, text)
         print(f"written: {name}")
     if not options.no_figures:
-        try:
-            from .statements import figures
-        except ModuleNotFoundError as missing:
-            if missing.name.split(".")[0] != "matplotlib":
-                raise
+        if figures is None:
             print("pictures skipped: matplotlib is missing, `pip install matplotlib` gets them")
         else:
             for path in figures.draw_all(rows, root / "theory" / "figures"):

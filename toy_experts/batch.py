@@ -9,9 +9,10 @@ from random import Random
 import torch
 import torch.nn.functional as F
 
-from fusionroute import fuse
+from fusionroute import fuse, informative
 from model import Uniform, sample
 from toy_experts import tasks, tokenizer
+from toy_experts.train import EXPERTS
 
 MAX_NEW = 96  # longest answer, in tokens
 # Every method is a limit of one decoder: what each leaves out of Eq. (1).
@@ -53,7 +54,7 @@ def read_on(model, cache, rows, text, have):
     offset = torch.arange(int(missed.max()), device=rows.device)              # (t,)
     index = view.length[:, None] + torch.minimum(offset, missed[:, None] - 1)  # (b, t)
     new = missed if len(have) > 1 else None
-    logits, second = model(text[rows[:, None], index], view, new)             # (b, t, V), (b, t, ...)
+    logits, second = model(text[rows[:, None], index], view, new)             # (b, t, V), (b, t, .)
     if view is not cache:
         cache.length[rows] = view.length
     return logits[:, -1], second[:, -1]
@@ -112,7 +113,7 @@ def decode_batch(router, experts, prompts, max_new=MAX_NEW, use_router=True, use
 def answers(router, experts, items, size=128, **how):
     """The Trace of each item's greedy answer, in the items' order. how: as in METHODS."""
     traces = [None] * len(items)
-    order = sorted(range(len(items)), key=lambda i: len(items[i].prompt))  # similar lengths together
+    order = sorted(range(len(items)), key=lambda i: len(items[i].prompt))     # less padding
     for start in range(0, len(order), size):
         rows = order[start:start + size]
         prompts = [tokenizer.encode_prompt(items[i].prompt) for i in rows]
@@ -121,7 +122,7 @@ def answers(router, experts, items, size=128, **how):
     return traces
 
 
-# --- what a training shows of what it learned ----------------------------------------------------
+# --- what a training shows, before and after ----------------------------------------------------
 
 
 def validation_item(seed):
@@ -137,6 +138,20 @@ def show_answer(when, router, experts, item):
     print(f"{when}: {trace.text()!r} ({verdict})")
 
 
+def expect_losses(batch):
+    """Print what both terms of Eq. (2) must be at step 1, from the experts' scores alone.
+
+    batch: of Data.batch. The router is a copy of the instruction expert, so L_LM is that expert's.
+    W = 0 gives every expert the weight 1/n, so log pi_agg is the mean of their log-probabilities.
+    """
+    _, mask, logp, choice = batch                                     # (B, T-1), (B, T-1, n) twice
+    lm = -logp[..., EXPERTS.index("instruct")][mask].sum() / mask.sum()
+    expert = -logp.mean(-1)[mask & informative(choice)].sum() / mask.sum()
+    print(f"expect at step 1: loss_lm {lm:.3f}, the instruction expert's, as the router is a copy "
+          f"of it; loss_expert {expert:.3f}, the mean of all experts' in S, as W = 0 weights them "
+          "alike")
+
+
 def accuracy(router, experts, seed, n=20):
     """The share of right answers to n validation prompts of each benchmark, {benchmark: share}."""
     out = {}
@@ -145,3 +160,10 @@ def accuracy(router, experts, seed, n=20):
         texts = [t.text() for t in answers(router, experts, items)]
         out[b] = sum(map(tasks.check, items, texts)) / n
     return out
+
+
+def show_accuracy(router, experts, seed, n=20):
+    """Print `accuracy`."""
+    shares = accuracy(router, experts, seed, n)
+    print(f"right on {n} validation prompts each: "
+          + ", ".join(f"{b} {x:.0%}" for b, x in shares.items()))

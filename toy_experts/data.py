@@ -53,7 +53,7 @@ class Data(NamedTuple):
 
 
 def scored(samples, experts):
-    """(ids, learn) samples -> Data. Each expert reads each sample once; no training needs it again."""
+    """(ids, learn) samples -> Data. Each expert reads each sample once, and is not needed again."""
     ids, mask, lengths = pack(samples)
     return Data(ids, mask, lengths, *score(experts, ids, lengths))
 

@@ -2,7 +2,7 @@
 
     python -m toy_experts.evaluate     the table of OUT/seed0, after both trainings
 
-Test prompts are split from all others by their content (tasks.py), and nothing was tuned on them. An
+Test prompts are split from all others by their content (tasks.py); nothing was tuned on them. An
 answer counts when it is right in content and in form. "covered" are the prompts whose sub-skill
 the experts were trained on, "uncovered" the others. The paper's other methods, more seeds and
 intervals are in extra/paper.
@@ -69,11 +69,13 @@ def evaluate(s, folder):
     held = {b: tasks.held_out(b, gap, s.seed) for b in benches}
     result = {"meta": {"settings": run.recipe(s), "gap": gap, "held_out": held}, "accuracy": {},
               "covered": {}, "uncovered": {}, "general_grade": {}, "routing": {}}
+    drawn = {b: tasks.dataset(b, s.split, s.prompts, Random(f"{s.split} {b} {s.seed}"))
+             for b in benches}
     clock, bar = time.time(), tqdm(total=len(METHODS) * len(benches), desc="evaluating")
     for method, how in METHODS.items():
         rows = {"accuracy": {}, "covered": {}, "uncovered": {}}
         for b in benches:
-            items = tasks.dataset(b, s.split, s.prompts, Random(f"{s.split} {b} {s.seed}"))
+            items = drawn[b]
             traces = answers(router_sft if method == "sft_only" else router, experts, items, **how)
             texts = [t.text() for t in traces]
             right = [tasks.check(item, text) for item, text in zip(items, texts)]
@@ -112,8 +114,8 @@ def percent(x):
 def table(rows):
     """Rows of strings, the head first, as the lines of a Markdown table."""
     widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = [" | ".join([row[0].ljust(widths[0])] + [x.rjust(w) for x, w in zip(row[1:], widths[1:])])
-             for row in rows]
+    lines = [" | ".join([row[0].ljust(widths[0])]
+                        + [x.rjust(w) for x, w in zip(row[1:], widths[1:])]) for row in rows]
     rule = "-" * (widths[0] + 2) + "|" + "|".join("-" * (w + 1) + ":" for w in widths[1:])
     return [f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])]
 
@@ -134,14 +136,16 @@ def report(r):
         picks.append([short[b], *map(percent, cells)])
     held = "; ".join(f"{short[b]}: {', '.join(meta['held_out'][b])}" for b in tasks.BENCHMARKS)
     trained = sum(seconds.get(name, 0) for name in ["base"] + EXPERTS)
+    asked = meta["settings"]
     return "\n".join([
-        f"Seed {meta['settings']['seed']}, {meta['settings']['prompts']} {meta['settings']['split']} "
-        "prompts per benchmark, per cent right in content and form.", "", *table(rows), "",
+        f"Seed {asked['seed']}, {asked['prompts']} {asked['split']} prompts per benchmark, per "
+        "cent right in content and form.", "", *table(rows), "",
         f"No expert was trained on {percent(meta['gap'])}% of the sub-skills ({held}).", "",
         "The share of each expert in FusionRoute's tokens, of all tokens and of those in S:", "",
         *table(picks), "",
-        f"Seconds on {meta['machine']}: base and experts {trained}, phase 1 {seconds['router_sft']}, "
-        f"pairs and phase 2 {seconds['router']}, evaluation {seconds['evaluation']}."])
+        f"Seconds on {meta['machine']}: base and experts {trained}, phase 1 "
+        f"{seconds['router_sft']}, pairs and phase 2 {seconds['router']}, evaluation "
+        f"{seconds['evaluation']}."])
 
 
 def main(argv=None):

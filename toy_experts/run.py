@@ -135,7 +135,7 @@ def run_dir(s):
 
 
 def flags(s):
-    """The flags of another command that works on the same run, " --seed 9"; defaults are left out."""
+    """The flags that make another command work on the same run, " --seed 9"; no defaults."""
     out = s.out if re.fullmatch(r"[\w./-]+", s.out) else repr(s.out)
     return (f" --seed {s.seed}" if s.seed else "") + (f" --out {out}" if s.out != "out" else "")
 
@@ -204,8 +204,8 @@ def check_same(path, saved, asked, remove="that file"):
     """UserError unless a file's settings (a dict) have the asked values."""
     for name in asked:
         if saved.get(name) != asked[name]:
-            raise UserError(f"{path} was made with {name} = {saved.get(name)}, but {asked[name]} is "
-                            f"asked: use another --out, or remove {remove} to train anew")
+            raise UserError(f"{path} was made with {name} = {saved.get(name)}, but {asked[name]} "
+                            f"is asked: use another --out, or remove {remove} to train anew")
 
 
 def recipe(s):

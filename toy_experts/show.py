@@ -40,7 +40,7 @@ def pieces(tokens):
 
 
 def alone(token):
-    """A token shown by itself: quoted, with its leading space; bytes that are no character as hex."""
+    """A token shown by itself: quoted, with its leading space; a part of a character as hex."""
     raw = tokenizer.encoding.decode_single_token_bytes(token)
     try:
         return repr(raw.decode())

@@ -196,8 +196,8 @@ def load_router(folder, name, device, hint):
     router, content = run.load_model(path, hint, device, router=True)
     for e, expert in zip(EXPERTS, experts):
         if expert.config != router.lm.config:
-            raise run.UserError(f"{e}.pt and {name}.pt in {folder} are models of different sizes or "
-                                "vocabularies: their logits cannot be added")
+            raise run.UserError(f"{e}.pt and {name}.pt in {folder} are models of different sizes "
+                                "or vocabularies: their logits cannot be added")
     if list(content["experts"]) != EXPERTS:
         raise run.UserError(f"{path} routes among {', '.join(map(str, content['experts']))}, not "
                             f"among {', '.join(EXPERTS)}")

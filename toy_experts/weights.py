@@ -43,7 +43,7 @@ def test_items(seed):
 
 
 def outcome(folder, seed):
-    """What a run's FusionRoute says to the test items: digests of the answers, and right per cent."""
+    """What a run's FusionRoute says to the test items: digests of the answers, shares right."""
     router, experts, _ = load_router(folder, "router", "cpu", "run bash run.sh")
     items = test_items(seed)
     texts = [t.text() for t in answers(router, experts, items)]

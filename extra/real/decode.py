@@ -160,7 +160,7 @@ def show(trace, method, colour, of):
 
 def encode(prompt, max_len, of):
     """Token ids of a user's prompt. UserError when it is empty or leaves no room for an answer."""
-    if not prompt.strip():
+    if of.tokenizer.empty(prompt):
         raise UserError("the prompt is empty: write a question, for example \"What is 38 mod 5?\"")
     ids = of.encode_prompt(prompt)
     if len(ids) + of.max_new > max_len:

@@ -28,9 +28,9 @@ import torch
 
 from extra.common import add_flags, one_of, peak_memory, raw_bytes
 from extra.gpt import Router
-from extra.real import pretrained
-from extra.real.data import read_bytes, read_samples
-from extra.real.pretrained_tokenizer import Tokenizer, agree
+from extra.real import parallel, pretrained
+from extra.real.data import is_regular, read_bytes, read_samples
+from extra.real.pretrained_tokenizer import Tokenizer, agree, different
 from extra.real.scores import scores
 from toy_experts import run
 from toy_experts.data import Data, pack
@@ -140,6 +140,10 @@ class Setup:
         for flag, path in ("--data", flags.data), ("--pairs", flags.pairs):
             if path and (Path(path).is_dir() or not Path(path).exists()):
                 raise UserError(f"there is no file {path} ({flag})")
+            if path and not is_regular(path) and parallel.torchrun():
+                raise UserError(f"{flag} {path} is no regular file, and can be read once only: not by several processes")
+        self.content = {name: read_bytes(path) for name in ("data", "pairs") if (path := getattr(flags, name))}  # read once: may be pipes
+        self.hashes = {name: hashlib.sha256(content).hexdigest()[:16] for name, content in self.content.items()}
         if not self.names:
             print("no --experts: plain fine-tuning, without a router")
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # W has a row for each expert: none
@@ -149,6 +153,7 @@ class Setup:
         self.tokenizer = Tokenizer(self.first)
         tokenizers = {"the router": self.tokenizer, **{name: Tokenizer(path) for name, path in self.directories.items()}}
         self.size = agree(tokenizers)
+        self.unshared = set().union(*(different(self.tokenizer, t, self.size) for t in tokenizers.values()))  # special, in no sample
         for name, other in tokenizers.items():
             if flags.init and other.END != self.tokenizer.END:
                 print(f"note: {name} ends an answer with token {other.END}, the router with {self.tokenizer.END}, which is taken for all")
@@ -171,16 +176,17 @@ class Setup:
         """What a result depends on: the settings, but not where it runs, where it goes and how often it is saved; and what was read."""
         nowhere = ("out", "device", "save_every", "name", "phase1", "fsdp")
         chosen = {k: v for k, v in dataclasses.asdict(s).items() if k not in nowhere}
-        files = {name: hashlib.sha256(read_bytes(getattr(self.flags, name))).hexdigest()[:16]
-                 for name in ("data", "pairs") if getattr(self.flags, name)}
         start = hashlib.sha256(fingerprint(self.first).encode() + (b"" if self.flags.init else raw_bytes(self.left["W"])))
-        return chosen | files | {"dtype": self.flags.dtype + self.flags.bf16 * ", bf16", "experts": self.fingerprints,
+        return chosen | self.hashes | {"dtype": self.flags.dtype + self.flags.bf16 * ", bf16", "experts": self.fingerprints,
                                  "max_len": min(self.flags.max_len, self.max_len), "start": start.hexdigest()[:16]}
 
     # data: samples and the experts' scores on them
 
-    def samples(self, path, *sides):
-        return read_samples(path, sides, self.tokenizer, self.size, min(self.flags.max_len, self.max_len))
+    def samples(self, name, *sides):
+        """The samples of the file --data or --pairs (name)."""
+        forbidden = lambda i: i >= self.size or i in self.unshared
+        return read_samples(getattr(self.flags, name), self.content.pop(name), sides, self.tokenizer, forbidden,
+                            min(self.flags.max_len, self.max_len))
 
     def scored(self, folder, samples):
         """(ids, learn) samples -> Data, one expert in memory at a time."""

@@ -108,7 +108,7 @@ def main(argv=None):
 
     begun = time.time()
     # both files are read before anything is scored
-    pair_samples, sft_samples = setup.samples(setup.flags.pairs, "chosen", "rejected"), setup.samples(setup.flags.data, "completion")
+    pair_samples, sft_samples = setup.samples("pairs", "chosen", "rejected"), setup.samples("data", "completion")
     sft, both = setup.scored(folder, sft_samples), setup.scored(folder, pair_samples)  # both: chosen, rejected, chosen, ...
     router = setup.phase1_router()
     ref = setup.reference(folder, router, both).view(-1, 2)

@@ -96,7 +96,7 @@ def main(argv=None):
         return print(f"{path} is there already")
 
     begun = time.time()
-    sft = setup.scored(folder, setup.samples(setup.flags.data, "completion"))
+    sft = setup.scored(folder, setup.samples("data", "completion"))
     router, log = train(s, setup.first_router(), sft, setup.names, device, recipe, state)
     if parallel.first():
         log.save(folder / f"{s.name}.log.jsonl")

@@ -21,7 +21,7 @@ import torch  # noqa: E402
 from fusionroute import fuse  # noqa: E402
 from page.__main__ import SHIPPED, collect  # noqa: E402
 from toy_experts import run, tasks, tokenizer  # noqa: E402
-from toy_experts.evaluate import MAX_NEW, METHODS  # noqa: E402
+from toy_experts.batch import MAX_NEW, METHODS  # noqa: E402
 from toy_experts.train import EXPERTS, load_router  # noqa: E402
 
 

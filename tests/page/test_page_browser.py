@@ -216,6 +216,7 @@ def test_experiments(page, data, node):
     page.tab.keyboard.press("Enter")
     page.wait()
     assert page.answer() == plain and "edits" not in page.state()
+    assert page.tab.input_value("#scale") == "1" and page.text("#scale-value") == "1.00"
     assert page.tab.evaluate("document.activeElement.id") == "tokens"
 
     page.click(f"#tokens-{at}")

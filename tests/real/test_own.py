@@ -44,6 +44,10 @@ def routed(flags, name):
     return router
 
 
+def read(path, sides, tokenizer):
+    return data.read_samples(path, data.read_bytes(path), sides, tokenizer, lambda i: i >= 267, 64)
+
+
 # --- training ---------------------------------------------------------------------------------------------------------------------------
 
 
@@ -86,7 +90,7 @@ def test_prompts_are_not_learned_and_an_answer_ends_once(dirs, tmp_path):
     dirs()
     t = Tokenizer(tmp_path / "start")
     lines(tmp_path / "one.jsonl", [{"prompt": "the", "completion": "cat</s>", "more": 1}])
-    ((ids, learn),) = data.read_samples(tmp_path / "one.jsonl", ["completion"], t, 267, 64)
+    ((ids, learn),) = read(tmp_path / "one.jsonl", ["completion"], t)
     v = t.vocabulary
     prompt = [v["<s>"], v["<|user|>"], v["the"], v["<|turn|>"], v["Ċ"], v["<|assistant|>"]]
     typed = [v["ca"], v["t"], v["<"], v["/"], v["s"], v[">"]]  # a special token in a text is text
@@ -101,7 +105,7 @@ def test_what_is_left_out_is_counted_and_named(dirs, tmp_path, capsys):
     lines(path, [{"prompt": "a", "completion": c} for c in ["b", " \n", "x" * fits, "x" * (fits + 1), "b<|turn|>"]]
           + [{"prompt": "", "completion": "b"}])
     path.write_text(path.read_text() + "\n" + json.dumps({"prompt": "a", "completion": "last \u2028 line"}, ensure_ascii=False))
-    samples = data.read_samples(path, ["completion"], t, 267, 64)
+    samples = read(path, ["completion"], t)
     assert t.decode(samples[0][0]).endswith("b<|turn|>") and len(samples[1][0]) == 64
     out = capsys.readouterr().out
     assert len(samples) == 3 and out.startswith(f"{path}: 5 of 8 lines left out: 3 empty (lines 2, 6, 7); ")
@@ -110,20 +114,26 @@ def test_what_is_left_out_is_counted_and_named(dirs, tmp_path, capsys):
 
     pairs = [{"prompt": "a", "chosen": c, "rejected": r} for c, r in [("b", "c"), ("b", "x" * 99), ("", "b"), ("b", "b"), ("c", "b")]]
     lines(path, pairs)
-    samples = data.read_samples(path, ["chosen", "rejected"], t, 267, 64)
+    samples = read(path, ["chosen", "rejected"], t)
     assert [t.decode(ids[-2:]) for ids, _ in samples] == ["b<|turn|>", "c<|turn|>", "c<|turn|>", "b<|turn|>"]  # both of a pair, or none
     assert "1 of more than 64 tokens (line 2); 1 empty (line 3); 1 with equal answers (line 4)" in capsys.readouterr().out
     lines(path, pairs[1:4])
-    assert "no sample that can be used: 1 of more" in refused(data.read_samples, path, ["chosen", "rejected"], t, 267, 64)
+    assert "no sample that can be used: 1 of more" in refused(read, path, ["chosen", "rejected"], t)
 
 
-@pytest.mark.parametrize("line", ['{"prompt": "a"', '{"prompt": "a"}', '["a", "b"]', '{"prompt": "a", "completion": [{"role": "user"}]}',
-                                  '{"prompt": "a", "completion": null}', '{"prompt": "a", "completion": "\\ud800"}', "\xff", "[" * 99999])
-def test_a_line_of_another_form_is_named(dirs, line):
+@pytest.mark.parametrize("line, says", [
+    ('{"prompt": "a"', "is no JSON"), ('{"prompt": "a"}', "must be a JSON object with prompt and completion, or with messages; the field "
+                                                          "completion is missing"), ('{"completion": "a"}', "must be a JSON object with prompt and completion, or with messages; the field prompt is missing"),
+    ('["a", "b"]', "must be a JSON object with prompt and completion"),
+    ('{"prompt": "a", "completion": [{"role": "user"}]}', "completion must have messages with a role"),
+    ('{"prompt": "a", "completion": null}', "completion must be a text, and is null"),
+    ('{"prompt": "a", "completion": "\\ud800"}', "completion has half a character, '\\ud800'"),
+    ("\xff", "the byte 0xff is not UTF-8; convert the file first"), ("[" * 99999, "is no JSON")])
+def test_a_line_of_another_form_is_named(dirs, line, says):
     flags = dirs()
     path = flags.at / "train.jsonl"
     path.write_bytes(path.read_bytes() + line.encode("latin-1"))
-    assert f"train.jsonl, line {len(SFT) + 1}: must be a JSON object with the texts prompt, completion" in mistake("train_sft", *flags.sft)
+    assert f"train.jsonl, line {len(SFT) + 1}: {says}" in mistake("train_sft", *flags.sft)
 
 
 def test_scoring_takes_one_expert_at_a_time_and_goes_on_where_it_was(dirs, monkeypatch, capsys):

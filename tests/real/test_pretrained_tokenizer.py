@@ -59,7 +59,7 @@ def test_the_end_token(folder):
     t = Tokenizer(folder("chat"))
     assert t.END == 2 and t.ends == [2, 1]
     assert Tokenizer(folder("base", template=None)).END == 1
-    assert Tokenizer(folder("bare", template="{{ messages[0]['content'] }}")).END == 1
+    assert Tokenizer(folder("bare", template="{{ messages[0]['content'] }}")).END == 1  # the answer is in no rendering
     t = Tokenizer(folder("several", template=None, eos=[2, 1]))
     assert t.END == 1 and t.ends == [1, 2]                           # tokenizer_config.json says which of them
     path = folder("generation", template=None, eos=2)

@@ -8,7 +8,7 @@ import pytest
 from theory.statements import coverage, expressivity, hidden_path, hidden_path_beyond, lemma, mdp
 
 
-# --- 1. the MDP and Lemma 4.1 ---------------------------------------------------------------------------------------
+# --- 1. the MDP and Lemma 4.1 ------------------------------------------------------------------------------------------------------------
 
 
 def test_dp_finds_the_best_of_all_policies():
@@ -60,7 +60,7 @@ def test_lemma_both_exact_forms_and_the_wrong_one(stochastic):
     assert e[:, 2].min() > 1e-6  # the mixed pairing fails on every instance
 
 
-# --- 2. Assumption 4.2 and Eq. (5) ----------------------------------------------------------------------------------
+# --- 2. Assumption 4.2 and Eq. (5) -------------------------------------------------------------------------------------------------------
 
 
 def test_eq5_tight_by_hand():
@@ -104,7 +104,7 @@ def test_experts_cover_what_they_should():
         assert all(np.allclose(e.sum(2), 1) for e in experts)
 
 
-# --- 3. the hidden path ---------------------------------------------------------------------------------------------
+# --- 3. the hidden path ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n,T", [(1, 4), (2, 2), (2, 6), (3, 4), (4, 4)])
