@@ -159,6 +159,7 @@ def test_every_trained_row_of_the_tables_is_explained():
         if recipe in TRAINING and code not in ("router", "fine_tuned"):
             last = trained_by.split("then ")[-1]  # the table's text is the recipe itself
             assert eval(last, {"Sft": Sft, "Cdpo": Cdpo, "Reward": baselines.Reward}) == TRAINING[recipe]
+    assert (TRAINING["fine_tuned"].phase1, TRAINING["fine_tuned"].pairs_of) == ("fine_tuned_sft", "router_sft")
     assert TRAINING["fine_tuned"].loss == TRAINING["fine_tuned_sft"].loss == "plain" and "both phases with loss=\"plain\"" in baselines.__doc__
 
 
