@@ -22,7 +22,7 @@ from extra.real.pretrained import LARGEST, extra, read_json, shown
 from toy_experts.run import UserError
 
 STAND_IN = "standinforcontent"  # takes the place of a special token that a user types, in a chat template
-PROMPT = "Stand in 4 what a User says, at some Length: one or two Lines that no Template cuts. " * 8 + "Its End"
+PROMPT = "Stand in 4 what a User 'says', at some \"Length\", <b> & more:\n    Lines that no Template cuts. " * 8 + "Its End"
 ANSWER = PROMPT.replace("User", "Model")
 DATE = datetime(2024, 7, 26)    # what templates get that ask for today: a prompt's tokens must not depend on the day
 
@@ -100,11 +100,17 @@ class Tokenizer:
 
     def carries(self, role, text, messages):
         """Is the text in the rendering of these messages? Tries content as a text, then as a list of parts, and remembers what works."""
+        failure = None
         for parts in (set(), {role}):
             self.parts = self.parts - {role} | parts
-            if text in self.fill_in(messages):
-                return True
+            try:
+                if text in self.fill_in(messages):
+                    return True
+            except UserError as e:  # as a text, it may only have wanted parts; as parts, a text
+                failure = failure or (not parts and e)
         self.parts -= {role}
+        if failure:
+            raise failure
         return False
 
     def fill_in(self, messages, ask=True):
@@ -196,6 +202,10 @@ class Tokenizer:
         if names:
             text = re.sub(any_of(names), lambda found: names[found[0]], text)
         return re.sub(rf"{STAND_IN}(\d+)\.", lambda found: tokens[int(found[1])], text)
+
+    def most_characters(self, tokens):
+        """A text of more characters than this surely has more tokens than `tokens`: to count them would only take time."""
+        return 4 * tokens * max(map(len, self.vocabulary))
 
     def empty(self, text):
         """Is there nothing in a text that a model would read?"""
