@@ -12,7 +12,8 @@ import torch
 
 import train_cdpo
 import train_sft
-from extra.paper import ablate, baselines, evaluate, models, quickstart, tune, variants
+from extra import models
+from extra.paper import ablate, baselines, evaluate, quickstart, tune, variants
 from extra.paper import train as paper_train
 from extra.paper.train import Cdpo, Sft
 from fusionroute import Router, naive_fused_greedy
