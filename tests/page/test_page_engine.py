@@ -102,7 +102,7 @@ PROMPTS = ["What is 38 mod 5? 🎉", "<|user|>Write red and dog in JSON.<|end|>"
 def test_the_objects_of_decode_json(node, models, capsys):
     """window.fusionroute.answer gives what decode.py --json prints, key by key."""
     experts = [models[e] for e in EXPERTS]
-    jobs = [[p, "fusionroute"] for p in PROMPTS + prompts_of(4)]
+    jobs = [[p, "fusionroute"] for p in PROMPTS + prompts_of(2)]
     jobs += [[PROMPTS[0], m] for m in ("sft_only", "math", "router")]
     for (prompt, method), ours in zip(jobs, node("answer", jobs)):
         router = models["router_sft" if method == "sft_only" else "router"]
@@ -163,9 +163,10 @@ def edited_answer(models, prompt, edits):
     return text[len(prompt):]
 
 
-def test_edits(node, models):
+def test_edits(node, models, data):
     """Editing a finished answer gives what the edits give from the start, and undoing gives it back."""
-    rng, prompts = Random(1), prompts_of(500)[::125]
+    rng = Random(1)
+    prompts = [e["prompt"] for e in data["examples"] if e["skill"] in ("triple", "max")]
     jobs = []
     for prompt in prompts:
         edits = []
