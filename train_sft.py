@@ -51,8 +51,7 @@ class Settings:
 
 def train(s, router, sft, loss=sft_loss):
     """Train the router in place on sft (toy_experts.data.Data); returns the log."""
-    plan = [rows for epoch in range(s.epochs)
-            for rows in batches(sft.lengths, BATCH, s.seed * 1000 + epoch)]
+    plan = [b for e in range(s.epochs) for b in batches(sft.lengths, BATCH, s.seed * 1000 + e)]
     optimizer = torch.optim.AdamW([{"params": router.lm.parameters(), "lr": s.lr},
                                    {"params": router.W.parameters(), "lr": LR_W}],
                                   betas=(0.9, 0.98), weight_decay=0.01, fused=True)

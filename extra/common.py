@@ -45,7 +45,7 @@ def several(p, cls, argv, *others):
 def one_of(s, name, values):
     """Raise UserError unless the field of the settings s is one of values."""
     if getattr(s, name) not in values:
-        raise UserError(f"--{name} is {getattr(s, name)!r}, and must be one of {', '.join(values)}")
+        raise UserError(f"--{name} is {getattr(s, name)!r}, and must be one of {', '.join(map(str, values))}")
 
 
 def file_stem(s, *names):

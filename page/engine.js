@@ -163,8 +163,10 @@ class Encoding {
    *  brings all of it, and for the end token. */
   pieces(ids) {
     const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
-    return ids.map((id, i) => decoder.decode(
-      id === this.END ? new Uint8Array() : this.bytes[id], { stream: i + 1 < ids.length }));
+    return ids.map((id, i) => {
+      const last = id === this.END || i + 1 === ids.length || ids[i + 1] === this.END;
+      return decoder.decode(id === this.END ? new Uint8Array() : this.bytes[id], { stream: !last });
+    });
   }
 }
 

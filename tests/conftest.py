@@ -55,7 +55,7 @@ def train_tiny(out, *names, seed=0):
         make_tiny(patch)
         for name in names:
             module = importlib.import_module(name)
-            patch.setattr(module, "show_accuracy", functools.partial(show_accuracy, n=2))  # 20 prompts of a model that knows nothing take long
+            patch.setattr(module, "show_accuracy", functools.partial(show_accuracy, n=2))  # tiny models never stop: 20 take long
             module.main(["--out", str(out), "--seed", str(seed), "--device", "cpu", *TINY[name].split()])
     return said.getvalue()
 

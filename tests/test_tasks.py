@@ -11,6 +11,7 @@ import train_cdpo
 import train_sft
 from toy_experts import data, evaluate, judge, tasks, tokenizer
 from toy_experts import train as toy
+from toy_experts.run import UserError
 
 ALL = tasks.BENCHMARKS + ["general"]
 
@@ -143,6 +144,12 @@ def test_no_document_pairs_a_held_out_question_with_its_answer(monkeypatch):
     assert whole > 1000
     router = {(i.bench, i.skill) for i in sft_items(train_sft.Settings())}
     assert all((b, skill) in router for b in tasks.BENCHMARKS for skill in tasks.held_out(b, s.gap, s.seed))
+
+
+def test_as_many_prompts_as_there_are():
+    """8 numbers squared, 30 added, 3 wordings: a tenth of 720 prompts are test prompts."""
+    with pytest.raises(UserError, match="only some [5-9][0-9] different test prompts, and 5000 are asked"):
+        tasks.dataset("toy-math500", "test", 5000, Random(0), ["square"])
 
 
 def test_shares_of_the_splits():

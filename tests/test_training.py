@@ -14,9 +14,9 @@ import train_sft
 from fusionroute import Router
 from model import GPT, GPTConfig
 from tests.conftest import TINY
-from toy_experts import data, evaluate, pairs, run, tasks, tokenizer
+from toy_experts import batch, data, evaluate, pairs, run, tasks, tokenizer
 from toy_experts import train as toy
-from toy_experts.evaluate import METHODS, Trace
+from toy_experts.batch import METHODS, Trace
 from toy_experts.train import EXPERTS
 
 CONFIG = GPTConfig(vocab_size=23, d_model=8, n_layer=1, n_head=2, n_kv_head=1, head_dim=4, d_ff=12, max_len=16)
@@ -320,7 +320,7 @@ def test_what_a_training_shows(tiny_run, monkeypatch):
     first = json.loads((out / "seed0" / "router_sft.log.jsonl").read_text().splitlines()[0])
     for name in ("loss_lm", "loss_expert"):
         assert f"{name} {first[name]:.3f}, the" in said["train_sft"]
-    item = evaluate.validation_item(0)
+    item = batch.validation_item(0)
     assert tasks.split_of(item.key) == "validation" and item.skill in tasks.held_out(item.bench, 0.25, 0)
     for words in said.values():
         assert item.prompt in words and words.index("before: ") < words.index("step ") < words.index("after: ") and "(wrong)" in words

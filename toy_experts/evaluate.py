@@ -69,11 +69,13 @@ def evaluate(s, folder):
     held = {b: tasks.held_out(b, gap, s.seed) for b in benches}
     result = {"meta": {"settings": run.recipe(s), "gap": gap, "held_out": held}, "accuracy": {},
               "covered": {}, "uncovered": {}, "general_grade": {}, "routing": {}}
+    drawn = {b: tasks.dataset(b, s.split, s.prompts, Random(f"{s.split} {b} {s.seed}"))
+             for b in benches}
     clock, bar = time.time(), tqdm(total=len(METHODS) * len(benches), desc="evaluating")
     for method, how in METHODS.items():
         rows = {"accuracy": {}, "covered": {}, "uncovered": {}}
         for b in benches:
-            items = tasks.dataset(b, s.split, s.prompts, Random(f"{s.split} {b} {s.seed}"))
+            items = drawn[b]
             traces = answers(router_sft if method == "sft_only" else router, experts, items, **how)
             texts = [t.text() for t in traces]
             right = [tasks.check(item, text) for item, text in zip(items, texts)]
@@ -136,8 +138,8 @@ def report(r):
     trained = sum(seconds.get(name, 0) for name in ["base"] + EXPERTS)
     asked = meta["settings"]
     return "\n".join([
-        f"Seed {asked['seed']}, {asked['prompts']} {asked['split']} prompts per benchmark, per cent "
-        "right in content and form.", "", *table(rows), "",
+        f"Seed {asked['seed']}, {asked['prompts']} {asked['split']} prompts per benchmark, per "
+        "cent right in content and form.", "", *table(rows), "",
         f"No expert was trained on {percent(meta['gap'])}% of the sub-skills ({held}).", "",
         "The share of each expert in FusionRoute's tokens, of all tokens and of those in S:", "",
         *table(picks), "",

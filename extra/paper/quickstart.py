@@ -17,6 +17,7 @@ from pathlib import Path
 import decode
 from extra.common import RESULTS
 from toy_experts import evaluate, run
+from toy_experts.batch import METHODS
 from toy_experts.train import load_router
 
 EXAMPLE = "Zoe has 12 cakes. She buys 5 more. Then she doubles the number. How many cakes are there now?"
@@ -38,7 +39,7 @@ def saved(path, settings, made_from=None):
     try:
         r = json.loads(path.read_text())
         fits = r["meta"]["settings"] == settings and made_from in (None, r["meta"]["made_from"])
-        return r if fits and set(r["accuracy"]) == set(evaluate.METHODS) else None
+        return r if fits and set(r["accuracy"]) == set(METHODS) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -72,7 +73,7 @@ def main(argv=None):
     made_from = {"router": run.fingerprint(router), "router_sft": run.fingerprint(router_sft)}
     result = saved(folder / "evaluate.json", run.recipe(s), made_from)
     if result is None:
-        result = evaluate.evaluate(s)
+        result = evaluate.evaluate(s, folder)
         run.write(folder / "evaluate.json", json.dumps(result, indent=1) + "\n")
     seeds = spread_over_seeds(s)
     if len(seeds) < 2:

@@ -68,7 +68,7 @@ def load():
         r = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in names}
     except (OSError, ValueError) as e:
         raise run.UserError(f"extra/results/ is not complete ({e}): run {' and '.join(COMMAND.values())}, python -m extra.paper.tune "
-                            "--seeds 0 1, python -m extra.paper.quickstart, python -m extra.speed.bench, and the ablations") from e
+                            "--seeds 0 1, python -m extra.paper.quickstart, python -m extra.paper.bench, and the ablations") from e
     for family in FAMILIES:
         if family not in r["table1"]:
             raise run.UserError(f"extra/results/table1.json has no {family}: run {COMMAND[family]}")
@@ -122,6 +122,7 @@ def commands(r):
         seeds = " ".join(map(str, m["seeds"]))
         rows.append([f"`python -m extra.paper.ablate {name} --seeds {seeds}`", sum(m["run time in seconds"].values()), f"ablation_{name}"])
     rows[1:] = [[command, f"{seconds / 60:.0f}", files] for command, seconds, files in rows[1:]]
+    rows.append(["`python -m extra.paper.bench`", f"{r['bench']['meta']['seconds'] / 60:.0f}", "bench, docs/speed.md"])
     tuned = " ".join(map(str, r["tuning"]["meta"]["llama"]["seeds"]))
     rows += [[f"`python -m extra.paper.tune --seeds {tuned}`", "not measured", "tuning"],
              ["`python -m extra.paper.quickstart`", "after `bash run.sh`", "quickstart"], [f"`{THIS}`", "0", "the pages"]]
@@ -361,7 +362,7 @@ def claims(r, family):
                          f"{cost['fusionroute']['over_one_expert']:.2f} against {cost[m]['over_one_expert']:.2f} times one expert's time; "
                          f"{cost['fusionroute']['passes_per_token']:.2f} against {cost[m]['passes_per_token']:.2f} passes",
                          "reproduced" if cost["fusionroute"]["over_one_expert"] < cost[m]["over_one_expert"] else "reversed", "cost"))
-    if family == "llama":  # what extra/speed/bench.py measures
+    if family == "llama":  # what bench.py measures
         toy, large = r["bench"]["decode"]["toy"], r["bench"]["decode"]["large"]
         out.append(Claim("not in the paper: block decoding writes the same tokens in fewer passes (docs/speed.md)", "",
                          f"{toy['router_passes']:.2f} router and {toy['expert_passes']:.2f} expert passes per token instead of 1 and 1; "
@@ -396,7 +397,7 @@ def claims_table(r, family, found):
     meta, scale = r["table1"]["meta"][family], r["ablation_scale"]["meta"]
     command = "python -m extra.paper.ablate scale --seeds " + " ".join(map(str, scale["seeds"]))
     commands = {"ablation_scale": (command, sum(scale["run time in seconds"].values())),
-                "bench": ("python -m extra.speed.bench", r["bench"]["meta"]["seconds"])}
+                "bench": ("python -m extra.paper.bench", r["bench"]["meta"]["seconds"])}
     every = COMMAND[family], sum(t["total"] for t in meta["run time in seconds"].values())
     rows = [["claim", "paper", "ours", "verdict", "command", "run time", "JSON"]]
     for c in found:

@@ -28,9 +28,9 @@ import torch
 
 from extra.common import add_flags, one_of, peak_memory, raw_bytes
 from extra.gpt import Router
-from extra.real import pretrained
-from extra.real.data import read_bytes, read_samples
-from extra.real.pretrained_tokenizer import Tokenizer, agree
+from extra.real import parallel, pretrained
+from extra.real.data import is_regular, read_bytes, read_samples
+from extra.real.pretrained_tokenizer import Tokenizer, agree, different
 from extra.real.scores import scores
 from toy_experts import run
 from toy_experts.data import Data, pack
@@ -117,7 +117,7 @@ def fingerprint(directory):
     """
     where = pretrained.where_tensors_are(Path(directory))
     h = hashlib.sha256(json.dumps(dataclasses.asdict(pretrained.read_config(directory))).encode())
-    for name, (_, shape, kind) in sorted(where.items(), key=lambda item: item[0]):
+    for name, (_, shape, kind, _) in sorted(where.items(), key=lambda item: item[0]):
         h.update(json.dumps([name, list(shape), str(kind)]).encode() + raw_bytes(pretrained.read_tensor(where, name, rows=8)))
     return h.hexdigest()[:16]
 
@@ -140,15 +140,23 @@ class Setup:
         for flag, path in ("--data", flags.data), ("--pairs", flags.pairs):
             if path and (Path(path).is_dir() or not Path(path).exists()):
                 raise UserError(f"there is no file {path} ({flag})")
+            if path and not is_regular(path) and parallel.torchrun():
+                raise UserError(f"{flag} {path} is no regular file, and can be read once only: not by several processes")
+        self.content = {name: read_bytes(path) for name in ("data", "pairs") if (path := getattr(flags, name))}  # read once: may be pipes
+        self.hashes = {name: hashlib.sha256(content).hexdigest()[:16] for name, content in self.content.items()}
         if not self.names:
             print("no --experts: plain fine-tuning, without a router")
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # W has a row for each expert: none
         self.first = Path(flags.init or flags.router or phase1)  # the router, or what it starts from
         if not flags.init:
-            self.left = self.read(self.first / FILE, "run python -m extra.real.train_sft" + f" --init DIR ...{same_run}" * (not flags.router))
+            command = "python -m extra.real.train_sft --init DIR"
+            if not flags.router:
+                command += f" --experts {shlex.join(flags.experts)} --data {shlex.quote(flags.data)}{same_run}"
+            self.left = self.read(self.first / FILE, f"phase 1 makes it: {command} (DIR: what the router starts from)")
         self.tokenizer = Tokenizer(self.first)
         tokenizers = {"the router": self.tokenizer, **{name: Tokenizer(path) for name, path in self.directories.items()}}
         self.size = agree(tokenizers)
+        self.unshared = set().union(*(different(self.tokenizer, t, self.size) for t in tokenizers.values()))  # special, in no sample
         for name, other in tokenizers.items():
             if flags.init and other.END != self.tokenizer.END:
                 print(f"note: {name} ends an answer with token {other.END}, the router with {self.tokenizer.END}, which is taken for all")
@@ -171,16 +179,17 @@ class Setup:
         """What a result depends on: the settings, but not where it runs, where it goes and how often it is saved; and what was read."""
         nowhere = ("out", "device", "save_every", "name", "phase1", "fsdp")
         chosen = {k: v for k, v in dataclasses.asdict(s).items() if k not in nowhere}
-        files = {name: hashlib.sha256(read_bytes(getattr(self.flags, name))).hexdigest()[:16]
-                 for name in ("data", "pairs") if getattr(self.flags, name)}
         start = hashlib.sha256(fingerprint(self.first).encode() + (b"" if self.flags.init else raw_bytes(self.left["W"])))
-        return chosen | files | {"dtype": self.flags.dtype + self.flags.bf16 * ", bf16", "experts": self.fingerprints,
+        return chosen | self.hashes | {"dtype": self.flags.dtype + self.flags.bf16 * ", bf16", "experts": self.fingerprints,
                                  "max_len": min(self.flags.max_len, self.max_len), "start": start.hexdigest()[:16]}
 
     # data: samples and the experts' scores on them
 
-    def samples(self, path, *sides):
-        return read_samples(path, sides, self.tokenizer, self.size, min(self.flags.max_len, self.max_len))
+    def samples(self, name, *sides):
+        """The samples of the file --data or --pairs (name)."""
+        forbidden = lambda i: i >= self.size or i in self.unshared
+        return read_samples(getattr(self.flags, name), self.content.pop(name), sides, self.tokenizer, forbidden,
+                            min(self.flags.max_len, self.max_len))
 
     def scored(self, folder, samples):
         """(ids, learn) samples -> Data, one expert in memory at a time."""
@@ -226,8 +235,12 @@ class Setup:
         """The Router and the list of experts, all in memory; each reads as many tokens as the one that reads fewest."""
         router = self.phase1_router(self.flags.dtype)
         experts = [self.load(path, self.flags.dtype).requires_grad_(False) for path in self.directories.values()]
-        for model in [router.lm, *experts]:
+        for name, model in {"the router": router.lm, **dict(zip(self.names, experts))}.items():
             model.config.max_len = self.max_len
+            logits, _ = model(torch.tensor([self.encode_prompt("x")[:self.max_len]], device=self.device))
+            if not logits.isfinite().all():
+                raise UserError(f"{name} ({self.directories.get(name, self.first)}) gives logits that are no numbers: its weights are damaged, "
+                                f"or --dtype {self.flags.dtype} is too small for it")
         return router, experts
 
     # the router's directory
@@ -238,12 +251,15 @@ class Setup:
         W, experts = content["W"], content["experts"]
         if not (isinstance(W, torch.Tensor) and W.dim() == 2 and isinstance(experts, dict) and len(W) == len(experts)):
             raise UserError(f"{path} is damaged: W does not fit the experts' names; remove it, then {hint}")
+        pretrained.check_numbers(f"{path}: W", W)
         if content["vocabulary"] != Tokenizer(path.parent).FINGERPRINT:
             raise UserError(f"{path.parent} has another tokenizer than the one that its router was trained with")
         return content
 
     def save(self, path, router, recipe, seconds):
         """The language model and its tokenizer as a directory, then W and the experts' names as its last file."""
+        for name, p in router.named_parameters():
+            pretrained.check_numbers(f"the trained router's {name}", p.detach())
         pretrained.save(router.lm, path.parent, self.tokenizer)
         content = {"vocabulary": self.tokenizer.FINGERPRINT, "recipe": recipe, "seconds": seconds, "experts": self.fingerprints,
                    "W": router.W.weight.detach().cpu(), "memory": peak_memory(), "cpu": time.process_time()}

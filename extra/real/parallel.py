@@ -42,6 +42,11 @@ GONE = "another process of this job has ended, or the job was told to; the same 
 store = voice = None  # torchrun's store, a few words that all processes read and write; two connections, because a wait blocks one
 
 
+def torchrun():
+    """Has torchrun started this process?"""
+    return dist.is_torchelastic_launched()
+
+
 def alone():
     return not dist.is_initialized()
 
@@ -53,7 +58,7 @@ def first():
 
 def check(s):
     """UserError for --fsdp without torchrun."""
-    if s.fsdp and not dist.is_torchelastic_launched():
+    if s.fsdp and not torchrun():
         raise UserError("--fsdp divides the router among several processes: torchrun --nproc_per_node=N ... starts them")
 
 
@@ -207,7 +212,7 @@ def wait():
 
 def run(main):
     """toy_experts.run.run, and under torchrun the same in every process."""
-    script.run(partial(together, main) if dist.is_torchelastic_launched() else main)
+    script.run(partial(together, main) if torchrun() else main)
 
 
 def together(main):

@@ -181,7 +181,7 @@ def example(prompt, setup, router, experts):
     """A prompt and its answer as decode.py shows them where there are no colours."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        decode.respond(prompt, router, experts, "fusionroute", False, decode.Settings.block, setup)
+        decode.respond(prompt, router, experts, decode.Settings(), False, setup)
     return f"prompt> {prompt.strip()}\n{out.getvalue().rstrip()}"
 
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from extra.common import file_stem
 from extra.real import own, parallel
+from extra.real.locks import only_run
 from fusionroute import sft_loss
 from toy_experts import run
 from toy_experts.data import Data, batches
@@ -101,6 +102,11 @@ def main(argv=None):
     s, setup = own.settings(Settings, __doc__, argv, "experts", "pairs", "data", "dtype", "bf16", "max_len")
     recipe = setup.recipe(s)
     folder, device = run.prepare(s)
+    with only_run(folder, s.name):
+        run_phase(s, setup, recipe, folder, device)
+
+
+def run_phase(s, setup, recipe, folder, device):
     path, state = folder / s.name / own.FILE, folder / f"{s.name}.state.pt"
     if path.exists():
         run.check_same(path, setup.read(path, "start again")["recipe"], recipe)
@@ -108,7 +114,7 @@ def main(argv=None):
 
     begun = time.time()
     # both files are read before anything is scored
-    pair_samples, sft_samples = setup.samples(setup.flags.pairs, "chosen", "rejected"), setup.samples(setup.flags.data, "completion")
+    pair_samples, sft_samples = setup.samples("pairs", "chosen", "rejected"), setup.samples("data", "completion")
     sft, both = setup.scored(folder, sft_samples), setup.scored(folder, pair_samples)  # both: chosen, rejected, chosen, ...
     router = setup.phase1_router()
     ref = setup.reference(folder, router, both).view(-1, 2)

@@ -2,7 +2,7 @@
 
     python tests/page/page_equal.py     takes a minute; writes page/equal.json
 
-A test checks that the record belongs to today's engine.js and weights, and repeats 50 of the prompts.
+A test checks that the record belongs to today's engine.js and weights, and repeats 25 of the prompts.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ import torch  # noqa: E402
 from fusionroute import fuse  # noqa: E402
 from page.__main__ import SHIPPED, collect  # noqa: E402
 from toy_experts import run, tasks, tokenizer  # noqa: E402
-from toy_experts.evaluate import MAX_NEW, METHODS  # noqa: E402
+from toy_experts.batch import MAX_NEW, METHODS  # noqa: E402
 from toy_experts.train import EXPERTS, load_router  # noqa: E402
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import weakref
 from dataclasses import replace
@@ -42,6 +43,10 @@ def routed(flags, name):
     router = Router(load(flags.at / f"out/seed0/{name}"), 2)
     router.W.weight.data = content["W"]
     return router
+
+
+def read(path, sides, tokenizer):
+    return data.read_samples(path, data.read_bytes(path), sides, tokenizer, lambda i: i >= 267, 64)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------------------------
@@ -86,7 +91,7 @@ def test_prompts_are_not_learned_and_an_answer_ends_once(dirs, tmp_path):
     dirs()
     t = Tokenizer(tmp_path / "start")
     lines(tmp_path / "one.jsonl", [{"prompt": "the", "completion": "cat</s>", "more": 1}])
-    ((ids, learn),) = data.read_samples(tmp_path / "one.jsonl", ["completion"], t, 267, 64)
+    ((ids, learn),) = read(tmp_path / "one.jsonl", ["completion"], t)
     v = t.vocabulary
     prompt = [v["<s>"], v["<|user|>"], v["the"], v["<|turn|>"], v["Ċ"], v["<|assistant|>"]]
     typed = [v["ca"], v["t"], v["<"], v["/"], v["s"], v[">"]]  # a special token in a text is text
@@ -101,7 +106,7 @@ def test_what_is_left_out_is_counted_and_named(dirs, tmp_path, capsys):
     lines(path, [{"prompt": "a", "completion": c} for c in ["b", " \n", "x" * fits, "x" * (fits + 1), "b<|turn|>"]]
           + [{"prompt": "", "completion": "b"}])
     path.write_text(path.read_text() + "\n" + json.dumps({"prompt": "a", "completion": "last \u2028 line"}, ensure_ascii=False))
-    samples = data.read_samples(path, ["completion"], t, 267, 64)
+    samples = read(path, ["completion"], t)
     assert t.decode(samples[0][0]).endswith("b<|turn|>") and len(samples[1][0]) == 64
     out = capsys.readouterr().out
     assert len(samples) == 3 and out.startswith(f"{path}: 5 of 8 lines left out: 3 empty (lines 2, 6, 7); ")
@@ -110,20 +115,27 @@ def test_what_is_left_out_is_counted_and_named(dirs, tmp_path, capsys):
 
     pairs = [{"prompt": "a", "chosen": c, "rejected": r} for c, r in [("b", "c"), ("b", "x" * 99), ("", "b"), ("b", "b"), ("c", "b")]]
     lines(path, pairs)
-    samples = data.read_samples(path, ["chosen", "rejected"], t, 267, 64)
+    samples = read(path, ["chosen", "rejected"], t)
     assert [t.decode(ids[-2:]) for ids, _ in samples] == ["b<|turn|>", "c<|turn|>", "c<|turn|>", "b<|turn|>"]  # both of a pair, or none
     assert "1 of more than 64 tokens (line 2); 1 empty (line 3); 1 with equal answers (line 4)" in capsys.readouterr().out
     lines(path, pairs[1:4])
-    assert "no sample that can be used: 1 of more" in refused(data.read_samples, path, ["chosen", "rejected"], t, 267, 64)
+    assert "no sample that can be used: 1 of more" in refused(read, path, ["chosen", "rejected"], t)
 
 
-@pytest.mark.parametrize("line", ['{"prompt": "a"', '{"prompt": "a"}', '["a", "b"]', '{"prompt": "a", "completion": [{"role": "user"}]}',
-                                  '{"prompt": "a", "completion": null}', '{"prompt": "a", "completion": "\\ud800"}', "\xff", "[" * 99999])
-def test_a_line_of_another_form_is_named(dirs, line):
+@pytest.mark.parametrize("line, says", [
+    ('{"prompt": "a"', "is no JSON"), ('{"prompt": "a"}', "must be a JSON object with prompt and completion, or with messages; the field "
+                                                          "completion is missing"),
+    ('{"completion": "a"}', "must be a JSON object with prompt and completion, or with messages; the field prompt is missing"),
+    ('["a", "b"]', "must be a JSON object with prompt and completion"),
+    ('{"prompt": "a", "completion": [{"role": "user"}]}', "completion must have messages with a role"),
+    ('{"prompt": "a", "completion": null}', "completion must be a text, and is null"),
+    ('{"prompt": "a", "completion": "\\ud800"}', "completion has half a character, '\\ud800'"),
+    ("\xff", "the byte 0xff is not UTF-8; convert the file first"), ("[" * 99999, "is no JSON")])
+def test_a_line_of_another_form_is_named(dirs, line, says):
     flags = dirs()
     path = flags.at / "train.jsonl"
     path.write_bytes(path.read_bytes() + line.encode("latin-1"))
-    assert f"train.jsonl, line {len(SFT) + 1}: must be a JSON object with the texts prompt, completion" in mistake("train_sft", *flags.sft)
+    assert f"train.jsonl, line {len(SFT) + 1}: {says}" in mistake("train_sft", *flags.sft)
 
 
 def test_scoring_takes_one_expert_at_a_time_and_goes_on_where_it_was(dirs, monkeypatch, capsys):
@@ -300,6 +312,87 @@ def test_a_killed_training_goes_on(dirs, monkeypatch):
     assert a == b
 
 
+# --- two runs, and what killed ones leave ---------------------------------------------------------------------------------------------------
+
+
+def test_two_runs_never_write_the_same(dirs, monkeypatch):
+    """While one trains, another with other settings is refused; with another --name it trains."""
+    flags, real, told = dirs(), torch.nn.utils.clip_grad_norm_, []
+
+    def meanwhile(*args):
+        if not told:
+            told.append("")
+            told[0] = mistake("train_sft", *flags.sft, "--lr", "0.1")
+            main("train_sft", *flags.sft, "--name", "other")
+        return real(*args)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", meanwhile)
+    main("train_sft", *flags.sft, "--lr", "1e-3")
+    assert f"another run writes {flags.at}/out/seed0/router_sft now (process {os.getpid()} on " in told[0]
+    assert "was made with lr = 0.001" in mistake("train_sft", *flags.sft, "--lr", "0.1")
+    assert (flags.at / "out/seed0/other/fusionroute.pt").exists()
+
+
+def test_what_killed_runs_left_beside_goes(dirs):
+    flags = dirs()
+    main("train_sft", *flags.sft)
+    out = flags.at / "out/seed0"
+    gone = [out / "router_sft.state.pt.99999.tmp", out / "router_sft/model.safetensors.99999.tmp", out / "scores/math-0.pt.99999.tmp"]
+    stays = [out / "other.state.pt.99999.tmp", out / "scores/math-1.pt.99999.tmp", out / "router_sft.mine.tmp"]
+    for path in gone + stays:
+        path.write_text("x")
+    os.utime(gone[2], (0, 0))
+    main("train_sft", *flags.sft)
+    assert [path for path in gone + stays if path.exists()] == stays
+
+
+# --- weights that cannot be right ----------------------------------------------------------------------------------------------------------
+
+
+def spoil(path, change):
+    """Save a model's directory with changed weights."""
+    model = load(path)
+    change(model)
+    pretrained.save(model, path)
+
+
+def test_weights_that_cannot_be_right_are_named(dirs):
+    """Not numbers: at loading. Numbers whose outputs are none: when they score, or before they answer. Nothing is saved."""
+    flags = dirs()
+    spoil(flags.at / "code", lambda m: m.blocks[0].w_up.weight.data.fill_(float("nan")))
+    message = mistake("train_sft", *flags.sft)
+    assert f"{flags.at}/code/model.safetensors: the tensor model.layers.0.mlp.up_proj.weight has" in message and "NaN as float32" in message
+
+    def huge(model):
+        model.blocks[0].w_up.weight.data.fill_(3e38)
+        model.blocks[0].w_gate.weight.data.fill_(3e38)
+    spoil_again = GPT(replace(SIZES["code"][0], vocab_size=280))
+    huge(spoil_again)
+    pretrained.save(spoil_again, flags.at / "code", Tokenizer(flags.at / "math"))
+    assert "code gives log-probabilities that are no numbers" in mistake("train_sft", *flags.sft)
+    assert not list((flags.at / "out/seed0/scores").glob("code*"))
+
+
+def test_an_expert_without_numbers_answers_nothing(dirs, monkeypatch, capsys):
+    flags = dirs()
+    main("train_sft", *flags.sft)
+    ask = ["decode", "what?", "--router", str(flags.at / "out/seed0/router_sft"), *flags.decode[2:]]
+    main(*ask)
+    real = pretrained.load
+
+    def spoiled(directory, *args):
+        model = real(directory, *args)
+        if directory.name == "math":
+            model.blocks[1].w_down.weight.data.fill_(3e38)
+        return model
+    monkeypatch.setattr(pretrained, "load", spoiled)
+    assert f"math ({flags.at / 'math'}) gives logits that are no numbers" in mistake(*ask)
+    path = flags.at / "out/seed0/router_sft/fusionroute.pt"
+    content = torch.load(path, weights_only=True)
+    content["W"][0, 0] = float("nan")
+    torch.save(content, path)
+    assert "fusionroute.pt: W has 1 values of 32 that are NaN" in mistake(*ask)
+
+
 # --- mistakes, numbers in 16 bits ----------------------------------------------------------------------------------------------------------
 
 
@@ -330,7 +423,7 @@ def test_paths_are_looked_at_before_packages(name, args, says, tmp_path, monkeyp
     ("train_sft", lambda f: f.sft + ["--experts", f"a={f.at / 'math'}", f"a={f.at / 'math'}"], "the name a is taken"),
     ("train_sft", lambda f: f.sft + ["--experts", "math=nowhere"], "there is no directory nowhere (--experts)"),
     ("train_sft", lambda f: f.sft + ["--data", "nowhere"], "there is no file nowhere (--data)"),
-    ("train_cdpo", lambda f: f.cdpo + ["--seed", "9", "--out", "x"], "run python -m extra.real.train_sft --init DIR ... --seed 9 --out x"),
+    ("train_cdpo", lambda f: f.cdpo + ["--seed", "9", "--out", "x"], "/train.jsonl --seed 9 --out x (DIR: what the router starts from)"),
     ("train_cdpo", lambda f: f.cdpo + ["--tries", "5"], "unrecognized arguments: --tries 5"),
     ("decode", lambda f: f.decode + ["x"], "there is no"),
     ("decode", lambda f: [*f.experts, "What is 2?", "--router", "x"], "put a prompt before it")])
