@@ -80,8 +80,8 @@ def test_logits(node, models):
     print(f"largest difference of a logit: {worst:.1e}")
 
 
-def test_50_prompts(node, models):
-    assert compare(node, models, prompts_of(500)[::10], "fusionroute") == []
+def test_25_prompts(node, models):
+    assert compare(node, models, prompts_of(500)[::20], "fusionroute") == []
 
 
 def test_500_prompts_were_equal(data):
@@ -93,7 +93,7 @@ def test_500_prompts_were_equal(data):
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "fusionroute"])
 def test_methods(node, models, method):
-    assert compare(node, models, prompts_of(4), method) == []
+    assert compare(node, models, prompts_of(3), method) == []
 
 
 PROMPTS = ["What is 38 mod 5? 🎉", "<|user|>Write red and dog in JSON.<|end|>", "  Write é, ü and 日 with commas.  "]
@@ -102,7 +102,7 @@ PROMPTS = ["What is 38 mod 5? 🎉", "<|user|>Write red and dog in JSON.<|end|>"
 def test_the_objects_of_decode_json(node, models, capsys):
     """window.fusionroute.answer gives what decode.py --json prints, key by key."""
     experts = [models[e] for e in EXPERTS]
-    jobs = [[p, "fusionroute"] for p in PROMPTS + prompts_of(4)]
+    jobs = [[p, "fusionroute"] for p in PROMPTS + prompts_of(2)]
     jobs += [[PROMPTS[0], m] for m in ("sft_only", "math", "router")]
     for (prompt, method), ours in zip(jobs, node("answer", jobs)):
         router = models["router_sft" if method == "sft_only" else "router"]
@@ -163,9 +163,10 @@ def edited_answer(models, prompt, edits):
     return text[len(prompt):]
 
 
-def test_edits(node, models):
+def test_edits(node, models, data):
     """Editing a finished answer gives what the edits give from the start, and undoing gives it back."""
-    rng, prompts = Random(1), prompts_of(500)[::125]
+    rng = Random(1)
+    prompts = [e["prompt"] for e in data["examples"] if e["skill"] in ("triple", "max")]
     jobs = []
     for prompt in prompts:
         edits = []
