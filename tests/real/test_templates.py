@@ -42,8 +42,8 @@ SPECIAL = ["<s>", "</s>", "<unk>", "<|turn|>", "<|user|>", "<|assistant|>", "<|s
 KINDS = ["bytes", "metaspace first", "metaspace always", "prepend", "gemma", "unigram"]
 TEXT = "the cat and the dog sat at what is 38 mod 5? def f(x):\n    return x + 1\nA: Yes, [INST] user model assistant".split(" ")
 ODD = ["the", " the", "the ", "  indented\n    code()\n", "A: ", "a\r\nb\r\n", "\ufeffwhat", "\tx\t", "a\u2028b", "\n\nthe", "x" * 50,
-       "1 2  3", "</s>", "the</s>cat", "<|im_end|>", "[INST] a [/INST]", "Zoë 東 🙂", "\u00a0", "\u200bthe", "\\n", "{{ x }}", "{% for %}",
-       "<b>&amp;</b>"]
+       "1 2  3", "</s>", "the</s>cat", "<|im_end|>", "[INST] a [/INST]", "Zoë 東 🙂", "\u00a0", "\u200bthe", "\\n", "{{ x }}",
+       "{% for %}", "<b>&amp;</b>"]
 
 
 def library():
@@ -132,8 +132,9 @@ def test_a_text_comes_through_whatever_shape_the_template_wants(template, make):
 
 
 @pytest.mark.parametrize("content", [
-    "m['content'] | lower", "m['content'][:40]", "m['content'][5:]", "m['text']", "m['content'] | replace(' ', '_')", "m['content'] | length",
-    "m['content'].split('.')[0]", "m['content'] | reverse", "m['content'] | title", "m['content'] | wordwrap(20)", "m['content'] | truncate(50)",
+    "m['content'] | lower", "m['content'][:40]", "m['content'][5:]", "m['text']", "m['content'] | replace(' ', '_')",
+    "m['content'] | length", "m['content'].split('.')[0]", "m['content'] | reverse", "m['content'] | title",
+    "m['content'] | wordwrap(20)", "m['content'] | truncate(50)",
     "m['content'] | tojson", "m['content'] | e", "m['content'] | string | trim | capitalize", "m['content'] | striptags",
     "m['content'] if m['role'] == 'assistant'", "''"])
 def test_a_template_that_drops_or_changes_it_is_refused(content, make):
