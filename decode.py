@@ -10,6 +10,9 @@ For each token only the router and one expert run. Each model has a cache of wha
 expert that was not picked falls behind. When it is picked again, it first reads what it missed, in
 one pass: many tokens in one pass cost little more than one.
 
+Tokens in S, where the experts disagree, are coloured, or in brackets: [math:18]. What the router
+changed is underlined, or in «».
+
 --method leaves parts of Eq. (1) out:
     fusionroute    the router's logits plus the picked expert's
     sft_only       the same, with the router as phase 1 left it
@@ -113,7 +116,8 @@ def respond(prompt, router, experts, s, as_json):
     how = METHODS[s.method] | {"temperature": s.temperature, "top_p": s.top_p, "seed": s.seed}
     steps = list(decode(router, experts, ids, **how))
     tokens = [step.token for step in steps]
-    rows = list(show.records(steps, show.in_S(experts, ids, tokens), s.method))
+    inside = show.in_S(experts, ids, tokens)        # runs all experts, for the display only
+    rows = list(show.records(steps, inside, s.method))
     ended = tokens[-1] == tokenizer.END
     if as_json:
         text = tokenizer.encoding.decode(tokens[:-1] if ended else tokens)

@@ -3,9 +3,9 @@
 Everything here is a pure function: tensors in, tensors out. Nothing knows about the toy.
 
 Choices that the paper leaves open, and departures from it:
-1. The weights in log pi_agg = sum_i w_i log pi_i(y_t) are softmax(W h). With raw weights the loss
-   has no lower bound: a large negative weight on a bad expert makes it as small as one likes. The
-   formula is taken as the paper prints it: exp(log pi_agg) does not sum to 1 over the vocabulary.
+1. w = W h, but in log pi_agg = sum_i w_i log pi_i(y_t) the weights are softmax(w)_i. With raw
+   weights the loss has no lower bound: a large negative weight on a bad expert makes it as small
+   as one likes. So -log pi_agg is the mean loss if the expert is drawn with probability softmax(w).
 2. L_LM and L_expert are both divided by the number of answer tokens in the batch, so that lambda
    means the same for every batch. (L_expert leaves out the tokens outside S in its sum.)
 3. Experts get no gradient. Training needs two numbers of an expert at each position: the
@@ -149,15 +149,16 @@ def routed_logp(w, logp, mask):
 
 def cdpo_loss(theta_chosen, theta_rejected, ref_chosen, ref_rejected, expert_chosen,
               expert_rejected, beta):
-    """Eq. (3): DPO in which the experts are a fixed bias.
+    """Eq. (3), complemented DPO (CDPO): DPO in which the experts are a constant bias.
 
     L_CDPO = -log sigmoid( beta [log pi_theta/pi_ref(y_w) - log pi_theta/pi_ref(y_l)]
                            + stopgrad( beta [log pi_expert(y_w) - log pi_expert(y_l)] ) )
 
     y_w ("win") is the chosen answer and y_l ("lose") the rejected one. The arguments are the six
     sequence log-probabilities (B,): of the router's language model, of the frozen reference, and of
-    the routed experts. Without the second line it is DPO of the router. With it, it is DPO of what
-    is decoded, log pi_theta + log pi_expert, with pi_ref as the reference.
+    the routed experts. Without the second line it is DPO of the router. The second line is the
+    experts' part of what is decoded, log pi_theta + log pi_expert, without a normalizer and without
+    a reference of its own: a fused reference would cancel it. See docs/dpo.md.
 
     If the experts already prefer y_w, the bias is large and the gradient small. If they prefer y_l,
     the bias is negative, and the router is pushed to correct them. beta, usually 0.1 to 0.5, says

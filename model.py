@@ -61,6 +61,7 @@ class Cache:
     def append(self, layer, k, v, pos, end):
         """Store k, v (B, T, K, hd) at pos (B, T); return all keys and values (B, K, end, hd)."""
         rows = torch.arange(len(pos), device=pos.device) if self.rows is None else self.rows
+        # two index tensors with a slice between them: their axes (B, T) come first
         self.kv[layer][:, rows[:, None], :, pos] = torch.stack([k, v], 2)   # (B, T, 2, K, hd)
         kv = self.kv[layer][..., :end, :]                                   # (2, B, K, end, hd)
         return (kv if self.rows is None else kv[:, rows]).unbind()
@@ -166,9 +167,11 @@ class GPT(nn.Module):
         """ids (B, T) -> logits (B, T, V) of the next token, final hidden states (B, T, d).
 
         With a cache, the new tokens follow the cache.length[b] tokens that row b has read already.
-        Rows may bring different numbers of new tokens, padded on the right: new (B,) says how many
-        are real (at least one). Padding then repeats the row's last real token in the same place,
-        which changes nothing, so that [:, -1] is every row's last real output.
+
+        `new` is for many prompts at once: skip it on a first reading. Rows may bring different
+        numbers of new tokens, padded on the right; new (B,) says how many are real, at least one.
+        Padding then repeats the row's last real token in the same place, which changes nothing, so
+        that [:, -1] is every row's last real output.
         Raises ValueError if a row would become longer than config.max_len.
         """
         step = torch.arange(ids.size(1), device=ids.device)[None]             # (1, T)

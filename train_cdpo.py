@@ -67,7 +67,8 @@ def make_plan(s, sft_lengths, pair_lengths):
 def pair_loss(logits, w, targets, mask, logp, ref, beta):
     """Eq. (3) for a batch in which each pair is two rows, the chosen answer and the rejected one.
 
-    logits (2B, T, V), w and logp (2B, T, n), targets and mask (2B, T), ref (B, 2).
+    logits (2B, T, V), w and logp (2B, T, n), targets and mask (2B, T), ref (B, 2). The rows
+    alternate: chosen, rejected, chosen, rejected, ... (toy_experts.data.Data.batch).
     """
     theta = sequence_logp(logits, targets, mask).view(-1, 2)     # (B, 2): chosen, rejected
     expert = routed_logp(w, logp, mask).view(-1, 2)              # (B, 2)
@@ -88,7 +89,7 @@ def train(s, router, sft, pairs, ref, plan, pair_loss=pair_loss, loss=sft_loss):
     for kind, rows in tqdm(plan, desc="phase 2", mininterval=1.0):
         x, mask, logp, choice = (pairs if kind == "pair" else sft).batch(rows, device)
         logits, w = router(x[:, :-1])                            # (B or 2B, T-1, V), (.., T-1, n)
-        if kind == "pair":     # moves theta_LM, never W: the argmax of w passes no gradient to it
+        if kind == "pair":     # moves theta_LM, never W: argmax has no gradient, W.grad is None
             total, terms = pair_loss(logits, w, x[:, 1:], mask, logp, ref[rows].to(device), s.beta)
         else:
             total, terms = loss(logits, w, x[:, 1:], mask, logp, choice, s.lam)
@@ -129,7 +130,7 @@ def main(argv=None):
     print(f"a validation prompt, of a kind that no expert knows: {item.prompt}")
     show_answer("before", router, experts, item)
     print("expect at the first pair step: rewards and margin about 0, as pi_theta is still close "
-          "to pi_ref. DPO would start at log 2 = 0.693; here it is -log sigmoid(bias) a pair")
+          "to pi_ref. DPO would start at log 2 = 0.693; here it is the mean of -log sigmoid(bias)")
     run.expect("router", ["sft", "pair"])
     plan = make_plan(s, sft.lengths, pairs.lengths)
     log = train(s, router.requires_grad_(True), sft, pairs, ref, plan)

@@ -13,7 +13,7 @@ Worked example, V = 3 tokens:
     router     0.70   0.25   0.05      its favourite is token 0
     expert     0.01   0.25   0.74      its favourite is token 2
     product    0.007  0.0625 0.037     adding logarithms is multiplying probabilities
-    / sum      0.07   0.59   0.35      the fused favourite is token 1: no veto from either side
+    / sum      0.07   0.59   0.35      the fused favourite is token 1, which both find possible
 """
 
 import torch

@@ -474,7 +474,7 @@ const MAX_NEW = 96;                                                // longest an
 /** Token ids of a user's prompt. An Error when it is empty or leaves no room for an answer. */
 function encode(encoding, prompt, max_len) {
   if (new RegExp(`^[${SPACE}\\x1c-\\x1f]*$`, "u").test(prompt)) {
-    throw new Error('the prompt is empty: write a question, for example "What is 38 mod 5?"');
+    throw new Error('the prompt is empty: write a question, such as "What is 38 mod 5?"');
   }
   prompt = prompt.replace(/^ +| +$/g, "");
   const most = max_len - MAX_NEW;

@@ -272,7 +272,7 @@ function selected(steps) {
 function describe(decoding, step, t) {
   const who = writer(decoding, step);
   const parts = [`${t + 1}: ${shown(step.token)}`];
-  parts.push(step.in_S ? `in S, written by ${NAMES[who]}` : "outside S, all experts agree");
+  parts.push(step.in_S ? `in S, ${NAMES[who]}` : "outside S, all experts agree");
   const was = shown(step.expert_choice);
   if (step.token !== step.expert_choice) parts.push(`changed by the router from ${was}`);
   if (step.edited) parts.push("you changed this step");
@@ -321,7 +321,8 @@ function legend(decoding, steps) {
     h("b", {}, String(steps.filter(test).length)));
   return h("ul", { class: "legend" },
     writers.map((who) => row({ class: `token in-s ${who}`, "data-mark": MARKS[who] },
-      `in S, written by ${NAMES[who]}`, (step) => step.in_S && writer(decoding, step) === who)),
+      `in S, ${NAMES[who]}${who === "router" ? " alone" : " chosen"}`,
+      (step) => step.in_S && writer(decoding, step) === who)),
     row({ class: "token" }, "outside S, all experts agree", (step) => !step.in_S),
     row({ class: "token changed", "data-was": "xyz" },
       "changed by the router (struck out: the chosen expert's token)",
@@ -371,7 +372,8 @@ function verdict(main, beside, answers) {
   const example = data.examples.find((e) => e.prompt === state.prompt);
   if (example && answers.main.done && main.length === answers.main.steps.length) {
     const text = toy.encoding.pieces(main.map((step) => step.token)).join("");
-    if (text === example.answer) parts.push("This is the right answer.");
+    const one = beside ? "The first" : "This";
+    if (text === example.answer) parts.push(`${one} is the right answer.`);
     else parts.push("A right answer would be: ", h("code", {}, example.answer));
   }
   return parts;

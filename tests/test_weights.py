@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import decode
-from toy_experts import curves, pictures, run, show, weights
+from toy_experts import curves, pictures, run, show, tasks, weights
+from toy_experts.batch import METHODS, decode_batch
 from toy_experts.train import EXPERTS, load_router
 
 
@@ -75,12 +76,29 @@ def test_a_run_of_ones_own_comes_first(tmp_path, monkeypatch, capsys):
 
 
 def test_the_pictures_are_what_the_commands_draw():
-    rows, _ = pictures.answer()
-    drawn = (pictures.DOCS / "answer.svg").read_text()
-    assert drawn == show.svg(pictures.PROMPT, rows)
+    rows, alone = pictures.routed()
+    docs, readme = pictures.ROOT / "docs", (pictures.ROOT / "README.md").read_text()
+    assert (docs / "answer.svg").read_text() == show.svg(pictures.PROMPT, rows)
+    assert pictures.BEGIN + pictures.lines(alone) + pictures.END in readme
     if curves.plt is not None:
-        assert curves.draw(run.WEIGHTS, "").count("<path") == (
-            pictures.DOCS / "curves.svg").read_text().count("<path")
+        drawn = curves.draw(run.WEIGHTS, "")
+        assert drawn.count("<path") == (docs / "curves.svg").read_text().count("<path")
+
+
+def test_the_picture_shows_what_the_readme_says():
+    """Only the sum answers this prompt: the math expert lacks "done", the router miscalculates."""
+    rows, alone = pictures.routed()
+    said = "".join(r["token"] for r in rows)
+    assert said.endswith("The answer is 11.\ndone")
+    assert alone["math"].endswith("The answer is 11.")
+    assert alone["router"].endswith("done") and "answer is 11" not in alone["router"]
+    key = "gsm 21 21 - 3 = 18 lose 18 - 7 = 11"
+    assert tasks.split_of(key) == "test"
+    router, experts, _ = load_router(run.WEIGHTS, "router", "cpu", "")
+    ids = decode.encode(pictures.PROMPT, 256)
+    for method in EXPERTS:
+        text = decode_batch(router, experts, [ids], **METHODS[method])[0].text()
+        assert not text.endswith("The answer is 11.\ndone")
 
 
 def test_curves_need_logs(tmp_path):

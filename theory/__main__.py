@@ -1,4 +1,7 @@
-"""python -m theory: the toy MDP's table, then every statement checked; writes extra/results/ and the pictures."""
+"""python -m theory: the toy MDP's table, then every statement checked.
+
+Writes extra/results/ and the pictures.
+"""
 
 import argparse
 import json
@@ -7,8 +10,8 @@ import textwrap
 from pathlib import Path
 
 from . import toy_mdp
-from .statements import beyond, cdpo, collab, coverage, expressivity, fusion_bound, hidden_path, hidden_path_beyond
-from .statements import learning, lemma, readme
+from .statements import beyond, cdpo, collab, coverage, expressivity, fusion_bound, hidden_path
+from .statements import hidden_path_beyond, learning, lemma, readme
 from .statements.report import number, to_json, write_whole
 
 try:
@@ -19,7 +22,8 @@ except ModuleNotFoundError as missing:
     figures = None
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = (lemma, coverage, hidden_path, hidden_path_beyond, expressivity, fusion_bound, collab, learning, cdpo, beyond)
+FILES = (lemma, coverage, hidden_path, hidden_path_beyond, expressivity, fusion_bound, collab,
+         learning, cdpo, beyond)
 
 
 RESULTS = ("extra/results/toy_mdp.json", "extra/results/theory.json")
@@ -27,7 +31,10 @@ PAGES = ("theory/README.md", "theory/statements/README.md")
 
 
 def toy():
-    """The numbers of toy_mdp.py: mean losses in tokens. In `bounds`, null means any size (infinity is not JSON)."""
+    """The numbers of toy_mdp.py: mean losses in tokens.
+
+    In `bounds`, null means any size (infinity is not JSON).
+    """
     covers, bounds = toy_mdp.COVERAGES, toy_mdp.BOUNDS
     return {
         "tokens": toy_mdp.A,
@@ -57,14 +64,16 @@ def show(rows, widths=(3, 36, 5, 32, 18, 24, 5, 40)):
         return "\n".join("  ".join(x).rstrip() for x in zip(*padded))
 
     rule = "  ".join("-" * w for w in widths)
-    head = ["", "statement", "whose", "what is checked", "in the paper", "measured", "holds", "counter-test"]
+    head = ["", "statement", "whose", "what is checked", "in the paper", "measured", "holds",
+            "counter-test"]
     out = [line(head), rule]
     for r in rows:
         c = r["counter_test"]
         ours = f"{number(r['measured'])}  (must be {r['relation']} {number(r['expected'])})"
         verdict = "fails, as it should" if c["conclusion_fails"] else "STILL HOLDS"
         without = f"{c['kind']}: {c['dropped']}: {number(c['measured'])}, {verdict}"
-        cells = [r["item"], r["statement"], r["whose"], r["checked"], r["paper"], ours, number(r["holds"]), without]
+        cells = [r["item"], r["statement"], r["whose"], r["checked"], r["paper"], ours,
+                 number(r["holds"]), without]
         out += [line(cells), ""]
     return "\n".join(out)
 
@@ -84,7 +93,8 @@ def main(argv=None, root=ROOT):
     parser = OneLineParser(prog="python -m theory", description=__doc__)
     parser.add_argument("--no-figures", action="store_true", help="skip the pictures")
     parser.add_argument(
-        "--readme", action="store_true", help=f"only copy the numbers of the JSON files into {' and '.join(PAGES)}"
+        "--readme", action="store_true",
+        help=f"only copy the numbers of the JSON files into {' and '.join(PAGES)}"
     )
     options, root = parser.parse_args(argv), Path(root)
 
@@ -94,17 +104,21 @@ def main(argv=None, root=ROOT):
             parser.error(f"{missing[0]} is missing: run python -m theory first")
         small, rows = (json.loads((root / name).read_text()) for name in RESULTS)
         for name in PAGES:
-            write_whole(root / name, readme.fill((root / name).read_text(encoding="utf-8"), rows, small, name))
+            text = (root / name).read_text(encoding="utf-8")
+            write_whole(root / name, readme.fill(text, rows, small, name))
             print(f"{name} now has the numbers of the JSON files")
         return 0
 
     small = toy()
-    print(f"The toy MDP (theory/toy_mdp.py): mean loss, in tokens of {small['length']}\n\n{readme.toy_table(small)}\n")
+    print(f"The toy MDP (theory/toy_mdp.py): mean loss, in tokens of {small['length']}\n\n"
+          f"{readme.toy_table(small)}\n")
     rows = compute()
     print(show(rows))
     bad = [r["item"] for r in rows if not r["holds"] or not r["counter_test"]["conclusion_fails"]]
-    print(f"{len(rows)} statements, {len(rows) - len(bad)} as expected" + (f"; NOT: {', '.join(bad)}" if bad else ""))
-    for name, text in zip(RESULTS, (json.dumps(small, indent=1, allow_nan=False) + "\n", to_json(rows))):
+    print(f"{len(rows)} statements, {len(rows) - len(bad)} as expected"
+          + (f"; NOT: {', '.join(bad)}" if bad else ""))
+    texts = json.dumps(small, indent=1, allow_nan=False) + "\n", to_json(rows)
+    for name, text in zip(RESULTS, texts):
         write_whole(root / name, text)
         print(f"written: {name}")
     if not options.no_figures:

@@ -21,10 +21,10 @@ import torch.nn.functional as F
 import train_cdpo
 from fusionroute import routed_logp, sequence_logp
 from toy_experts import pairs as toy_pairs
-from toy_experts import run, tasks, tokenizer
+from toy_experts import run, tasks
 from toy_experts.data import Data, scored
 from toy_experts.evaluate import table
-from toy_experts.train import EXPERTS, load_router, sample
+from toy_experts.train import load_router, sample
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -70,19 +70,11 @@ def terms(theta, ref, expert, beta):
 
 
 def one_pair(pair, router_sft, router, experts, beta):
-    """A pair with its six log-probabilities before and after phase 2, and who is picked before."""
+    """A pair with its six log-probabilities and the terms of Eq. (3), before and after phase 2."""
     data = in_twos(scored(toy_pairs.samples([pair]), experts))
     ref, before = both_logps(router_sft, data)                       # (1, 2) each
     theta, after = both_logps(router, data)
-    x, mask, _, _ = data.batch([0], "cpu")                           # (2, T), (2, T-1)
-    with torch.no_grad():
-        pick = router_sft(x[:, :-1])[1].argmax(-1)                   # (2, T-1)
-    tokens = {side: [tokenizer.encoding.decode([t]) for t in x[i, 1:][mask[i]].tolist()]
-              for i, side in enumerate(("chosen", "rejected"))}
-    picks = {side: [EXPERTS[p] for p in pick[i][mask[i]].tolist()]
-             for i, side in enumerate(("chosen", "rejected"))}
-    return {**pair, "tokens": tokens, "picks": picks,
-            "before": terms(ref[0], ref[0], before[0], beta),
+    return {**pair, "before": terms(ref[0], ref[0], before[0], beta),
             "after": terms(theta[0], ref[0], after[0], beta)}
 
 
@@ -99,21 +91,18 @@ def change(theta, ref, expert, beta):
             "loss": rounded(F.softplus(-margin - bias).mean())}
 
 
-def lengths(pairs, ref, bias):
-    """The answers' lengths in tokens, and what they have to do with their log-probabilities."""
+def lengths(pairs, expert, beta):
+    """The answers' lengths in tokens, and the bias by length. expert: (pairs, 2)."""
     n = pairs.mask.sum(-1).float()                                   # (pairs, 2), the end counts
+    bias = beta * (expert[:, 0] - expert[:, 1])                      # (pairs,)
+    per_token = expert[:, 0] / n[:, 0] - expert[:, 1] / n[:, 1]      # (pairs,)
     groups = {"chosen longer": n[:, 0] > n[:, 1], "equally long": n[:, 0] == n[:, 1],
               "rejected longer": n[:, 0] < n[:, 1]}
-    size = n.sum(1)                                                  # (pairs,)
-    order = size.argsort(stable=True)
-    halves = {"shorter half": order[:len(n) // 2], "longer half": order[len(n) // 2:]}
     return {"chosen": rounded(n[:, 0].mean()), "rejected": rounded(n[:, 1].mean()),
-            "per_token": rounded((ref / n).mean(0)),
-            "groups": {k: {"pairs": int(g.sum()), "bias": rounded(bias[g].mean())}
-                       for k, g in groups.items()},
-            "halves": {k: {"tokens": rounded(size[rows].mean() / 2),
-                           "bias_size": rounded(bias[rows].abs().mean())}
-                       for k, rows in halves.items()}}
+            "groups": {name: {"pairs": int(g.sum()), "bias": rounded(bias[g].mean()),
+                              "negative": rounded((bias[g] < 0).float().mean()),
+                              "negative_per_token": rounded((per_token[g] < 0).float().mean())}
+                       for name, g in groups.items()}}
 
 
 def measure(folder, s):
@@ -158,7 +147,7 @@ def measure(folder, s):
                       "negative": rounded((bias < 0).float().mean()),
                       "loss": rounded(F.softplus(-bias).mean()),
                       "ref_prefers_chosen": rounded((ref[:, 0] > ref[:, 1]).float().mean())},
-            "changes": rows, "length": lengths(pairs, ref, bias)}
+            "changes": rows, "length": lengths(pairs, expert, recipe.beta)}
 
 
 # --- the page ------------------------------------------------------------------------------------
@@ -182,8 +171,7 @@ def pair_block(p, beta):
             row("chosen", 0), row("rejected", 1)]
     lines = ["```", f"prompt:    {p['prompt']!r}", f"chosen:    {p['chosen']!r}",
              f"rejected:  {p['rejected']!r}", "```", "", *table(rows), "",
-             "Before phase 2 the router is the reference. So there are six log-probabilities after "
-             "it, and four different ones before.", "", "```"]
+             "```"]
     for when in ("before", "after"):
         t = p[when]
         (tc, tr), (rc, rr), (ec, er) = t["theta"], t["ref"], t["expert"]
@@ -208,8 +196,8 @@ def first_block(d):
     f, s = d["first"], d["start"]
     return ["```", f"step {f['step'] + 1} pair  loss {f['loss']:.3f}  margin {f['margin']:.3f}  "
             f"bias {f['bias']:.3f}", "```", "",
-            f"Over all {s['pairs']} pairs, at the start: the mean bias is {s['bias']:.2f}, the bias "
-            f"is negative for {percent(s['negative'])}, and the mean loss is {s['loss']:.2f}."]
+            f"Over all {s['pairs']} pairs, at the start: the mean bias is {s['bias']:.2f}, the "
+            f"bias is negative for {percent(s['negative'])}, and the mean loss is {s['loss']:.2f}."]
 
 
 def changes_block(d):
@@ -224,14 +212,12 @@ def changes_block(d):
 
 def length_block(d):
     x = d["length"]
-    rows = [["", "pairs", "mean bias"], *([k, str(g["pairs"]), signed(g["bias"])]
-                                          for k, g in x["groups"].items())]
-    short, long = x["halves"].values()
+    rows = [["", "pairs", "mean bias", "bias < 0", "< 0 if divided by length"]]
+    for name, g in x["groups"].items():
+        rows.append([name, str(g["pairs"]), signed(g["bias"]), percent(g["negative"]),
+                     percent(g["negative_per_token"])])
     return [f"A chosen answer has {x['chosen']:.1f} tokens on average, a rejected one "
-            f"{x['rejected']:.1f}.", "", *table(rows), "",
-            f"In the half of the pairs with the shorter answers ({short['tokens']:.0f} tokens on "
-            f"average) the mean size of the bias, without its sign, is {short['bias_size']:.2f}; in "
-            f"the other half ({long['tokens']:.0f} tokens) it is {long['bias_size']:.2f}."]
+            f"{x['rejected']:.1f}.", "", *table(rows)]
 
 
 def blocks(d):

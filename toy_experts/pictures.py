@@ -1,34 +1,52 @@
-"""Draws the README's picture of a routed answer: docs/answer.svg, with the shipped weights.
+"""Draws the README's picture of a routed answer, docs/answer.svg, and writes the lines below it.
 
-    python -m toy_experts.pictures
+    python -m toy_experts.pictures        with the weights in toy_experts/weights
 
-The prompt is the first test prompt of its seed, not one that was looked for.
+The prompt is a test prompt, so no model has seen it. It was chosen among test prompts because it
+shows what the sum of Eq. (1) is for: neither the router nor any expert answers it alone.
 """
 
 from pathlib import Path
-from random import Random
 
 import decode
-from toy_experts import run, show, tasks
+from toy_experts import run, show
+from toy_experts.batch import METHODS, decode_batch
 from toy_experts.train import load_router
 
-PROMPT = tasks.dataset("toy-gsm8k", "test", 1, Random("README"))[0].prompt
-DOCS = Path(__file__).parent.parent / "docs"
+PROMPT = ("Tom has 21 eggs. He loses 3 of them. Then he gives 7 away. How many eggs are there now? "
+          "Finish with the word done.")
+ROOT = Path(__file__).parent.parent
+BEGIN = "<!-- begin: example, written by python -m toy_experts.pictures -->\n"
+END = "<!-- end: example -->"
 
 
-def answer():
-    """The prompt's answer as the rows of show.records, and its steps."""
+def routed():
+    """The prompt's answer as the rows of show.records, and what each part alone answers."""
     router, experts, _ = load_router(run.WEIGHTS, "router", "cpu", "run bash run.sh")
     ids = decode.encode(PROMPT, router.lm.config.max_len)
     steps = list(decode.decode(router, experts, ids))
     inside = show.in_S(experts, ids, [step.token for step in steps])
-    return list(show.records(steps, inside, "fusionroute")), steps
+    alone = {name: decode_batch(router, experts, [ids], **METHODS[name])[0].text()
+             for name in ("math", "router")}
+    return list(show.records(steps, inside, "fusionroute")), alone
+
+
+def lines(alone):
+    """What the math expert and the router write alone, as the README shows it."""
+    texts = [f"    {name + ' alone:':<15}{text.replace(chr(10), ' / ')}"
+             for name, text in alone.items()]
+    return "\n".join(texts) + "\n"
 
 
 def main():
-    rows, _ = answer()
-    run.write(DOCS / "answer.svg", show.svg(PROMPT, rows))
-    print("saved docs/answer.svg")
+    rows, alone = routed()
+    run.write(ROOT / "docs" / "answer.svg", show.svg(PROMPT, rows))
+    text = (ROOT / "README.md").read_text()
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise run.UserError(f"README.md must have the lines {BEGIN.strip()} and {END} once each")
+    start = text.index(BEGIN) + len(BEGIN)
+    run.write(ROOT / "README.md", text[:start] + lines(alone) + text[text.index(END):])
+    print("saved docs/answer.svg and README.md")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Shows a routed answer: in the terminal, as JSON, or as a picture (SVG, see pictures.py).
 
-Where all experts choose the same token, the pick means nothing: these tokens are plain. Tokens in
+Where all experts choose the same token, each alone would write the same: these tokens are plain.
+(The router may still change one: Eq. (1) adds whole distributions.) Tokens in
 the set S, where the experts disagree, have the colour of the expert that was picked. Underlined is
 what the router changed: the picked expert by itself would have written another token.
 """
@@ -60,13 +61,19 @@ def records(steps, S, method):
                "changed": step.token != step.expert_choice, "in_S": inside}
 
 
+def visible(row):
+    """A token's text; a changed line break gets a sign, as an underline would not be seen."""
+    return row["token"].replace("\n", "↵\n") if row["changed"] else row["token"]
+
+
 def coloured(rows):
     """The answer with ANSI colours: S in colour, what the router changed underlined."""
     out = ""
     for r in rows:
         codes = [COLOURS[r["expert"]]] * r["in_S"] + [4] * r["changed"]
         style = f"\033[{';'.join(map(str, codes))}m" if codes else ""
-        out += f"{style}{r['token']}\033[0m" if style and r["token"] else r["token"]
+        text = visible(r)
+        out += f"{style}{text}\033[0m" if style and text else text
     return out
 
 
@@ -103,7 +110,7 @@ def svg(prompt, rows, width=62):
     """A picture of an answer, with a white background, so that it can be read in dark mode too."""
     lines, column = [[]], 0
     for r in rows:
-        for part in r["token"].splitlines(keepends=True):
+        for part in visible(r).splitlines(keepends=True):
             if column + len(part) > width and part.startswith(" "):
                 lines, column, part = lines + [[]], 0, part[1:]
             style = f' fill="{SVG[r["expert"]]}" font-weight="bold"' if r["in_S"] else ""

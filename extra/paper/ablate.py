@@ -22,8 +22,9 @@ import numpy as np
 from tqdm import tqdm
 
 from extra.common import RESULTS, cached, several
-from extra.paper import evaluate, models
-from extra.paper.models import SIZE
+from extra import models
+from extra.paper import evaluate
+from extra.models import SIZE
 from extra.paper.train import TRAINING, Cdpo, Sft, train
 from toy_experts import run, tasks
 from toy_experts import train as toy

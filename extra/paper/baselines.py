@@ -44,8 +44,9 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from extra.common import add_flags, one_of
-from extra.paper import models, variants
-from extra.paper.models import Settings
+from extra import models
+from extra.paper import variants
+from extra.models import Settings
 from fusionroute import Router
 from model import generate
 from toy_experts import pairs as toy_pairs

@@ -27,7 +27,8 @@ from tqdm import tqdm
 
 from extra import gpt
 from extra.common import RESULTS, cached, fingerprints, one_of, several, write_family
-from extra.paper import baselines, models
+from extra import models
+from extra.paper import baselines
 from extra.paper.train import TRAINING, changed, train
 from fusionroute import informative, score
 from model import GPT, generate

@@ -17,9 +17,10 @@ from types import SimpleNamespace
 import train_cdpo
 import train_sft
 from extra.common import file_stem, one_of
-from extra.paper import models, variants
+from extra import models
+from extra.paper import variants
 from extra.paper.baselines import Reward, train_reward
-from extra.paper.models import Settings
+from extra.models import Settings
 from fusionroute import Router, score
 from toy_experts import pairs as toy_pairs
 from toy_experts import run, tasks

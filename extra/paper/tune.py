@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from random import Random
 
 from extra.common import RESULTS, cached, several, write_family
-from extra.paper import baselines, evaluate, models
+from extra import models
+from extra.paper import baselines, evaluate
 from extra.paper import train as paper_train
 from model import generate
 from toy_experts import run, tasks, tokenizer

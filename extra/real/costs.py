@@ -9,6 +9,7 @@ sheet promises: in bfloat16 for the experts' scores, in float32 for training.
 """
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from unittest.mock import patch
@@ -53,17 +54,26 @@ SFT, PAIRS, TOKENS = 200e3, 100e3, 400  # the paper's samples and pairs; tokens 
 GB = 1e9
 
 
+def per_layer(count, config):
+    """count(config), which grows by the same for every two layers (of Gemma-2, one of two has a window), from 2 and 4 layers only."""
+    two, four = count(replace(config, n_layer=2)), count(replace(config, n_layer=4))
+    return two + (config.n_layer - 2) * (four - two) // 2
+
+
 @cache
 def parameters(name):
-    with torch.device("meta"):
-        return sum(p.numel() for p in GPT(MODELS[name]).parameters())  # a tied head is the embedding, and counted once
+    def count(config):
+        with torch.device("meta"):
+            return sum(p.numel() for p in GPT(config).parameters())  # a tied head is the embedding, and counted once
+    return per_layer(count, MODELS[name])
 
 
 @cache
 def outside(name):
     """Parameters of embedding, head and last norm, which --fsdp holds together through a step."""
     with torch.device("meta"):
-        return parameters(name) - sum(p.numel() for p in GPT(MODELS[name]).blocks.parameters())
+        two = GPT(replace(MODELS[name], n_layer=2))
+        return sum(p.numel() for p in two.parameters()) - sum(p.numel() for p in two.blocks.parameters())
 
 
 class Attention(torch.autograd.Function):
@@ -81,6 +91,11 @@ def held(config, T, B=1):
 
     What autograd keeps from the forward pass, each tensor once and weights left out, and the logits twice: they and their gradient.
     """
+    return per_layer(lambda c: held_by(c, T, B), config)
+
+
+def held_by(config, T, B):
+    """`held`, counted on the whole model."""
     with torch.device("meta"), patch.object(F, "scaled_dot_product_attention", lambda *args, **_: Attention.apply(*args)):
         model, ids = GPT(config), torch.zeros(B, T, dtype=torch.long)                       # (B, T)
         weights, kept = {p.untyped_storage()._cdata for p in model.parameters()}, {}

@@ -112,7 +112,8 @@ def conversation(value, sides):
             raise Wrong(f"has both messages and {both[0]}: which of them counts?")
         check_others(value, ["messages", "prompt", *sides])
         *prompt, answer = messages("messages", value["messages"])
-        return prompts("messages", prompt), [last_answer("messages", answer)]
+        answer = last_answer("messages", answer)
+        return prompts("messages", prompt), [answer]
     for name in sides:
         if name not in value:
             raise Wrong(f"must be {form}; the field {name} is missing")
@@ -122,7 +123,8 @@ def conversation(value, sides):
         turns = [messages(name, x) for name, x in zip(sides, given)]
         if turns[0][:-1] != turns[1][:-1]:
             raise Wrong("chosen and rejected are conversations without a prompt, and differ before the last message")
-        return prompts("chosen", turns[0][:-1]), [last_answer(name, t[-1]) for name, t in zip(sides, turns)]
+        answers = [last_answer(name, t[-1]) for name, t in zip(sides, turns)]
+        return prompts("chosen", turns[0][:-1]), answers
     if "prompt" not in value:
         raise Wrong(f"must be {form}; the field prompt is missing")
     prompt = value["prompt"]
@@ -175,7 +177,8 @@ def messages(name, value):
 def prompts(name, turns):
     """Messages that end with what a user says: a text where that is all, else the list."""
     if not turns or turns[-1]["role"] != "user":
-        raise Wrong(f"{name}: an answer must follow a message of the user" + f", not of the {turns[-1]['role']}" * bool(turns))
+        before = f", not of the {turns[-1]['role']}" if turns else ""
+        raise Wrong(f"{name}: an answer must follow a message of the user{before}")
     return turns[0]["content"] if len(turns) == 1 else turns
 
 
@@ -194,9 +197,7 @@ def read_samples(path, data, sides, tokenizer, forbidden, max_len):
     A sample is (ids, learn) as from toy_experts.data.answer_only. Objects that are empty, too long or would end twice are left out as a
     whole, counted and named on the terminal; one of another form is a UserError. forbidden(id): a token that not all models have.
     """
-    samples, left_out, end = [], {}, tokenizer.encoding.id_to_token(tokenizer.END)
-    # so many characters are more than max_len tokens, and would only take time
-    too_long, found = 4 * max_len * max(map(len, tokenizer.vocabulary)), objects(path, data)
+    samples, left_out, end, found = [], {}, tokenizer.encoding.id_to_token(tokenizer.END), objects(path, data)
     for number, (place, value) in enumerate(found, 1):
         skip = lambda why: left_out.setdefault(why, []).append(number)
         if value is None:
@@ -205,7 +206,7 @@ def read_samples(path, data, sides, tokenizer, forbidden, max_len):
         try:
             prompt, answers = conversation(value, sides)
             said = [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt]
-            if sum(map(len, said)) + max(map(len, answers)) > too_long:
+            if max(map(len, said + answers)) > tokenizer.most_characters(max_len):
                 skip(f"of more than {max_len} tokens")
                 continue
             if any(map(tokenizer.empty, [said[-1], *answers])):

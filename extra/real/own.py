@@ -117,7 +117,7 @@ def fingerprint(directory):
     """
     where = pretrained.where_tensors_are(Path(directory))
     h = hashlib.sha256(json.dumps(dataclasses.asdict(pretrained.read_config(directory))).encode())
-    for name, (_, shape, kind) in sorted(where.items(), key=lambda item: item[0]):
+    for name, (_, shape, kind, _) in sorted(where.items(), key=lambda item: item[0]):
         h.update(json.dumps([name, list(shape), str(kind)]).encode() + raw_bytes(pretrained.read_tensor(where, name, rows=8)))
     return h.hexdigest()[:16]
 
@@ -149,7 +149,10 @@ class Setup:
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # W has a row for each expert: none
         self.first = Path(flags.init or flags.router or phase1)  # the router, or what it starts from
         if not flags.init:
-            self.left = self.read(self.first / FILE, "run python -m extra.real.train_sft" + f" --init DIR ...{same_run}" * (not flags.router))
+            command = "python -m extra.real.train_sft --init DIR"
+            if not flags.router:
+                command += f" --experts {shlex.join(flags.experts)} --data {shlex.quote(flags.data)}{same_run}"
+            self.left = self.read(self.first / FILE, f"phase 1 makes it: {command} (DIR: what the router starts from)")
         self.tokenizer = Tokenizer(self.first)
         tokenizers = {"the router": self.tokenizer, **{name: Tokenizer(path) for name, path in self.directories.items()}}
         self.size = agree(tokenizers)
@@ -232,8 +235,12 @@ class Setup:
         """The Router and the list of experts, all in memory; each reads as many tokens as the one that reads fewest."""
         router = self.phase1_router(self.flags.dtype)
         experts = [self.load(path, self.flags.dtype).requires_grad_(False) for path in self.directories.values()]
-        for model in [router.lm, *experts]:
+        for name, model in {"the router": router.lm, **dict(zip(self.names, experts))}.items():
             model.config.max_len = self.max_len
+            logits, _ = model(torch.tensor([self.encode_prompt("x")[:self.max_len]], device=self.device))
+            if not logits.isfinite().all():
+                raise UserError(f"{name} ({self.directories.get(name, self.first)}) gives logits that are no numbers: its weights are "
+                                f"damaged, or --dtype {self.flags.dtype} is too small for it")
         return router, experts
 
     # the router's directory
@@ -244,12 +251,15 @@ class Setup:
         W, experts = content["W"], content["experts"]
         if not (isinstance(W, torch.Tensor) and W.dim() == 2 and isinstance(experts, dict) and len(W) == len(experts)):
             raise UserError(f"{path} is damaged: W does not fit the experts' names; remove it, then {hint}")
+        pretrained.check_numbers(f"{path}: W", W)
         if content["vocabulary"] != Tokenizer(path.parent).FINGERPRINT:
             raise UserError(f"{path.parent} has another tokenizer than the one that its router was trained with")
         return content
 
     def save(self, path, router, recipe, seconds):
         """The language model and its tokenizer as a directory, then W and the experts' names as its last file."""
+        for name, p in router.named_parameters():
+            pretrained.check_numbers(f"the trained router's {name}", p.detach())
         pretrained.save(router.lm, path.parent, self.tokenizer)
         content = {"vocabulary": self.tokenizer.FINGERPRINT, "recipe": recipe, "seconds": seconds, "experts": self.fingerprints,
                    "W": router.W.weight.detach().cpu(), "memory": peak_memory(), "cpu": time.process_time()}

@@ -224,7 +224,7 @@ def open_tensors(path):
 
 
 def where_tensors_are(directory):
-    """The tensors of a directory: name -> (file, shape, dtype's name). Only the files' headers are read."""
+    """The tensors of a directory: name -> (file, shape, dtype's name, name in the file). Only the files' headers are read."""
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if single.is_file():
         files = [single]
@@ -241,18 +241,45 @@ def where_tensors_are(directory):
     out = {}
     for file in files:
         with open_tensors(file) as f:
-            for name in f.keys():
+            for stored in f.keys():
+                name = usual(stored)
                 if name in out:
                     raise UserError(f"{name} is both in {out[name][0]} and in {file}")
-                piece = f.get_slice(name)
-                out[name] = file, piece.get_shape(), piece.get_dtype()
+                piece = f.get_slice(stored)
+                out[name] = file, piece.get_shape(), piece.get_dtype(), stored
     return out
+
+
+def usual(name):
+    """A tensor's name as most files have it. Models saved without their head lack the first "model.", others have it twice.
+
+    >>> usual("layers.0.mlp.up_proj.weight"), usual("model.lm_head.weight")
+    ('model.layers.0.mlp.up_proj.weight', 'lm_head.weight')
+    """
+    rest = name.removeprefix("model.").removeprefix("model.")
+    return f"model.{rest}" if rest.partition(".")[0] in ("embed_tokens", "layers", "norm") else rest if rest == "lm_head.weight" else name
+
+
+def head_or_tied(directory, config, where):
+    """Settle what the output layer is where config.json says that it is the embedding, as transformers does.
+
+    A file may hold the two once, under either name, or twice. Twice and different, they are two layers.
+    """
+    embed, head = OUTSIDE["embed.weight"], OUTSIDE["head.weight"]
+    if not config.tied or head not in where:
+        return
+    if embed not in where:
+        where[embed] = where.pop(head)
+    elif where[embed][1] != where[head][1] or not torch.equal(read_tensor(where, embed), read_tensor(where, head)):
+        config.tied = False
+        print(f"note: {directory}: tie_word_embeddings is true, but {head} is not the embedding: both are used, as transformers 5 does")
 
 
 def read_tensor(where, name, rows=None):
     """One tensor, its first `rows` rows only if given. The file is closed after each, and with it what the system had read of it."""
-    with open_tensors(where[name][0]) as f:
-        return f.get_slice(name)[:rows] if rows else f.get_tensor(name)
+    file, _, _, stored = where[name]
+    with open_tensors(file) as f:
+        return f.get_slice(stored)[:rows] if rows else f.get_tensor(stored)
 
 
 def check_tensors(directory, config, names, where):
@@ -267,15 +294,25 @@ def check_tensors(directory, config, names, where):
     with torch.device("meta"):  # shapes without memory
         shapes = {name: list(p.shape) for name, p in GPT(config).state_dict().items()}
     for ours, theirs in names.items():
-        file, shape, kind = where[theirs]
+        file, shape, kind, _ = where[theirs]
         if list(shape) != shapes[ours]:
             raise UserError(f"{file}: the tensor {theirs} has the shape {shape}, and config.json asks for {shapes[ours]}")
         if kind not in ("F64", "F32", "F16", "BF16"):
             raise UserError(f"{file}: the tensor {theirs} is stored as {kind}; only F32, F16, BF16 and F64 are read, nothing quantised")
-    if config.tied and "lm_head.weight" in where:
-        embed, head = read_tensor(where, OUTSIDE["embed.weight"]), read_tensor(where, "lm_head.weight")
-        if not torch.equal(embed, head):
-            raise UserError(f"{directory}: tie_word_embeddings is true, and yet lm_head.weight is not the embedding")
+
+
+def check_numbers(name, tensor, may_be_zero=True):
+    """UserError when a tensor holds no numbers that a trained model has."""
+    if not tensor.numel():
+        return
+    low, high = tensor.aminmax()  # both NaN where one value is; no copy of the tensor, as isfinite() would need
+    if not (low.isfinite() and high.isfinite()):
+        bad, kind = int((~tensor.isfinite()).sum()), "NaN" if tensor.isnan().any() else "infinite"
+        small = ", or float16 is too small for it" if tensor.dtype == torch.float16 else ""
+        raise UserError(f"{name} has {bad} values of {tensor.numel()} that are {kind} as {str(tensor.dtype).removeprefix('torch.')}: "
+                        f"the model is damaged, or its training diverged{small}")
+    if not may_be_zero and low == high == 0:
+        raise UserError(f"{name} is zero everywhere: the file was not written whole")
 
 
 def load(directory, device="cpu", dtype=torch.float32, vocab_size=None):
@@ -292,6 +329,7 @@ def load(directory, device="cpu", dtype=torch.float32, vocab_size=None):
     where = where_tensors_are(directory)
     if config.n_layer > len(where):
         raise UserError(f"{directory}: config.json asks for {config.n_layer} layers, and the files have {len(where)} tensors")
+    head_or_tied(directory, config, where)
     names = tensor_names(config)
     try:
         check_tensors(directory, config, names, where)
@@ -307,6 +345,7 @@ def load(directory, device="cpu", dtype=torch.float32, vocab_size=None):
     for ours, theirs in names.items():
         rows = config.vocab_size if ours in ("embed.weight", "head.weight") else None
         state[ours] = read_tensor(where, theirs, rows).to(device, dtype, copy=True)  # a copy: the file may change or go
+        check_numbers(f"{where[theirs][0]}: the tensor {theirs}", state[ours], may_be_zero=ours not in OUTSIDE or config.one_plus)
     if config.tied:
         state["head.weight"] = state["embed.weight"]
     model.load_state_dict(state, assign=True)

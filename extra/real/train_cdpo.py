@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from extra.common import file_stem
 from extra.real import own, parallel
+from extra.real.locks import only_run
 from fusionroute import sft_loss
 from toy_experts import run
 from toy_experts.data import Data, batches
@@ -61,7 +62,7 @@ def make_plan(s, sft_lengths, pair_lengths):
 
 
 def train(s, router, sft, pairs, ref, names, device="cpu", recipe=None, state=None):
-    """Train a router on sft and pairs (Data); returns it and the log. ref: log pi_ref of the answers, (pairs, 2); the rest: see train_sft."""
+    """Train a router on sft and pairs (Data); returns it and the log. ref: log pi_ref of the answers, (pairs, 2). See train_sft.train."""
     plan = make_plan(s, sft.lengths, pairs.lengths)
     router = parallel.spread(router.requires_grad_(True), device, s.fsdp)
     optimizer = torch.optim.AdamW([{"params": router.lm.parameters(), "lr": s.lr, "peak": s.lr},
@@ -101,6 +102,11 @@ def main(argv=None):
     s, setup = own.settings(Settings, __doc__, argv, "experts", "pairs", "data", "dtype", "bf16", "max_len")
     recipe = setup.recipe(s)
     folder, device = run.prepare(s)
+    with only_run(folder, s.name):
+        run_phase(s, setup, recipe, folder, device)
+
+
+def run_phase(s, setup, recipe, folder, device):
     path, state = folder / s.name / own.FILE, folder / f"{s.name}.state.pt"
     if path.exists():
         run.check_same(path, setup.read(path, "start again")["recipe"], recipe)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from extra.common import file_stem
 from extra.real import own, parallel
+from extra.real.locks import only_run
 from fusionroute import sft_loss, token_logp
 from toy_experts import run
 from toy_experts.data import batches
@@ -90,6 +91,11 @@ def main(argv=None):
     s, setup = own.settings(Settings, __doc__, argv, "init", "experts", "data", "dtype", "bf16", "max_len")
     recipe = setup.recipe(s)
     folder, device = run.prepare(s)
+    with only_run(folder, s.name):
+        run_phase(s, setup, recipe, folder, device)
+
+
+def run_phase(s, setup, recipe, folder, device):
     path, state = folder / s.name / own.FILE, folder / f"{s.name}.state.pt"
     if path.exists():
         run.check_same(path, setup.read(path, "start again")["recipe"], recipe)

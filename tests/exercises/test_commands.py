@@ -1,6 +1,7 @@
 """python -m exercises: which steps pass, what is said of the others, and both trainings with a reader's functions."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -164,3 +165,10 @@ def test_the_whole_training_in_a_process_of_its_own(folder):
     assert p.returncode == 0 and "Traceback" not in p.stderr
     rows = [line for line in p.stdout.splitlines() if line.startswith("|")]
     assert [row.split("|")[1].strip() for row in rows[2:]] == ["yours, phase 1", "yours, phase 2", "ours, phase 2"]
+
+
+def test_the_seven_answers_name_tests_that_exist():
+    text, tests = (ROOT / "exercises" / "README.md").read_text(), "".join(p.read_text() for p in (ROOT / "tests").glob("test_*.py"))
+    names = re.findall(r"`(test_\w+)`", text)
+    assert len(names) >= 7 and text.count("<details>") == 7
+    assert all(f"def {name}(" in tests for name in names)

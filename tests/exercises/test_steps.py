@@ -30,29 +30,6 @@ def test_the_worked_example_holds_for_our_function(file, name):
     assert doctest.DocTestRunner().run(test).failed == 0
 
 
-# --- right solutions that look different from ours -------------------------------------------------------------------
-
-def one_by_one(w, logp, mask):
-    return torch.stack([sum(logp[b, t, w[b, t].argmax()] for t in range(w.size(1)) if mask[b, t]) for b in range(len(w))])
-
-
-RIGHT = {
-    "fuse": [lambda r, e: r + e, lambda r, e: (r + e).log_softmax(-1), lambda r, e: (r.softmax(-1) * e.softmax(-1)).log()],
-    "informative": [lambda c: (c[..., 1:] != c[..., :-1]).any(-1), lambda c: c.amax(-1) != c.amin(-1),
-                    lambda c: c.double().std(-1, correction=0) > 0],
-    "log_pi_agg": [lambda w, l: (F.softmax(w, dim=-1)[..., None, :] @ l[..., None])[..., 0, 0],
-                   lambda w, l: torch.einsum("...n,...n->...", w.exp() / w.exp().sum(-1, keepdim=True), l)],
-    "routed_logp": [one_by_one, lambda w, l, m: ((F.one_hot(w.argmax(-1), 3) * l).sum(-1) * m).sum(-1)],
-    "sequence_logp": [lambda x, y, m: (x.log_softmax(-1).gather(-1, y[..., None])[..., 0] * m).sum(-1)],
-    "cdpo_loss": [lambda tw, tl, rw, rl, ew, el, beta: F.softplus(-beta * ((tw - rw) - (tl - rl) + (ew - el).detach())).mean()],
-}
-
-
-@pytest.mark.parametrize("name, i", [(name, i) for name, functions in RIGHT.items() for i in range(len(functions))])
-def test_another_right_function_passes(name, i):
-    FUNCTIONS[name](RIGHT[name][i])
-
-
 # --- wrong solutions -------------------------------------------------------------------------------------------------
 
 def sft(nll=lambda n, m, S: n[m].sum() / m.sum(), agg=lambda a, m, S: a[m & S].sum() / m.sum(), w_of=lambda w: w,
@@ -147,6 +124,31 @@ def routing(rule=lambda r, Q, pi: (pi * Q).sum(-1), best=lambda v: v.max(0), chi
 def one_expert(rewards, experts):
     alone = [routing()(rewards, [e[i:i + 1] for e in experts])[0] for i in range(len(experts[0]))]
     return max(alone), [np.full(len(r), int(np.argmax(alone))) for r in rewards]
+
+
+# --- right solutions that look different from ours -------------------------------------------------------------------
+
+def one_by_one(w, logp, mask):
+    return torch.stack([sum(logp[b, t, w[b, t].argmax()] for t in range(w.size(1)) if mask[b, t]) for b in range(len(w))])
+
+
+# Those built by sft(), loop(), ... below have no part replaced: so each wrong one is wrong by its slip alone.
+RIGHT = {
+    "sft_loss": [sft()], "fused_greedy": [loop()], "best_routing": [routing()],
+    "fuse": [lambda r, e: r + e, lambda r, e: (r + e).log_softmax(-1), lambda r, e: (r.softmax(-1) * e.softmax(-1)).log()],
+    "informative": [lambda c: (c[..., 1:] != c[..., :-1]).any(-1), lambda c: c.amax(-1) != c.amin(-1),
+                    lambda c: c.double().std(-1, correction=0) > 0],
+    "log_pi_agg": [lambda w, l: (F.softmax(w, dim=-1)[..., None, :] @ l[..., None])[..., 0, 0],
+                   lambda w, l: torch.einsum("...n,...n->...", w.exp() / w.exp().sum(-1, keepdim=True), l)],
+    "routed_logp": [routed(), one_by_one, lambda w, l, m: ((F.one_hot(w.argmax(-1), 3) * l).sum(-1) * m).sum(-1)],
+    "sequence_logp": [seq(), lambda x, y, m: (x.log_softmax(-1).gather(-1, y[..., None])[..., 0] * m).sum(-1)],
+    "cdpo_loss": [cdpo(), lambda tw, tl, rw, rl, ew, el, beta: F.softplus(-beta * ((tw - rw) - (tl - rl) + (ew - el).detach())).mean()],
+}
+
+
+@pytest.mark.parametrize("name, i", [(name, i) for name, functions in RIGHT.items() for i in range(len(functions))])
+def test_another_right_function_passes(name, i):
+    FUNCTIONS[name](RIGHT[name][i])
 
 
 WRONG = {

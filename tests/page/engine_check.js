@@ -106,6 +106,12 @@ const calls = {
   mean_loss: (jobs) => jobs.map(([coverage, B, nobody]) =>
     theory.mean_loss(coverage, B ?? Infinity, nobody)),
 
+  /** [seed, coverage] -> the right tokens and the experts of each level, as theory/toy_mdp.py has them. */
+  tree: (jobs) => jobs.map(([seed, coverage]) => theory.tree(seed, coverage).map((level) => ({
+    right: level.map((node) => node.right),
+    experts: [0, 1].map((i) => level.map((node) => node.experts[i])),
+  }))),
+
   reach: (jobs) => jobs.map(({ experts, target, B }) => ({
     ...theory.reach(experts, target, B),
     needed: experts.map((p) => theory.needed_bound(p, target)),

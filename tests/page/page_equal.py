@@ -2,7 +2,7 @@
 
     python tests/page/page_equal.py     takes a minute; writes page/equal.json
 
-A test checks that the record belongs to today's engine.js and weights, and repeats 50 of the prompts.
+A test checks that the record belongs to today's engine.js and weights, and repeats 25 of the prompts.
 """
 
 import hashlib

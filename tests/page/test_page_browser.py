@@ -33,7 +33,8 @@ class Page:
         """To another address, without loading the file again."""
         self.tab.evaluate("""hash => new Promise(done => {
             addEventListener('hashchange', () => setTimeout(done), {once: true});
-            location.hash = hash + (hash === location.hash ? '&again=1' : ''); })""", hash)
+            location.hash = location.hash === hash || hash === '#' ? hash + '&again=' + Math.random() : hash;
+        })""", hash)
         return self.wait()
 
     def wait(self):
@@ -59,19 +60,19 @@ class Page:
 
 @pytest.fixture(scope="module")
 def shared(chromium, page_file):
-    page = Page(chromium, page_file)
+    page = Page(chromium, page_file).open()
     yield page
     page.context.close()
 
 
 @pytest.fixture()
 def page(shared):
+    """The page as at the start. Nothing is complained about, and nothing but the file is asked for."""
     shared.trouble.clear()
-    shared.open()
+    shared.go("#")
     yield shared
     assert shared.trouble == []
-    assert [url for url in shared.requests if not url.startswith("data:")] == [shared.requests[0]]
-    assert shared.requests[0].startswith("file:")
+    assert [url for url in shared.requests if not url.startswith("data:")] == [shared.file.as_uri()]
 
 
 def prompt_of(data, skill):
@@ -150,7 +151,7 @@ def test_examples_methods_and_comparison(page, data, node):
     hard = prompt_of(data, "triple")
     page.tab.select_option("#example", hard)
     page.wait()
-    methods = ["fusionroute", "sft_only", "routing_only", "router", "math", "code", "instruct"]
+    methods = ["fusionroute", "sft_only", "routing_only", "router", "math"]
     answers = node("answer", [[hard, m] for m in methods])
     for method, rows in zip(methods, answers):
         page.tab.select_option("#method", method)
@@ -216,6 +217,7 @@ def test_experiments(page, data, node):
     page.tab.keyboard.press("Enter")
     page.wait()
     assert page.answer() == plain and "edits" not in page.state()
+    assert page.tab.input_value("#scale") == "1" and page.text("#scale-value") == "1.00"
     assert page.tab.evaluate("document.activeElement.id") == "tokens"
 
     page.click(f"#tokens-{at}")
@@ -322,7 +324,7 @@ def test_the_tour_by_keyboard(page, chromium, page_file):
         seen.append((page.tab.evaluate("location.hash"), title, text, page.tab.locator(".look").text_content()))
     assert len({text for _, _, text, _ in seen}) == 10 and page.tab.is_disabled("#tour-next")
     other = Page(chromium, page_file).open()
-    for hash, title, text, look in seen:
+    for hash, title, text, look in seen[1::2]:
         other.go(hash)
         assert (other.text("#tour-title"), other.text("#tour-text")) == (title, text)
         assert other.tab.locator(".look").text_content() == look
@@ -391,8 +393,8 @@ def test_no_sideways_scrolling(page, width, data):
     page.tab.set_viewport_size({"width": width, "height": 800})
     long = next(e["prompt"] for e in data["examples"] if e["skill"] == "distinct")
     hashes = [f"#tab={tab}" for tab in TABS] + [f"#tour={n}" for n in (2, 6, 7)]
-    hashes += [f"#beside=routing_only&edits=3s0&prompt={long}", f"#prompt={'x' * 140}"]
-    for hash in hashes if width < 1000 else hashes[:4]:
+    hashes = hashes[1:] + [f"#beside=routing_only&edits=3s0&prompt={long}", f"#prompt={'x' * 140}"]
+    for hash in hashes if width < 1000 else hashes[1:3]:
         page.go(hash)
         assert page.tab.evaluate("document.documentElement.scrollWidth") <= width, hash
         outside = page.tab.evaluate("""w => [...document.querySelectorAll('main *')].filter(e =>
@@ -401,15 +403,20 @@ def test_no_sideways_scrolling(page, width, data):
     page.tab.set_viewport_size({"width": 1100, "height": 900})
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_accessibility(chromium, page_file, scheme):
+def test_accessibility(chromium, page_file):
+    """axe-core finds nothing, in light and in dark colours."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=f"no axe; {INSTALL}").Axe()
-    page = Page(chromium, page_file, color_scheme=scheme).open()
-    hashes = ["#tab=choosing", "#tab=training", "#tour=6", "#beside=sft_only&edits=4e1", "#prompt=+"]
-    for hash in hashes if scheme == "light" else hashes[:3]:
+    page = Page(chromium, page_file).open()
+    page.tab.evaluate(axe.axe_script)
+    for hash in ("#tour=8", "#tab=training", "#beside=sft_only&edits=4e1", "#prompt=+"):
         page.go(hash)
-        found = axe.run(page.tab, options={"resultTypes": ["violations"]}).response["violations"]
-        assert found == [], json.dumps([[v["id"], [n["html"][:200] for n in v["nodes"][:3]]] for v in found], indent=1)
+        for scheme in ("light", "dark")[:1 + (hash != "#prompt=+")]:
+            page.tab.emulate_media(color_scheme=scheme)
+            rules = None if scheme == "light" else {"runOnly": ["color-contrast"]}
+            found = page.tab.evaluate("o => axe.run(o ?? {}).then(r => [r.violations, r.passes.length])", rules)
+            bad = [[v["id"], [n["html"][:200] for n in v["nodes"][:3]]] for v in found[0]]
+            assert bad == [] and found[1] >= (1 if rules else 20), (hash, scheme, json.dumps(bad, indent=1))
+    assert page.trouble == []
     page.context.close()
 
 
@@ -417,7 +424,6 @@ def test_damaged_weights_give_a_message(chromium, page_file, tmp_path):
     text = page_file.read_text(encoding="utf-8")
     at = text.index('"base64":"') + 5000
     for broken in (text[:at] + ("B" if text[at] == "A" else "A") + text[at + 1:],
-                   text.replace('"n_layer":3', '"n_layer":2'), text[:at] + text[at + 4000:],
                    text.replace('id="data">{', 'id="data">')):
         (tmp_path / "broken.html").write_text(broken, encoding="utf-8")
         page = Page(chromium, tmp_path / "broken.html").open()

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from extra.gpt import GPT, GPTConfig
-from extra.paper import baselines, models, variants
+from extra import models
+from extra.paper import baselines, variants
 from extra.paper.train import Cdpo, Sft, train
 from fusionroute import Router, cdpo_loss, fuse, sft_loss
 from model import generate

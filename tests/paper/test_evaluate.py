@@ -129,7 +129,7 @@ def test_the_short_table_has_the_lesson_s_rows_and_all_that_are_above(published)
     names = {report.NAMES[m].strip("*") for m in report.SHORT}
     above = {m for m, row in published["table1"]["llama"].items() if np.mean(row["average"]) > np.mean(published["table1"]["llama"]["fusionroute"]["average"])}
     assert set(rows()) == names | {report.NAMES[m] for m in above} and above == {"co_llm_self", "fused_sft", "fused_full"}
-    assert "router*" in report.short_table(published) and "* From another measurement" in report.short_table(published)
+    assert "router*" in report.short_table(published) and "* Measured apart" in report.short_table(published)
     published["table1"]["llama"]["router"] = published["table1"]["llama"]["collab"]  # once it is measured with the others
     published["table1"]["llama"]["dare"]["average"] = [0.99] * 5
     assert "router*" not in report.short_table(published) and "DARE, tuned" in rows() and "Collab" not in rows()
@@ -159,6 +159,7 @@ def test_every_trained_row_of_the_tables_is_explained():
         if recipe in TRAINING and code not in ("router", "fine_tuned"):
             last = trained_by.split("then ")[-1]  # the table's text is the recipe itself
             assert eval(last, {"Sft": Sft, "Cdpo": Cdpo, "Reward": baselines.Reward}) == TRAINING[recipe]
+    assert (TRAINING["fine_tuned"].phase1, TRAINING["fine_tuned"].pairs_of) == ("fine_tuned_sft", "router_sft")
     assert TRAINING["fine_tuned"].loss == TRAINING["fine_tuned_sft"].loss == "plain" and "both phases with loss=\"plain\"" in baselines.__doc__
 
 

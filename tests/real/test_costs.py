@@ -32,6 +32,8 @@ def test_what_a_real_step_holds(config, long, monkeypatch):
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     real = sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in weights)
     assert costs.held(config, 20, 3) == pytest.approx(real + 2 * logits.numel() * 4, rel=0.02)
+    deep = replace(config, n_layer=7)  # counted on few layers, as on all
+    assert costs.held(deep, 20, 3) == costs.held_by(deep, 20, 3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     loss.backward()
     optimizer.step()

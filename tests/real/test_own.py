@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import weakref
 from dataclasses import replace
@@ -48,7 +49,7 @@ def read(path, sides, tokenizer):
     return data.read_samples(path, data.read_bytes(path), sides, tokenizer, lambda i: i >= 267, 64)
 
 
-# --- training ---------------------------------------------------------------------------------------------------------------------------
+# --- training ----------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma"])
@@ -123,7 +124,8 @@ def test_what_is_left_out_is_counted_and_named(dirs, tmp_path, capsys):
 
 @pytest.mark.parametrize("line, says", [
     ('{"prompt": "a"', "is no JSON"), ('{"prompt": "a"}', "must be a JSON object with prompt and completion, or with messages; the field "
-                                                          "completion is missing"), ('{"completion": "a"}', "must be a JSON object with prompt and completion, or with messages; the field prompt is missing"),
+                                                          "completion is missing"),
+    ('{"completion": "a"}', "must be a JSON object with prompt and completion, or with messages; the field prompt is missing"),
     ('["a", "b"]', "must be a JSON object with prompt and completion"),
     ('{"prompt": "a", "completion": [{"role": "user"}]}', "completion must have messages with a role"),
     ('{"prompt": "a", "completion": null}', "completion must be a text, and is null"),
@@ -167,7 +169,8 @@ def test_scoring_takes_one_expert_at_a_time_and_goes_on_where_it_was(dirs, monke
     monkeypatch.setattr(scores, "CHUNK", 256)  # and the same numbers as at once
     first = log(flags, "router_sft")
     main("train_sft", *flags.sft[:-4], "--out", str(flags.at / "at_once"), "--device", "cpu")
-    for a, b in zip(first, [json.loads(x) for x in (flags.at / "at_once/seed0/router_sft.log.jsonl").read_text().splitlines()], strict=True):
+    second = (flags.at / "at_once/seed0/router_sft.log.jsonl").read_text().splitlines()
+    for a, b in zip(first, map(json.loads, second), strict=True):
         assert a == pytest.approx(b, abs=2e-5)
     files[0].write_bytes(files[0].read_bytes()[:-100])  # a damaged file of scores is named, not used
     (flags.at / "out/seed0/router_sft/fusionroute.pt").unlink()
@@ -189,7 +192,7 @@ def test_different_tokenizers_are_refused_with_the_first_token(dirs):
     assert not (flags.at / "out").exists()
 
 
-# --- the whole way ------------------------------------------------------------------------------------------------------------------------
+# --- the whole way -----------------------------------------------------------------------------------------------------------------------
 
 
 def test_from_directories_to_an_answer(dirs, capsys):
@@ -310,7 +313,88 @@ def test_a_killed_training_goes_on(dirs, monkeypatch):
     assert a == b
 
 
-# --- mistakes, numbers in 16 bits ----------------------------------------------------------------------------------------------------------
+# --- two runs, and what killed ones leave ------------------------------------------------------------------------------------------------
+
+
+def test_two_runs_never_write_the_same(dirs, monkeypatch):
+    """While one trains, another with other settings is refused; with another --name it trains."""
+    flags, real, told = dirs(), torch.nn.utils.clip_grad_norm_, []
+
+    def meanwhile(*args):
+        if not told:
+            told.append("")
+            told[0] = mistake("train_sft", *flags.sft, "--lr", "0.1")
+            main("train_sft", *flags.sft, "--name", "other")
+        return real(*args)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", meanwhile)
+    main("train_sft", *flags.sft, "--lr", "1e-3")
+    assert f"another run writes {flags.at}/out/seed0/router_sft now (process {os.getpid()} on " in told[0]
+    assert "was made with lr = 0.001" in mistake("train_sft", *flags.sft, "--lr", "0.1")
+    assert (flags.at / "out/seed0/other/fusionroute.pt").exists()
+
+
+def test_what_killed_runs_left_beside_goes(dirs):
+    flags = dirs()
+    main("train_sft", *flags.sft)
+    out = flags.at / "out/seed0"
+    gone = [out / "router_sft.state.pt.99999.tmp", out / "router_sft/model.safetensors.99999.tmp", out / "scores/math-0.pt.99999.tmp"]
+    stays = [out / "other.state.pt.99999.tmp", out / "scores/math-1.pt.99999.tmp", out / "router_sft.mine.tmp"]
+    for path in gone + stays:
+        path.write_text("x")
+    os.utime(gone[2], (0, 0))
+    main("train_sft", *flags.sft)
+    assert [path for path in gone + stays if path.exists()] == stays
+
+
+# --- weights that cannot be right --------------------------------------------------------------------------------------------------------
+
+
+def spoil(path, change):
+    """Save a model's directory with changed weights."""
+    model = load(path)
+    change(model)
+    pretrained.save(model, path)
+
+
+def test_weights_that_cannot_be_right_are_named(dirs):
+    """Not numbers: at loading. Numbers whose outputs are none: when they score, or before they answer. Nothing is saved."""
+    flags = dirs()
+    spoil(flags.at / "code", lambda m: m.blocks[0].w_up.weight.data.fill_(float("nan")))
+    message = mistake("train_sft", *flags.sft)
+    assert f"{flags.at}/code/model.safetensors: the tensor model.layers.0.mlp.up_proj.weight has" in message and "NaN as float32" in message
+
+    def huge(model):
+        model.blocks[0].w_up.weight.data.fill_(3e38)
+        model.blocks[0].w_gate.weight.data.fill_(3e38)
+    spoil_again = GPT(replace(SIZES["code"][0], vocab_size=280))
+    huge(spoil_again)
+    pretrained.save(spoil_again, flags.at / "code", Tokenizer(flags.at / "math"))
+    assert "code gives log-probabilities that are no numbers" in mistake("train_sft", *flags.sft)
+    assert not list((flags.at / "out/seed0/scores").glob("code*"))
+
+
+def test_an_expert_without_numbers_answers_nothing(dirs, monkeypatch, capsys):
+    flags = dirs()
+    main("train_sft", *flags.sft)
+    ask = ["decode", "what?", "--router", str(flags.at / "out/seed0/router_sft"), *flags.decode[2:]]
+    main(*ask)
+    real = pretrained.load
+
+    def spoiled(directory, *args):
+        model = real(directory, *args)
+        if directory.name == "math":
+            model.blocks[1].w_down.weight.data.fill_(3e38)
+        return model
+    monkeypatch.setattr(pretrained, "load", spoiled)
+    assert f"math ({flags.at / 'math'}) gives logits that are no numbers" in mistake(*ask)
+    path = flags.at / "out/seed0/router_sft/fusionroute.pt"
+    content = torch.load(path, weights_only=True)
+    content["W"][0, 0] = float("nan")
+    torch.save(content, path)
+    assert "fusionroute.pt: W has 1 values of 32 that are NaN" in mistake(*ask)
+
+
+# --- mistakes, numbers in 16 bits --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name, args, says", [
@@ -340,7 +424,7 @@ def test_paths_are_looked_at_before_packages(name, args, says, tmp_path, monkeyp
     ("train_sft", lambda f: f.sft + ["--experts", f"a={f.at / 'math'}", f"a={f.at / 'math'}"], "the name a is taken"),
     ("train_sft", lambda f: f.sft + ["--experts", "math=nowhere"], "there is no directory nowhere (--experts)"),
     ("train_sft", lambda f: f.sft + ["--data", "nowhere"], "there is no file nowhere (--data)"),
-    ("train_cdpo", lambda f: f.cdpo + ["--seed", "9", "--out", "x"], "run python -m extra.real.train_sft --init DIR ... --seed 9 --out x"),
+    ("train_cdpo", lambda f: f.cdpo + ["--seed", "9", "--out", "x"], "/train.jsonl --seed 9 --out x (DIR: what the router starts from)"),
     ("train_cdpo", lambda f: f.cdpo + ["--tries", "5"], "unrecognized arguments: --tries 5"),
     ("decode", lambda f: f.decode + ["x"], "there is no"),
     ("decode", lambda f: [*f.experts, "What is 2?", "--router", "x"], "put a prompt before it")])

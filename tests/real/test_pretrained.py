@@ -38,7 +38,7 @@ def transformers(safetensors):
     return module
 
 
-# --- against transformers -------------------------------------------------------------------------------------------------------------
+# --- against transformers ----------------------------------------------------------------------------------------------------------------
 
 
 def theirs(transformers, family, seed):
@@ -152,7 +152,7 @@ def test_a_gemma_router_over_llama_experts():
         assert ([t for t in trace.tokens if t != 4], trace.pick) == (tokens, picks)
 
 
-# --- our own round trip -----------------------------------------------------------------------------------------------------------------
+# --- our own round trip ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("config", [replace(GPTConfig(), rope_float32=True), LLAMA, LLAMA3, GEMMA,
@@ -220,7 +220,7 @@ def test_memory_is_about_the_size_of_the_model(safetensors, tmp_path):
     assert size > 75 and peak < 1.3 * size
 
 
-# --- config.json ------------------------------------------------------------------------------------------------------------------------
+# --- config.json -------------------------------------------------------------------------------------------------------------------------
 
 
 def config_json(folder, config=LLAMA, **changes):
@@ -304,7 +304,7 @@ def test_no_such_directory(tmp_path):
     assert "there is no" in refused(read_config, tmp_path / "nothing")
 
 
-# --- weights ----------------------------------------------------------------------------------------------------------------------------
+# --- weights -----------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -329,7 +329,12 @@ Q, EMBED = "model.layers.1.self_attn.q_proj.weight", "model.embed_tokens.weight"
     (lambda t: t | {Q.replace("weight", "bias"): torch.zeros(24)}, "q_proj.bias has no place"),
     (lambda t: t | {Q: t[Q].T.contiguous()}, f"{Q} has the shape [16, 24], and config.json asks for [24, 16]"),
     (lambda t: t | {Q: t[Q].to(torch.int8)}, f"{Q} is stored as I8"),
-    (lambda t: t | {"lm_head.weight": t[EMBED] + 1}, "lm_head.weight is not the embedding")])
+    (lambda t: t | {Q: t[Q] / 0 * 0}, f"the tensor {Q} has 384 values of 384 that are NaN as float32: the model is damaged"),
+    (lambda t: t | {Q: t[Q].clone().index_fill_(0, torch.tensor(3), float("inf"))}, f"{Q} has 16 values of 384 that are infinite"),
+    (lambda t: t | {"model.norm.weight": 0 * t["model.norm.weight"]}, "the tensor model.norm.weight is zero everywhere"),
+    (lambda t: t | {EMBED: 0 * t[EMBED]}, f"the tensor {EMBED} is zero everywhere: the file was not written whole"),
+    (lambda t: t | {Q.removeprefix("model."): t[Q].clone()}, f"{Q} is both in"),
+    (lambda t: t | {"lm_head.weight": t[EMBED][:7].clone()}, "lm_head.weight has the shape [7, 16], and config.json asks for [29, 16]")])
 def test_wrong_tensors_are_named(tamper, words, broken):
     assert words in broken(tamper)
 
@@ -342,6 +347,57 @@ def test_tensors_that_do_no_harm(safetensors, tmp_path):
     t |= {"lm_head.weight": t[EMBED].clone(), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(3)}
     safetensors.save_file(t, tmp_path / "model.safetensors")
     assert torch.equal(pretrained.load(tmp_path).embed.weight, model.embed.weight)
+
+
+STORED = {  # how a file may hold a tied head, and the names
+    "once": lambda t: t, "twice": lambda t: t | {"lm_head.weight": t[EMBED].clone()},
+    "as the head": lambda t: {name: x for name, x in t.items() if name != EMBED} | {"lm_head.weight": t[EMBED]},
+    "in the model": lambda t: t | {"model.lm_head.weight": t[EMBED].clone()},
+    "without model.": lambda t: {name.removeprefix("model."): x for name, x in t.items()},
+    "with model. twice": lambda t: {f"model.{name}": x for name, x in t.items()},
+    "two different": lambda t: t | {"lm_head.weight": t[EMBED] + 0.5}}
+
+
+@pytest.mark.parametrize("config", [LLAMA, GEMMA], ids=["llama", "gemma"])
+@pytest.mark.parametrize("how", STORED)
+@torch.no_grad()
+def test_a_tied_head_is_read_however_it_is_stored(how, config, safetensors, tmp_path, capsys):
+    model, ids = GPT(config), torch.randint(0, 29, (2, 9))
+    save(model, tmp_path)
+    t = safetensors.load_file(tmp_path / "model.safetensors")
+    safetensors.save_file(STORED[how](t), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    again, expected = load(tmp_path), model(ids)[0]
+    if how == "two different":
+        assert "lm_head.weight is not the embedding: both are used" in capsys.readouterr().out
+        expected = pretrained.GPT(replace(config, tied=False))
+        expected.load_state_dict(model.state_dict() | {"head.weight": t[EMBED] + 0.5})
+        expected = expected(ids)[0]
+    assert (again.head.weight is again.embed.weight) == (how != "two different") and torch.equal(again(ids)[0], expected)
+    save(again, tmp_path / "again")
+    assert torch.equal(load(tmp_path / "again")(ids)[0], expected)
+
+
+@pytest.mark.parametrize("config", [LLAMA, GEMMA], ids=["llama", "gemma"])
+@torch.no_grad()
+def test_a_tied_head_is_read_as_transformers_reads_it(config, transformers, safetensors, tmp_path):
+    if transformers.__version__ < "5":
+        pytest.skip("pip install transformers>=5: older ones read some of these otherwise")
+    model, ids = GPT(config), torch.randint(0, 29, (2, 9))
+    save(model, tmp_path)
+    t = safetensors.load_file(tmp_path / "model.safetensors")
+    for stored in STORED.values():
+        safetensors.save_file(stored(t), tmp_path / "model.safetensors", metadata={"format": "pt"})
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+        assert (theirs(ids).logits - load(tmp_path)(ids)[0]).abs().max() < 1e-4
+
+
+def test_a_model_that_float16_is_too_small_for_is_named(safetensors, tmp_path):
+    model = GPT(LLAMA)
+    model.blocks[0].wq.weight.data[0, 0] = 1e6
+    save(model, tmp_path)
+    assert torch.equal(load(tmp_path).embed.weight, model.embed.weight)
+    assert "infinite as float16: the model is damaged, or its training diverged, or float16 is too small for it" in refused(
+        load, tmp_path, "cpu", "float16")
 
 
 @pytest.mark.parametrize("changes, words", [
@@ -404,7 +460,7 @@ def test_a_missing_package_is_one_clear_line(package, call, tmp_path, monkeypatc
     assert refused(call, tmp_path) == "real models need the package safetensors: pip install -r requirements-real.txt"
 
 
-# --- convert_smollm2.py -----------------------------------------------------------------------------------------------------------------
+# --- convert_smollm2.py ------------------------------------------------------------------------------------------------------------------
 
 
 def test_q_and_k_rows_from_neighbours_to_halves():
