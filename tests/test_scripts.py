@@ -200,7 +200,7 @@ def test_prompts_from_a_file(world):
     assert p.stdout.count("tokens with the end") == 2 and p.stderr.count("error: ") == 1
     assert p.stdout.index(PROMPT) < p.stdout.index("38 mod 5")
     command = [sys.executable, str(ROOT / "decode.py"), "--out", str(world)]
-    how = {"capture_output": True, "cwd": ROOT, "env": {**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"}}
+    how = {"capture_output": True, "cwd": ROOT, "env": {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"}}
     p = subprocess.run(command, input=b"What is \xff?\n\nWhat is 38 mod 5?", **how)
     assert p.returncode == 0 and p.stdout.count(b"tokens with the end") == 2 and p.stderr == b""
     assert "prompt> What is \ufffd?" in p.stdout.decode()
@@ -313,8 +313,8 @@ def test_a_mistake_is_one_line_and_status_2(world, args):
 
 @pytest.mark.parametrize("redirect", ["<&-", "> /dev/full"])
 def test_closed_and_full_streams(world, redirect):
-    p = subprocess.run(["bash", "-c", f'"$@" {redirect}', "bash", sys.executable, str(ROOT / "decode.py"), "--out", str(world), PROMPT],
-                       capture_output=True, text=True, cwd=ROOT)
+    command = ["bash", "-c", f'"$@" {redirect}', "bash", sys.executable, str(ROOT / "decode.py"), "--out", str(world), PROMPT]
+    p = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert p.returncode == (2 if "full" in redirect else 0) and "Traceback" not in p.stderr, p.stderr
     assert len(p.stderr.splitlines()) == ("full" in redirect)
 

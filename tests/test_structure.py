@@ -183,7 +183,8 @@ def test_only_the_five_scripts_at_the_top():
 
 def test_lines_of_the_ground_floor():
     files = [*ROOT.glob("*.py"), ROOT / "theory/toy_mdp.py", *python_files("toy_experts", "exercises", "page")]
-    wrong = [f"{path.relative_to(ROOT)}:{i}: {len(line)} columns" for path in files for i, line in enumerate(path.read_text().splitlines(), 1) if len(line) > 100]
+    wrong = [f"{path.relative_to(ROOT)}:{i}: {len(line)} columns" for path in files
+             for i, line in enumerate(path.read_text().splitlines(), 1) if len(line) > 100]
     assert not wrong, wrong
 
 
