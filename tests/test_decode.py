@@ -15,7 +15,7 @@ from toy_experts.batch import METHODS, answers, decode_batch
 from toy_experts.tasks import Item
 
 CONFIG = GPTConfig(vocab_size=19, d_model=16, n_layer=2, n_head=2, n_kv_head=1, head_dim=8, d_ff=24, max_len=64)
-END, MAX_NEW = 3, 30
+END, MAX_NEW = 3, 20
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [1, 2], [16, 17, 18, 1, 2, 4, 5], [4, 4, 4, 4]]
 EXPERTS = {"math": 0, "code": 1, "instruct": 2}  # the order of the routing weights
 

@@ -17,7 +17,7 @@ ALL = tasks.BENCHMARKS + ["general"]
 
 
 def some(bench, n=None, split="train"):
-    n = n or (60 if bench in tasks.DOMAINS["code"] else 300)  # each program is judged on a hundred cases and more
+    n = n or (40 if bench in tasks.DOMAINS["code"] else 300)  # each program is judged on a hundred cases and more
     return tasks.dataset(bench, split, n, Random(1))
 
 
@@ -96,7 +96,7 @@ def test_a_prompt_determines_its_problem():
     seen = {}
     for bench in ALL:
         rng = Random(3)
-        for _ in range(3000):
+        for _ in range(1500):
             i = tasks.draw(bench, rng.choice(list(tasks.SPLITS)), rng)
             assert seen.setdefault(i.prompt, i.key) == i.key
 
@@ -244,7 +244,7 @@ def test_hidden_cases_tell_near_misses_apart(bench):
     grid = [(i, j) for i in range(-12, 22) for j in range(-12, 22)] if bench == "toy-humaneval" else \
         [([],)] + [([x, y],) for x in range(-8, 13) for y in range(-8, 13)] + [([x],) for x in range(-40, 80)] + \
         [([rng.randint(-20, 40) for _ in range(n)],) for n in range(3, 20) for _ in range(5)]
-    for i in tasks.dataset(bench, "train", 25, Random(3)):
+    for i in tasks.dataset(bench, "train", 16, Random(3)):
         gold = judge.parse(i.gold[1])
         for m in re.finditer(r"(?<!\[)(?<!default=)(?:[0-9]+|[<>+*%-])", i.answer):
             for new in (["2", "5", "9"] if m[0].isdigit() else ["<", ">", "+", "-"]):
@@ -255,7 +255,7 @@ def test_hidden_cases_tell_near_misses_apart(bench):
                     assert all(judge.call(program, args) == judge.call(gold, args) for args in grid), (i.answer, text)
                 else:
                     wrong += text != i.answer
-    assert mutants > 200 and wrong > 0.8 * mutants
+    assert mutants > 120 and wrong > 0.8 * mutants
 
 
 def test_code_must_have_the_asked_name():
