@@ -100,7 +100,7 @@ def phases(s, mine, experts):
 
 def train(s, mine):
     """Train both phases with the functions that you wrote in steps 1 to 6. Your loop of step 7 then
-    answers test prompts. Nothing is saved. It takes a minute or two.
+    answers test prompts. Nothing is saved. It takes two to five minutes.
     """
     folder, flags = run.run_dir(s), run.flags(s)
     if not flags and not (folder / "router.pt").exists():

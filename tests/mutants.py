@@ -23,8 +23,7 @@ SLOW_1, SLOW_2 = "test_phase_1_equals_a_slow", "test_phase_2_equals_a_slow"
 MUTANTS = [
     # the method
     ("Eq. (1) without the expert's normalisation sign", "fusionroute.py", "F.log_softmax(router_logits, -1) + F",
-     "F.log_softmax(router_logits, -1) - F",
-     "losses fuse"),
+     "F.log_softmax(router_logits, -1) - F", "losses fuse"),
     ("S where all experts differ", "fusionroute.py", "(choice != choice[..., :1]).any(-1)", "(choice != choice[..., :1]).all(-1)",
      "losses informative"),
     ("raw weights", "fusionroute.py", "(w.softmax(-1) * logp).sum(-1)", "(w * logp).sum(-1)", "losses agg"),
@@ -40,7 +39,8 @@ MUTANTS = [
     ("no bias", "fusionroute.py", "-F.logsigmoid(margin + bias)", "-F.logsigmoid(margin)", "losses cdpo_loss_by_hand"),
     ("margin without beta on the rejected answer", "fusionroute.py", "reward_rejected = beta * (", "reward_rejected = (",
      "losses cdpo_loss_by_hand"),
-    ("score is off by one", "fusionroute.py", "token_logp(logits, x[:, 1:]).cpu()", "token_logp(logits, x[:, :-1]).cpu()", "losses score"),
+    ("score is off by one", "fusionroute.py", "token_logp(logits, x[:, 1:]).cpu()", "token_logp(logits, x[:, :-1]).cpu()",
+     "losses score"),
     # the model
     ("no causal mask", "model.py", "mask = pos[:, :, None] >= torch", "mask = pos[:, :, None] > -1 + 0 * torch", "model future"),
     ("scores not scaled", "model.py", "* hd**-0.5", "* 1.0", "model slow"),
@@ -54,22 +54,19 @@ MUTANTS = [
     ("decode: top_p ignored", "decode.py", "sample(logits[None], temperature, top_p, u)", "sample(logits[None], temperature, 1.0, u)",
      "decode top_p"),
     ("decode: the choice of the fused logits", "decode.py", "expert_choice = int(logits.argmax())",
-     "expert_choice = int(router_logits.argmax())",
-     "decode record"),
+     "expert_choice = int(router_logits.argmax())", "decode record"),
     ("decode: phase 2's router for sft_only", "decode.py", '"router_sft" if s.method == "sft_only" else "router"', '"router"',
      "training each_method"),
     ("batch: an expert reads other rows", "toy_experts/batch.py", "rows[mine], text, have)[0]", "rows[:len(mine)], text, have)[0]",
      "decode definition"),
     ("batch: temperature is ignored", "toy_experts/batch.py", "sample(fused, temperature, u=u)",
-     "sample(fused, min(temperature, 0.1), u=u)",
-     "decode follows_eq_1"),
+     "sample(fused, min(temperature, 0.1), u=u)", "decode follows_eq_1"),
     ("batch: rows go on after the end", "toy_experts/batch.py", "alive = token != tokenizer.END", "alive = token >= 0",
      "decode definition"),
     ("methods: routing_only fuses", "toy_experts/batch.py", '"routing_only": {"use_router": False}', '"routing_only": {}',
      "decode definition"),
-    ("methods: code and math exchanged", "toy_experts/batch.py", '"math": {"use_router": False,
-     "only": 0}', '"math": {"use_router": False, "only": 1}',
-     "decode definition"),
+    ("methods: code and math exchanged", "toy_experts/batch.py", '"math": {"use_router": False, "only": 0}',
+     '"math": {"use_router": False, "only": 1}', "decode definition"),
     ("answers in another order", "toy_experts/batch.py", "traces[i] = trace", "traces[len(items) - 1 - i] = trace",
      "decode order_of_the_items"),
     ("display: S is one token late", "toy_experts/show.py", "[0, len(prompt) - 1:]", "[0, len(prompt):]", "decode in_S"),
@@ -77,33 +74,35 @@ MUTANTS = [
      "decode only_tokens"),
     ("display: changed is not marked", "toy_experts/show.py", """f"«{r['token']}»" if r["changed"] else r["token"]""", 'r["token"]',
      "decode only_tokens"),
-    ("display: part of a character",
-     "toy_experts/show.py", 'getincrementaldecoder("utf-8")("replace")', 'getincrementaldecoder("utf-8")("ignore")',
-     "decode part_of"),
+    ("display: part of a character", "toy_experts/show.py", 'getincrementaldecoder("utf-8")("replace")',
+     'getincrementaldecoder("utf-8")("ignore")', "decode part_of"),
     # phase 1
     ("phase 1: gradients not clipped", "train_sft.py", "router.parameters(), 1.0)", "router.parameters(), 1e9)", f"training {SLOW_1}"),
     ("phase 1: gradients add up", "train_sft.py", "        optimizer.zero_grad()\n", "", f"training {SLOW_1}"),
     ("phase 1: W at theta's rate", "train_sft.py", '"lr": LR_W}', '"lr": s.lr}', f"training {SLOW_1}"),
     ("phase 1: no schedule", "train_sft.py", "        scheduler.step()\n", "", f"training {SLOW_1}"),
-    ("phase 1: the same batches every epoch", "train_sft.py", "BATCH, s.seed * 1000 + e)]", "BATCH, s.seed * 1000)]", f"training {SLOW_1}"),
+    ("phase 1: the same batches every epoch", "train_sft.py", "BATCH, s.seed * 1000 + e)]", "BATCH, s.seed * 1000)]",
+     f"training {SLOW_1}"),
     ("phase 1: lambda is ignored", "train_sft.py", "choice, s.lam)", "choice, 1 / 3)", f"training {SLOW_1}"),
     ("phase 1: trained on the test split", "train_sft.py", 'tasks.mixed("train"', 'tasks.mixed("test"', "training fed_the_train_split"),
-    ("phase 1: starts from the math expert", "train_sft.py", 'experts[toy.EXPERTS.index("instruct")]', 'experts[toy.EXPERTS.index("math")]',
-     "training fed_the_train_split"),
+    ("phase 1: starts from the math expert", "train_sft.py", 'experts[toy.EXPERTS.index("instruct")]',
+     'experts[toy.EXPERTS.index("math")]', "training fed_the_train_split"),
     ("phase 1: W does not start at 0", "fusionroute.py", "nn.init.zeros_(self.W.weight)", "nn.init.ones_(self.W.weight)",
      "training fed_the_train_split"),
     # phase 2
     ("phase 2: gradients not clipped", "train_cdpo.py", "router.parameters(), 1.0)", "router.parameters(), 1e9)", f"training {SLOW_2}"),
     ("phase 2: batches not shuffled", "train_cdpo.py", '    Random(f"plan {s.seed}").shuffle(plan)\n', "", "training algorithm_1"),
     ("phase 2: beta is ignored", "train_cdpo.py", "ref[rows].to(device), s.beta)", "ref[rows].to(device), 0.1)", f"training {SLOW_2}"),
-    ("phase 2: the reference of other pairs", "train_cdpo.py", "ref[rows].to(device)",
-     "ref[rows.flip(0)].to(device)", f"training {SLOW_2}"),
-    ("phase 2: twice the SFT batches", "train_cdpo.py", "pairs + sft[:len(pairs)]", "pairs + sft[:2 * len(pairs)]", "training algorithm_1"),
+    ("phase 2: the reference of other pairs", "train_cdpo.py", "ref[rows].to(device)", "ref[rows.flip(0)].to(device)",
+     f"training {SLOW_2}"),
+    ("phase 2: twice the SFT batches", "train_cdpo.py", "pairs + sft[:len(pairs)]", "pairs + sft[:2 * len(pairs)]",
+     "training algorithm_1"),
     ("phase 2: chosen and rejected exchanged", "train_cdpo.py", "cdpo_loss(*theta.unbind(1), *ref.unbind(1), *expert.unbind(1), beta)",
      "cdpo_loss(*theta.unbind(1)[::-1], *ref.unbind(1)[::-1], *expert.unbind(1)[::-1], beta)", "losses pair_loss"),
     ("phase 2: the reference counts the prompt", "train_cdpo.py", "[0][..., 0] * both.mask[:, 1:])", "[0][..., 0])",
      "scripts phase_2_logs"),
-    ("phase 2: pi_ref is an expert", "train_cdpo.py", "score([router.lm], both.ids", "score(experts[:1], both.ids", "scripts phase_2_logs"),
+    ("phase 2: pi_ref is an expert", "train_cdpo.py", "score([router.lm], both.ids", "score(experts[:1], both.ids",
+     "scripts phase_2_logs"),
     # pairs and data
     ("pairs: exchanged", "toy_experts/pairs.py", 'for side in ("chosen", "rejected")', 'for side in ("rejected", "chosen")',
      "training first_wrong_one"),
@@ -117,8 +116,7 @@ MUTANTS = [
     ("data: scores one place late", "toy_experts/data.py", "self.logp[rows, ..., :T - 1, :]", "self.logp[rows, ..., 1:T, :]",
      "tasks cut_to_its_longest"),
     ("data: batches in order of length", "toy_experts/data.py", "return [out[i] for i in torch.randperm(len(out), generator=g)]",
-     "return out",
-     "tasks random_order"),
+     "return out", "tasks random_order"),
     ("experts: gradients not clipped", "toy_experts/train.py", "model.parameters(), 1.0)", "model.parameters(), 1e9)",
      "training experts_train"),
     ("experts: learn the held-out sub-skills", "toy_experts/train.py", "if skill not in held_out]", "]", "tasks held_out"),
@@ -155,22 +153,21 @@ MUTANTS = [
     ("files are written in place", "toy_experts/run.py", 'path.with_name(f"{path.name}.{os.getpid()}.tmp")', "path",
      "scripts whole_or_nothing"),
     ("a diverged run is saved", "toy_experts/run.py", "if not loss.isfinite():", "if False:", "scripts diverged"),
-    ("another router's experts are taken",
-     "toy_experts/train.py", 'run.check_same(path, content["experts"]', 'run.check_same(path, content["experts"] and {}',
-     "scripts bad_checkpoints"),
+    ("another router's experts are taken", "toy_experts/train.py", 'run.check_same(path, content["experts"]',
+     'run.check_same(path, content["experts"] and {}', "scripts bad_checkpoints"),
     # the house
     ("the ground floor imports extra", "toy_experts/pairs.py", "import json\n", "import json\nimport extra.common\n",
      "structure does_not_know"),
     ("the model imports numpy", "model.py", "import torch\n", "import numpy\nimport torch\n", "structure torch_only"),
     ("a circle", "toy_experts/judge.py", "import ast\n", "import ast\nfrom toy_experts import tasks\n", "structure circle"),
     ("an import inside a function", "toy_experts/judge.py", "def passes(source, cases, name):\n",
-     "def passes(source, cases, name):\n    import model\n",
-     "structure inside_a_function"),
+     "def passes(source, cases, name):\n    import model\n", "structure inside_a_function"),
     ("paper imports real", "extra/paper/tune.py", "import json\n", "import json\nimport extra.real.own\n", "structure wing"),
     ("decode has a second implementation of Eq. (1)", "decode.py", "logits = fuse(router_logits, logits)",
      "logits = router_logits.log_softmax(-1) + logits.log_softmax(-1)", "structure lesson"),
     ("attention has a second implementation", "model.py", "y = attention(q.transpose(1, 2), k, v, mask)",
-     "y = F.scaled_dot_product_attention(q.transpose(1, 2), k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), mask[:, None])", "structure lesson"),
+     "y = F.scaled_dot_product_attention(q.transpose(1, 2), k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), mask[:, None])",
+     "structure lesson"),
 ]
 
 def survives(mutant, all_tests):
@@ -184,9 +181,11 @@ def survives(mutant, all_tests):
         shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv", "out", "__pycache__", "*.svg", "*.png", "results"))
         (tree / name).write_text(text.replace(old, new))
         file, word = where.split()
-        tests = [str(p.relative_to(ROOT)) for p in (ROOT / "tests").glob("test_*.py")] if all_tests else [f"tests/test_{file}.py", "-k", word]
-        p = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests], cwd=tree, capture_output=True, text=True,
-                           env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+        tests = [f"tests/test_{file}.py", "-k", word]
+        if all_tests:
+            tests = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests").glob("test_*.py"))
+        p = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests], cwd=tree, text=True,
+                           capture_output=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
     assert p.returncode in (0, 1), p.stdout + p.stderr  # 5: the word fits no test
     return p.returncode == 0
 
@@ -199,7 +198,7 @@ def main(words):
         verdict = survives(mutant, all_tests)
         print(f"{ {True: 'SURVIVES', False: 'noticed', None: 'NOT FOUND'}[verdict]:9s}  {mutant[1]}: {mutant[0]}", flush=True)
         left += [] if verdict is False else [mutant[0]]
-    print(f"{len(chosen)} breakages in {time.time() - begun:.0f} seconds, {len(left)} not noticed" + "".join(f"\n  {name}" for name in left))
+    print(f"{len(chosen)} breakages in {time.time() - begun:.0f} seconds, {len(left)} not noticed", *left, sep="\n  ")
     return bool(left)
 
 

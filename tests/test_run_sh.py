@@ -30,7 +30,7 @@ def test_run_sh_hands_its_flags_to_every_script(run_sh):
     p, ran = run_sh("--seed", "1", "--out", "a b", "--device=cpu")
     flags = "--seed 1 --out a b --device=cpu"
     assert ran[:3] == [f"{name} {flags}" for name in ("train_sft.py", "train_cdpo.py", "-m toy_experts.evaluate")]
-    assert ran[3].startswith(f"decode.py {flags} < Zoe has 12")
+    assert ran[3].startswith(f"decode.py {flags} < ")
     assert p.stdout.endswith("decode.py --seed 1 --out a\\ b --device=cpu\n")  # to be pasted
 
 

@@ -273,7 +273,7 @@ def test_covered_and_uncovered_and_the_split(world, monkeypatch):
 
     monkeypatch.setattr(evaluate, "answers", stub)
     monkeypatch.setattr(evaluate, "routing", lambda *args: {})
-    r = evaluate.evaluate(evaluate.Settings(out=str(world), device="cpu", prompts=40, split="validation"), world / "seed0")
+    r = evaluate.evaluate(evaluate.Settings(out=str(world), device="cpu", prompts=24, split="validation"), world / "seed0")
     assert r["covered"]["fusionroute"]["average"] == 1 and r["uncovered"]["fusionroute"]["average"] == 0
     assert 0.4 < r["accuracy"]["fusionroute"]["average"] < 1 and {tasks.split_of(i.key) for i in asked} == {"validation"}
 
@@ -330,7 +330,7 @@ def test_what_a_training_shows(tiny_run, monkeypatch):
         asked.extend(items)
         return [Trace(tokens=tokenizer.encode_answer(i.answer if k % 4 else "?")) for k, i in enumerate(items)]
 
-    monkeypatch.setattr(evaluate, "answers", stub)
+    monkeypatch.setattr(batch, "answers", stub)
     assert batch.accuracy("router", "experts", 0, n=20) == dict.fromkeys(tasks.BENCHMARKS, 0.75)
     assert {tasks.split_of(i.key) for i in asked} == {"validation"} and len(asked) == 100
 

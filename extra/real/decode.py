@@ -163,7 +163,8 @@ def show(trace, method, colour, of):
     legend = ", ".join((f"\033[{colours[n]}m{n}\033[0m" if colour else n) + f" {k}" for n, k in used.items() if k)
     changed = [f"{r['expert_choice']!r} -> {of.tokenizer.alone(r['id'])!r}" for r in steps if r["changed"]]
     changed = changed[:MOST] + [f"{len(changed) - MOST} more"] * (len(changed) > MOST)
-    print(f"({len(steps)} tokens{' with the end' * ended(trace, of.ends)}: {legend}; changed by the router: {', '.join(changed) or 'none'})")
+    end = " with the end" if ended(trace, of.ends) else ""
+    print(f"({len(steps)} tokens{end}: {legend}; changed by the router: {', '.join(changed) or 'none'})")
     if trace.drafted:
         print(f"({len(steps) / trace.drafted:.0%} of the drafted tokens kept; passes a token: router "
               f"{trace.router_passes / len(steps):.2f}, experts {trace.expert_passes / len(steps):.2f}; --block 1: 1.00 and 1.00)")

@@ -109,7 +109,7 @@ class FusedLM(LM):
     def score(self, before, after):
         """log pi(after | before), and whether each of its tokens is the likeliest. Token ids; the last that fit."""
         if len(after) >= self.max_len:
-            raise UserError(f"a continuation has {len(after)} tokens, and the models read {self.max_len} together with what comes before it")
+            raise UserError(f"a continuation has {len(after)} tokens; with what comes before it the models read {self.max_len} at most")
         ids = torch.tensor([(before + after)[-self.max_len:]], device=self.setup.device)      # (1, T)
         here, targets = slice(-len(after) - 1, -1), ids[0, -len(after):]                      # the places that say `after`
         router_logits, w = self.router(ids)                                                   # (1, T, V), (1, T, n)

@@ -49,8 +49,8 @@ def take(path, what):
             f.seek(0)
             whose = f.read().strip()
             f.close()
-            raise UserError(f"another run writes {what} now ({whose or 'an unknown process'}): wait until it has ended, or use another --out "
-                            "or --name") from e
+            raise UserError(f"another run writes {what} now ({whose or 'an unknown process'}): wait until it has ended, or use "
+                            "another --out or --name") from e
         except OSError:  # a drive without locks
             pass
         if path.exists() and path.stat().st_ino == os.fstat(f.fileno()).st_ino:

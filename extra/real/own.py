@@ -239,8 +239,8 @@ class Setup:
             model.config.max_len = self.max_len
             logits, _ = model(torch.tensor([self.encode_prompt("x")[:self.max_len]], device=self.device))
             if not logits.isfinite().all():
-                raise UserError(f"{name} ({self.directories.get(name, self.first)}) gives logits that are no numbers: its weights are damaged, "
-                                f"or --dtype {self.flags.dtype} is too small for it")
+                raise UserError(f"{name} ({self.directories.get(name, self.first)}) gives logits that are no numbers: its weights are "
+                                f"damaged, or --dtype {self.flags.dtype} is too small for it")
         return router, experts
 
     # the router's directory

@@ -1,4 +1,5 @@
-"""Several processes, on one machine or on many: torchrun --nproc_per_node=N -m extra.real.train_sft ... Nothing here happens without torchrun.
+"""Several processes, on one machine or on many: torchrun --nproc_per_node=N -m extra.real.train_sft ... Without torchrun nothing of this
+happens.
 
 Every process holds the same plan, takes its share of each batch, and gets the gradient of the whole batch: the weights are those of one
 process, up to rounding. Default: every process holds the router (DistributedDataParallel). --fsdp: each block's weights, gradients and

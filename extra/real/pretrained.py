@@ -303,12 +303,15 @@ def check_tensors(directory, config, names, where):
 
 def check_numbers(name, tensor, may_be_zero=True):
     """UserError when a tensor holds no numbers that a trained model has."""
-    bad = int((~tensor.isfinite()).sum())
-    if bad:
-        kind = "NaN" if tensor.isnan().any() else "infinite"
+    if not tensor.numel():
+        return
+    low, high = tensor.aminmax()  # both NaN where one value is; no copy of the tensor, as isfinite() would need
+    if not (low.isfinite() and high.isfinite()):
+        bad, kind = int((~tensor.isfinite()).sum()), "NaN" if tensor.isnan().any() else "infinite"
+        small = ", or float16 is too small for it" if tensor.dtype == torch.float16 else ""
         raise UserError(f"{name} has {bad} values of {tensor.numel()} that are {kind} as {str(tensor.dtype).removeprefix('torch.')}: "
-                        "the model is damaged, or its training diverged" + ", or float16 is too small for it" * (tensor.dtype == torch.float16))
-    if not may_be_zero and not tensor.any():
+                        f"the model is damaged, or its training diverged{small}")
+    if not may_be_zero and low == high == 0:
         raise UserError(f"{name} is zero everywhere: the file was not written whole")
 
 

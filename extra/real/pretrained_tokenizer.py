@@ -15,7 +15,7 @@ import json
 import re
 import secrets
 from datetime import datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 from extra.real.pretrained import LARGEST, extra, read_json, shown
@@ -55,10 +55,12 @@ class Tokenizer:
             raise UserError(f"{path} is truncated or not a tokenizer ({str(e)[:100]})") from e
         self.vocabulary = self.encoding.get_vocab(with_added_tokens=True)  # token -> id
         self.special = {token.content: i for i, token in self.encoding.get_added_tokens_decoder().items() if token.special}
+        self.longest = max(map(len, self.vocabulary), default=0)  # token, in characters
         self.VOCAB_SIZE = max(self.vocabulary.values(), default=-1) + 1
         if not 0 < self.VOCAB_SIZE <= LARGEST:
             raise UserError(f"{path} has {self.VOCAB_SIZE} tokens, and must have from 1 to {LARGEST}")
         self.FINGERPRINT = hashlib.sha256(json.dumps(sorted(self.vocabulary.items())).encode()).hexdigest()[:16]
+        self.hidden = [STAND_IN, *self.special]  # what `written` hides from a template
         self.read_template()
         self.read_ends()
 
@@ -170,7 +172,10 @@ class Tokenizer:
             model["merges"] = [m for m, pair in pairs if "".join(pair) not in names and not set(pair) & set(names)]
         if model.get("unk_token"):
             model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
-        encoding = extra("tokenizers").Tokenizer.from_str(json.dumps(content))
+        try:
+            encoding = extra("tokenizers").Tokenizer.from_str(json.dumps(content))
+        except Exception as e:  # the library raises nothing more special
+            raise UserError(f"{self.directory / 'tokenizer.json'}: its special tokens cannot be told from text ({str(e)[:100]})") from e
         encoding.no_truncation()  # a tokenizer.json may ask for either
         encoding.no_padding()
         return encoding, names
@@ -179,7 +184,7 @@ class Tokenizer:
         """Token ids of a text. plain: special tokens in it are just text. add: with what the tokenizer puts around any text."""
         encoding, names = self.renamed
         if names and not plain:
-            text = re.sub(any_of(names), lambda found: names[found[0]], text)
+            text = re.sub(any_of(tuple(names)), lambda found: names[found[0]], text)
         try:
             return encoding.encode(text, add_special_tokens=add).ids
         except BaseException as e:  # the library's panics are no Exception
@@ -191,8 +196,8 @@ class Tokenizer:
         """A prompt as the template writes it, special tokens of the template under the names that self.renamed knows."""
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         # Special tokens in a text, and stand-ins that a user types, are hidden from the template behind stand-ins.
-        tokens, names = [STAND_IN, *self.special], self.renamed[1]
-        hide = lambda text: re.sub(any_of(tokens), lambda found: f"{STAND_IN}{tokens.index(found[0])}.", text)
+        names, tokens = self.renamed[1], self.hidden
+        hide = lambda text: re.sub(any_of(tuple(tokens)), lambda found: f"{STAND_IN}{tokens.index(found[0])}.", text)
         hidden = [{**m, "content": hide(m["content"])} for m in messages]
         text = self.fill_in(hidden)
         for m in hidden:
@@ -200,12 +205,12 @@ class Tokenizer:
                 raise Changed(f"{self.directory}: the chat template does not pass on this {m['role']}'s text word for word: "
                               f"{m['content'][:60]!r}")
         if names:
-            text = re.sub(any_of(names), lambda found: names[found[0]], text)
+            text = re.sub(any_of(tuple(names)), lambda found: names[found[0]], text)
         return re.sub(rf"{STAND_IN}(\d+)\.", lambda found: tokens[int(found[1])], text)
 
     def most_characters(self, tokens):
         """A text of more characters than this surely has more tokens than `tokens`: to count them would only take time."""
-        return 4 * tokens * max(map(len, self.vocabulary))
+        return 4 * tokens * self.longest
 
     def empty(self, text):
         """Is there nothing in a text that a model would read?"""
@@ -260,8 +265,9 @@ class Tokenizer:
         return f"part of a character, token {token}" if "\ufffd" in text else text
 
 
+@cache
 def any_of(tokens):
-    """A regular expression for any of these texts, the longest first."""
+    """A regular expression for any of these texts (a tuple), the longest first."""
     return "|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))
 
 

@@ -43,7 +43,7 @@ def scores(folder, name, made_from, make, ids, lengths):
             model = model or make()
             content = dict(zip(("logp", "choice"), score([model], x, lengths[rows], rows_a_pass(model.config.vocab_size, x.size(1)))))
             if not content["logp"].isfinite().all():
-                raise UserError(f"{name} gives log-probabilities that are no numbers: its weights are damaged, or --dtype is too small for it")
+                raise UserError(f"{name} gives log-probabilities that are no numbers: its weights are damaged, or --dtype is too small")
             write(path, lambda f: torch.save(content, f))
     parallel.wait()
     for rows, x, path in files:

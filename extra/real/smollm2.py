@@ -32,6 +32,7 @@ from toy_experts.run import write
 
 ROOT = Path(__file__).parents[2]
 RESULT, PAGE = RESULTS / "smollm2.json", ROOT / "docs" / "real-models.md"
+SCRIPT = Path(__file__).parent / "run_smollm2.sh"
 COMMAND = "python -m extra.real.smollm2 publish"
 EXPERTS = list(tasks.DOMAINS)  # math, code, instruct
 MAX_NEW = 64  # longest answer, in tokens
@@ -242,7 +243,7 @@ def judged(result):
 
 def blocks(result):
     return {"smollm2": report(result), "examples": judged(result) + "\n\n```\n" + "\n\n".join(result["examples"]) + "\n```",
-            "commands": "```bash\n" + (Path(__file__).parent / "run_smollm2.sh").read_text().partition("set -euo pipefail\n")[2].strip() + "\n```"}
+            "commands": "```bash\n" + SCRIPT.read_text().partition("set -euo pipefail\n")[2].strip() + "\n```"}
 
 
 def main(argv=None):

@@ -62,7 +62,7 @@ def make_plan(s, sft_lengths, pair_lengths):
 
 
 def train(s, router, sft, pairs, ref, names, device="cpu", recipe=None, state=None):
-    """Train a router on sft and pairs (Data); returns it and the log. ref: log pi_ref of the answers, (pairs, 2); the rest: see train_sft."""
+    """Train a router on sft and pairs (Data); returns it and the log. ref: log pi_ref of the answers, (pairs, 2). See train_sft.train."""
     plan = make_plan(s, sft.lengths, pairs.lengths)
     router = parallel.spread(router.requires_grad_(True), device, s.fsdp)
     optimizer = torch.optim.AdamW([{"params": router.lm.parameters(), "lr": s.lr, "peak": s.lr},

@@ -28,7 +28,8 @@ SPECIAL = ["<s>", "</s>", "<|turn|>", "<|user|>", "<|assistant|>"]
 SFT = [{"prompt": p, "completion": c} for p, c in [
     ("the cat", "what cat"), ("what?", "the"), ("Zoë 東", "naïve 🙂"), ("a", "b"), ("the theatre", "then the cat sat at the theatre"),
     ("two\nlines", "one\n"), ("x" * 20, "y")]]
-PAIRS = [{"prompt": p["prompt"], "chosen": p["completion"], "rejected": r} for p, r in zip(SFT, ["no", "that", "cat cat", "the", "the cat"])]
+PAIRS = [{"prompt": p["prompt"], "chosen": p["completion"], "rejected": r}
+         for p, r in zip(SFT, ["no", "that", "cat cat", "the", "the cat"])]
 SIZES = {"start": (LLAMA, 272), "math": (GEMMA, 267), "code": (replace(LLAMA, d_model=24, n_layer=1, tied=False), 280)}
 
 

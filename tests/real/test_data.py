@@ -1,4 +1,4 @@
-"""data.py: the forms in which people have samples, and what is refused by name. TRL is the oracle for some of them, by its documentation."""
+"""data.py: the forms in which people have samples (TRL's among them), and what is refused by name."""
 
 import gzip
 import io
@@ -110,6 +110,7 @@ def test_what_is_not_used_or_not_clear_is_refused(sides, content, says, tokenize
     assert says in message and message.startswith("f")
 
 
+OBJECTS = [{"prompt": "the", "completion": "cat"}, {"prompt": "the", "completion": "dé"}]
 LINES = b'{"prompt": "the", "completion": "cat"}\n{"prompt": "the", "completion": "d\xc3\xa9"}\n'
 BOTH = [ONE, (ONE[0], "dé<|turn|>")]
 
@@ -117,8 +118,7 @@ BOTH = [ONE, (ONE[0], "dé<|turn|>")]
 @pytest.mark.parametrize("content", [
     LINES, LINES[:-1], b"\xef\xbb\xbf" + LINES, LINES.replace(b"\n", b"\r\n"), gzip.compress(LINES), LINES.decode().encode("utf-16"),
     LINES.decode().encode("utf-32"), LINES.decode().encode("utf-16-le"), LINES.decode().encode("utf-16-be"),
-    json.dumps([json.loads(x) for x in LINES.splitlines()]).encode(), json.dumps([json.loads(x) for x in LINES.splitlines()], indent=2).encode(),
-    gzip.compress(json.dumps([json.loads(x) for x in LINES.splitlines()]).encode("utf-16"))])
+    json.dumps(OBJECTS).encode(), json.dumps(OBJECTS, indent=2).encode(), gzip.compress(json.dumps(OBJECTS).encode("utf-16"))])
 def test_files(content, tokenizer):
     assert texts(content, SFT, tokenizer) == BOTH
 
@@ -131,7 +131,8 @@ def archive():
 
 @pytest.mark.parametrize("content, says", [
     (LINES.decode().encode("latin-1"), "f, line 2: the byte 0xe9 is not UTF-8; convert the file first, for example: iconv -f LATIN1"),
-    (b"PAR1" + b"x" * 50, "f is Parquet: only JSON Lines"), (archive(), "f is a zip archive"), (gzip.compress(LINES)[:-9], "f is truncated"),
+    (b"PAR1" + b"x" * 50, "f is Parquet: only JSON Lines"), (archive(), "f is a zip archive"),
+    (gzip.compress(LINES)[:-9], "f is truncated"),
     (b"\x28\xb5\x2f\xfdx", "f is compressed by zstd"), (b"", "no sample that can be used"), (b"\n \n", "2 empty (lines 1, 2)"),
     (LINES.decode().encode("utf-16")[:-3], "is not UTF-16")])
 def test_other_files_are_refused_by_name(content, says, tokenizer):
@@ -151,7 +152,8 @@ def test_lines_that_a_template_changes_are_left_out_and_counted(tmp_path, capsys
     t = Tokenizer(write_tokenizer(tmp_path / "t", TEMPLATE.replace("m['content']", "m['content'].split('</think>')[-1]")))
     content = b'{"prompt": "a</think>b", "completion": "cat"}\n' + LINES
     assert texts(content, SFT, t) == BOTH
-    assert "1 of 3 lines left out: 1 that the chat template of the router does not pass on word for word (line 1)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "1 of 3 lines left out: 1 that the chat template of the router does not pass on word for word (line 1)" in out
 
 
 def test_a_pipe_is_read_once(dirs, tmp_path):
@@ -175,7 +177,8 @@ def test_the_scripts_take_conversations(dirs, tmp_path):
     records = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     (tmp_path / "train.jsonl").write_text(json.dumps([{"messages": [user(r["prompt"]), said(r["completion"])]} for r in records]))
     records = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
-    lines(tmp_path / "pairs.jsonl", [{"prompt": [user(r["prompt"])], "chosen": [said(r["chosen"])], "rejected": r["rejected"]} for r in records])
+    pairs = [{"prompt": [user(r["prompt"])], "chosen": [said(r["chosen"])], "rejected": r["rejected"]} for r in records]
+    lines(tmp_path / "pairs.jsonl", pairs)
     main("train_sft", *flags.sft, "--out", tmp_path / "b")
     main("train_cdpo", *flags.cdpo, "--out", tmp_path / "b")
     assert (tmp_path / "b/seed0/router/model.safetensors").read_bytes() == first

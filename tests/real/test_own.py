@@ -49,7 +49,7 @@ def read(path, sides, tokenizer):
     return data.read_samples(path, data.read_bytes(path), sides, tokenizer, lambda i: i >= 267, 64)
 
 
-# --- training ---------------------------------------------------------------------------------------------------------------------------
+# --- training ----------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma"])
@@ -169,7 +169,8 @@ def test_scoring_takes_one_expert_at_a_time_and_goes_on_where_it_was(dirs, monke
     monkeypatch.setattr(scores, "CHUNK", 256)  # and the same numbers as at once
     first = log(flags, "router_sft")
     main("train_sft", *flags.sft[:-4], "--out", str(flags.at / "at_once"), "--device", "cpu")
-    for a, b in zip(first, [json.loads(x) for x in (flags.at / "at_once/seed0/router_sft.log.jsonl").read_text().splitlines()], strict=True):
+    second = (flags.at / "at_once/seed0/router_sft.log.jsonl").read_text().splitlines()
+    for a, b in zip(first, map(json.loads, second), strict=True):
         assert a == pytest.approx(b, abs=2e-5)
     files[0].write_bytes(files[0].read_bytes()[:-100])  # a damaged file of scores is named, not used
     (flags.at / "out/seed0/router_sft/fusionroute.pt").unlink()
@@ -191,7 +192,7 @@ def test_different_tokenizers_are_refused_with_the_first_token(dirs):
     assert not (flags.at / "out").exists()
 
 
-# --- the whole way ------------------------------------------------------------------------------------------------------------------------
+# --- the whole way -----------------------------------------------------------------------------------------------------------------------
 
 
 def test_from_directories_to_an_answer(dirs, capsys):
@@ -312,7 +313,7 @@ def test_a_killed_training_goes_on(dirs, monkeypatch):
     assert a == b
 
 
-# --- two runs, and what killed ones leave ---------------------------------------------------------------------------------------------------
+# --- two runs, and what killed ones leave ------------------------------------------------------------------------------------------------
 
 
 def test_two_runs_never_write_the_same(dirs, monkeypatch):
@@ -345,7 +346,7 @@ def test_what_killed_runs_left_beside_goes(dirs):
     assert [path for path in gone + stays if path.exists()] == stays
 
 
-# --- weights that cannot be right ----------------------------------------------------------------------------------------------------------
+# --- weights that cannot be right --------------------------------------------------------------------------------------------------------
 
 
 def spoil(path, change):
@@ -393,7 +394,7 @@ def test_an_expert_without_numbers_answers_nothing(dirs, monkeypatch, capsys):
     assert "fusionroute.pt: W has 1 values of 32 that are NaN" in mistake(*ask)
 
 
-# --- mistakes, numbers in 16 bits ----------------------------------------------------------------------------------------------------------
+# --- mistakes, numbers in 16 bits --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name, args, says", [

@@ -176,7 +176,8 @@ def test_several_processes_train_what_one_does(n, family, one, killed, tmp_path)
     assert min(scored) > 0 and sum(scored) == len(list((this.out / "scores").iterdir()))
 
 
-@pytest.mark.parametrize("flags, says", [(["--batch", "0"], "--batch is 0"), (["--lr", "1e30"], "the loss is nan: the training has diverged")])
+@pytest.mark.parametrize("flags, says", [
+    (["--batch", "0"], "--batch is 0"), (["--lr", "1e30"], "the loss is nan: the training has diverged")])
 def test_a_mistake_is_told_once(one, flags, says):
     """The first, while the others wait for process 0; the second, by all at the same step."""
     script, *args = one().job("router_sft", "--name", "diverged", *flags)

@@ -170,7 +170,7 @@ def test_a_missing_package_is_one_clear_line(package, tmp_path, monkeypatch, req
     assert refused(Tokenizer, path) == f"real models need the package {package.split('.')[0]}: pip install -r requirements-real.txt"
 
 
-# --- vocabularies that differ in reserved names only ---------------------------------------------------------------------------------------
+# --- vocabularies that differ in reserved names only -------------------------------------------------------------------------------------
 
 
 RESERVED = [f"<|reserved_{i}|>" for i in range(3)]
@@ -181,14 +181,15 @@ def test_reserved_names_may_differ_where_nothing_uses_them(folder, capsys):
     a = Tokenizer(folder("a", special=SPECIAL + RESERVED))
     b = Tokenizer(folder("b", special=SPECIAL + [RESERVED[0], "<|tool|>", "<|vision|>"]))
     assert agree({"router": a, "math": b}) == 270
-    assert "note: router and math differ in 2 special tokens that no prompt and no answer uses: id 268 is '<|reserved_1|>' and '<|tool|>', 269" \
-        in capsys.readouterr().out
+    assert ("note: router and math differ in 2 special tokens that no prompt and no answer uses: id 268 is '<|reserved_1|>' and "
+            "'<|tool|>', 269") in capsys.readouterr().out
     assert agree({"router": a, "math": Tokenizer(folder("c", special=SPECIAL + RESERVED))}) == 270 and not capsys.readouterr().out
 
 
 @pytest.mark.parametrize("change, why", [
     ({"template": CHAT.replace("<|turn|>", "<|tool|>")}, "its template writes it"),
-    ({"template": CHAT.replace("{{ bos_token }}", "{{ bos_token }}<|tool|>")}, "its template writes it"), ({"eos": [1, 268]}, "it ends answers"),
+    ({"template": CHAT.replace("{{ bos_token }}", "{{ bos_token }}<|tool|>")}, "its template writes it"),
+    ({"eos": [1, 268]}, "it ends answers"),
     ({"special": SPECIAL + [RESERVED[0]], "ordinary": ["<|tool|>", RESERVED[2]]}, "it is an ordinary token there")])
 def test_reserved_names_that_are_used_must_agree(change, why, folder):
     a = Tokenizer(folder("a", special=SPECIAL + RESERVED))

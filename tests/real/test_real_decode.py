@@ -132,9 +132,10 @@ def test_one_bad_prompt_does_not_end_the_others(flags, monkeypatch, capsys):
         main("decode", *flags, "--json")
     out, err = capsys.readouterr()
     said = [r for r in map(json.loads, out.splitlines()) if "answer" in r]
-    assert caught.value.code == 2 and [r["prompt"] for r in said] == ["cat", "\ufffd\ufffd", "cat"] and said[0]["answer"] == said[2]["answer"]
+    assert caught.value.code == 2 and [r["prompt"] for r in said] == ["cat", "\ufffd\ufffd", "cat"]
+    assert said[0]["answer"] == said[2]["answer"]
     assert [line[:40] for line in err.splitlines() if line.startswith("error: ")] == [
-        "error: the prompt has 75 tokens, and at ", "error: the prompt has 1,000,000 characte"[:40], "error: DefaultCPUAllocator: can't alloca"[:40]]
+        "error: the prompt has 75 tokens, and at ", "error: the prompt has 1,000,000 characte", "error: DefaultCPUAllocator: can't alloca"]
 
 
 def test_what_is_shown_is_true_and_does_nothing_to_a_terminal(capsys):
@@ -145,8 +146,8 @@ def test_what_is_shown_is_true_and_does_nothing_to_a_terminal(capsys):
     trace = decode.Trace(tokens=[0, 1, 3, 2], pick=[0, 0, 1, 1], weights=[[0.5, 0.5]] * 4, expert_choice=[4, 2, 3, 0])
     decode.show(trace, "fusionroute", False, of)
     out = capsys.readouterr().out
-    assert out == ("math | « the»«é»\ncode | \\x1b[2J\n(4 tokens with the end: math 2, code 2; changed by the router: ' x' -> ' the', '</s>' -> "
-                   "'part of a character, token 1', ' the' -> '</s>')\n")
+    assert out == ("math | « the»«é»\ncode | \\x1b[2J\n(4 tokens with the end: math 2, code 2; changed by the router: "
+                   "' x' -> ' the', '</s>' -> 'part of a character, token 1', ' the' -> '</s>')\n")
     decode.show(decode.Trace(tokens=[0] * 20, pick=[0] * 20, weights=[[1, 0]] * 20, expert_choice=[4] * 20), "fusionroute", True, of)
     out = capsys.readouterr().out
     assert "(20 tokens: " in out and "; changed by the router: " + "' x' -> ' the', " * 12 + "8 more)" in out and "(stopped after 9" in out

@@ -23,23 +23,27 @@ LLAMA2 = ("{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[I
 GEMMA = ("{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
          "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' + m['content'] | trim + '<end_of_turn>\n' }}"
          "{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}")
-PARTS = ("{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{% for p in m['content'] %}{{ p['text'] }}{% endfor %}<|turn|>{% endfor %}"
+PARTS = ("{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{% for p in m['content'] %}{{ p['text'] }}{% endfor %}<|turn|>"
+         "{% endfor %}"
          "{% if add_generation_prompt %}<|assistant|>{% endif %}")
-USER_PARTS = ("{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{% if m['role'] == 'user' %}{% for p in m['content'] %}{{ p['text'] }}"
-              "{% endfor %}{% else %}{{ m['content'] }}{% endif %}<|turn|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
+USER_PARTS = ("{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{% if m['role'] == 'user' %}{% for p in m['content'] %}"
+              "{{ p['text'] }}{% endfor %}{% else %}{{ m['content'] }}{% endif %}<|turn|>{% endfor %}"
+              "{% if add_generation_prompt %}<|assistant|>{% endif %}")
 EITHER = ("{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{% if m['content'] is string %}{{ m['content'] }}{% else %}"
           "{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] }}{% endfor %}{% endif %}<|turn|>{% endfor %}"
           "{% if add_generation_prompt %}<|assistant|>{% endif %}")
-TAGS = ("{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}<|turn|>"
-        "{% endgeneration %}{% else %}{{ m['content'] }}<|turn|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
+TAGS = ("{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}"
+        "<|turn|>{% endgeneration %}{% else %}{{ m['content'] }}<|turn|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}")
 TEMPLATES = {"chat": CHAT, "chatml": CHATML, "llama2": LLAMA2, "gemma": GEMMA, "parts": PARTS, "user parts": USER_PARTS, "either": EITHER,
              "generation": TAGS}
 SPECIAL = ["<s>", "</s>", "<unk>", "<|turn|>", "<|user|>", "<|assistant|>", "<|system|>", "<|im_start|>", "<|im_end|>", "<start_of_turn>",
            "<end_of_turn>"]
 KINDS = ["bytes", "metaspace first", "metaspace always", "prepend", "gemma", "unigram"]
 TEXT = "the cat and the dog sat at what is 38 mod 5? def f(x):\n    return x + 1\nA: Yes, [INST] user model assistant".split(" ")
-ODD = ["the", " the", "the ", "  indented\n    code()\n", "A: ", "a\r\nb\r\n", "\ufeffwhat", "\tx\t", "a\u2028b", "\n\nthe", "x" * 50, "1 2  3",
-       "</s>", "the</s>cat", "<|im_end|>", "[INST] a [/INST]", "Zoë 東 🙂", "\u00a0", "\u200bthe", "\\n", "{{ x }}", "{% for %}", "<b>&amp;</b>"]
+ODD = ["the", " the", "the ", "  indented\n    code()\n", "A: ", "a\r\nb\r\n", "\ufeffwhat", "\tx\t", "a\u2028b", "\n\nthe", "x" * 50,
+       "1 2  3", "</s>", "the</s>cat", "<|im_end|>", "[INST] a [/INST]", "Zoë 東 🙂", "\u00a0", "\u200bthe", "\\n", "{{ x }}",
+       "{% for %}", "<b>&amp;</b>"]
 
 
 def library():
@@ -55,7 +59,8 @@ def tokenizer_json(kind):
     if kind == "bytes":
         encoding = lib.Tokenizer(lib.models.BPE())
         encoding.pre_tokenizer, encoding.decoder = pre.ByteLevel(add_prefix_space=False), lib.decoders.ByteLevel()
-        trainer = lib.trainers.BpeTrainer(vocab_size=400, special_tokens=SPECIAL, initial_alphabet=pre.ByteLevel.alphabet(), show_progress=False)
+        trainer = lib.trainers.BpeTrainer(vocab_size=400, special_tokens=SPECIAL, initial_alphabet=pre.ByteLevel.alphabet(),
+                                          show_progress=False)
         encoding.train_from_iterator(texts, trainer)
     else:
         fallback = [f"<0x{b:02X}>" for b in range(256)]
@@ -69,7 +74,8 @@ def tokenizer_json(kind):
             replace = norm.Replace(" ", "▁")
             encoding.normalizer = norm.Sequence([norm.Prepend("▁"), replace]) if kind == "prepend" else replace
         else:
-            encoding.pre_tokenizer = pre.Metaspace(prepend_scheme="first" if kind == "metaspace first" else "always", split=kind == "unigram")
+            scheme = "first" if kind == "metaspace first" else "always"
+            encoding.pre_tokenizer = pre.Metaspace(prepend_scheme=scheme, split=kind == "unigram")
         encoding.train_from_iterator(texts, trainer)
         replace, fuse = lib.decoders.Replace("▁", " "), lib.decoders.Fuse()
         strip = [] if kind == "gemma" else [lib.decoders.Strip(" ", 1, 0)]
@@ -110,7 +116,7 @@ def plain(text):
     return not any(token in text for token in SPECIAL)
 
 
-# --- the text comes through ---------------------------------------------------------------------------------------------------------------
+# --- the text comes through --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -125,14 +131,14 @@ def test_a_text_comes_through_whatever_shape_the_template_wants(template, make):
     assert t.decode(answer).strip() == "the cat" + " " * (template == "llama2") + ends.get(template, "<|turn|>")
 
 
-@pytest.mark.parametrize("template", [
-    "{% for m in messages %}<|user|>{{ m['content'] | lower }}<|turn|>{% endfor %}", "{% for m in messages %}{{ m['content'][:40] }}{% endfor %}",
-    "{% for m in messages %}{{ m['content'][5:] }}{% endfor %}", "{% for m in messages %}{{ m['text'] }}<|turn|>{% endfor %}", "<|user|>",
-    "{% for m in messages %}{{ m['content'] | replace(' ', '_') }}{% endfor %}", "{% for m in messages %}{{ m['content'] | length }}{% endfor %}",
-    "{% for m in messages %}{{ m['content'].split('.')[0] }}{% endfor %}", "{% for m in messages %}{{ m['content'] | reverse }}{% endfor %}",
-    "{% for m in messages %}{{ m['content'] | title }}{% endfor %}", "{% for m in messages if m['role'] == 'assistant' %}{{ m['content'] }}{% endfor %}",
-    "{% for m in messages %}{{ m['content'] | wordwrap(20) }}{% endfor %}", "{% for m in messages %}{{ m['content'] | truncate(50) }}{% endfor %}"])
-def test_a_template_that_drops_or_changes_it_is_refused(template, make):
+@pytest.mark.parametrize("content", [
+    "m['content'] | lower", "m['content'][:40]", "m['content'][5:]", "m['text']", "m['content'] | replace(' ', '_')",
+    "m['content'] | length", "m['content'].split('.')[0]", "m['content'] | reverse", "m['content'] | title",
+    "m['content'] | wordwrap(20)", "m['content'] | truncate(50)",
+    "m['content'] | tojson", "m['content'] | e", "m['content'] | string | trim | capitalize", "m['content'] | striptags",
+    "m['content'] if m['role'] == 'assistant'", "''"])
+def test_a_template_that_drops_or_changes_it_is_refused(content, make):
+    template = "{% for m in messages %}<|user|>{{ " + content + " }}<|turn|>{% endfor %}"
     assert "does not pass on what a user says, word for word" in refused(make, "bytes", template)
 
 
@@ -153,7 +159,7 @@ def test_no_end_is_taken_from_a_text_in_which_the_answer_is_not(make):
     assert t.decode([t.END]) == "</s>" and (t.lead, t.tail) == ("", "")
 
 
-# --- as transformers renders ---------------------------------------------------------------------------------------------------------------
+# --- as transformers renders -------------------------------------------------------------------------------------------------------------
 
 
 def test_what_transformers_renders_renders_here(make, monkeypatch):
@@ -162,9 +168,10 @@ def test_what_transformers_renders_renders_here(make, monkeypatch):
     more = {"tojson": "{{ messages[0] | tojson(indent=2, sort_keys=true) }}{{ [1, 2] | tojson(separators=(',', ':')) }}{{ 'é' | tojson }}",
             "ascii": "{{ 'é' | tojson(ensure_ascii=true) }}", "date": "{{ strftime_now('%Y-%m-%d') }}",
             "defined": "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}{% if tools is none %}x{% endif %}",
-            "loops": "{% for i in range(9) %}{% if i == 2 %}{% continue %}{% endif %}{% if i == 5 %}{% break %}{% endif %}{{ i }}{% endfor %}",
+            "loops": "{% for i in range(9) %}{% if i == 2 %}{% continue %}{% elif i == 5 %}{% break %}{% endif %}{{ i }}{% endfor %}",
             "namespace": "{% set ns = namespace(a='') %}{% for m in messages %}{% set ns.a = ns.a + m['role'] %}{% endfor %}{{ ns.a }}",
-            "scope": "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}", "eos": "{{ eos_token }}{{ pad_token }}"}
+            "scope": "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}",
+            "eos": "{{ eos_token }}{{ pad_token }}"}
     for name, template in {**TEMPLATES, **{name: text + CHATML for name, text in more.items()}}.items():
         t = make(template=template)
         theirs = transformers.AutoTokenizer.from_pretrained(t.directory)
@@ -180,7 +187,7 @@ def test_a_sample_is_encoded_as_the_whole_conversation(kind, template, make):
     """Against the library on the whole rendering, up to the end token, and against transformers where it is installed."""
     t = make(kind, TEMPLATES.get(template))
     assert t.encoding.decode(t.encode("the cat"), skip_special_tokens=False) == "the cat"
-    theirs, same, texts = None, 0, [x for x in ODD if plain(x) and x.strip()]
+    same, texts = 0, [x for x in ODD if plain(x) and x.strip()]
     for prompt in texts:
         for answer in texts:
             ids, rest = t.encode_sample(prompt, answer)
@@ -197,12 +204,20 @@ def test_a_sample_is_encoded_as_the_whole_conversation(kind, template, make):
                 same += 1
             assert answer.strip() in t.decode(ids + rest) or kind == "unigram"  # which lacks some letters
     assert same > 100
-    transformers = pytest.importorskip("transformers", reason="pip install transformers: it is the other oracle here") if template else None
-    if transformers:
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sample_is_encoded_as_transformers_encodes_the_conversation(kind, make):
+    transformers = pytest.importorskip("transformers", reason="pip install transformers: it is the oracle here")
+    for template in TEMPLATES.values():
+        t = make(kind, template)
         theirs = transformers.PreTrainedTokenizerFast.from_pretrained(t.directory)
-        shaped = [{**m, "content": [{"type": "text", "text": m["content"]}]} if m["role"] in t.parts else m for m in turns("the dog", "what")]
-        ids, rest = t.encode_sample("the dog", "what")
-        assert theirs.apply_chat_template(shaped, return_dict=False)[:len(ids + rest)] == ids + rest
+        for prompt, answer in (("the dog", "what"), ("a\n b", "the cat, sat")):
+            shaped = [{**m, "content": [{"type": "text", "text": m["content"]}]} if m["role"] in t.parts else m
+                      for m in turns(prompt, answer)]
+            ids, rest = t.encode_sample(prompt, answer)
+            assert theirs.apply_chat_template(shaped, return_dict=False)[:len(ids + rest)] == ids + rest
+            assert theirs.apply_chat_template(shaped[:1], add_generation_prompt=True, return_dict=False) == ids
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -266,6 +281,20 @@ def test_a_panic_of_the_library_is_one_line(make, monkeypatch):
     encoding = type("", (), {"encode": panic})()
     t.__dict__["renamed"] = (encoding, t.renamed[1])
     assert "fails on a text of 1 characters (out of memory)" in refused(t.encode, "x")
+
+
+def test_a_real_panic_of_the_library_is_one_line(make):
+    """A post-processor that names a token which it does not describe makes the library panic, at the first prompt only."""
+    path = make(template=None).directory / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["post_processor"]["special_tokens"] = {}
+    path.write_text(json.dumps(content))
+    (path.parent / "config.json").write_text('{"eos_token_id": 1}')
+    try:
+        t = Tokenizer(path.parent)
+    except UserError:
+        return  # a later version refuses it at once
+    assert "fails on a text of 3 characters" in refused(t.encode_prompt, "the")
 
 
 def test_conversations_are_encoded_as_such(make):
