@@ -118,9 +118,9 @@ MUTANTS = [
     ("data: batches in order of length", "toy_experts/data.py", "return [out[i] for i in torch.randperm(len(out), generator=g)]",
      "return out", "tasks random_order"),
     ("experts: gradients not clipped", "toy_experts/train.py", "model.parameters(), 1.0)", "model.parameters(), 1e9)",
-     "training experts_train"),
+     "training experts_train_equals"),
     ("experts: learn the held-out sub-skills", "toy_experts/train.py", "if skill not in held_out]", "]", "tasks held_out"),
-    ("experts: prompts are learned", "toy_experts/train.py", "[m].mean()", ".mean()", "training experts_train"),
+    ("experts: prompts are learned", "toy_experts/train.py", "[m].mean()", ".mean()", "training experts_train_equals"),
     ("schedule: down to zero", "toy_experts/train.py", "0.1 + 0.9 * 0.5", "0.5", f"training {SLOW_1}"),
     # tasks, table
     ("grade: brevity inverted", "toy_experts/tasks.py", "len(item.answer) / max(1, len(text))", "len(text) / max(1, len(item.answer))",
