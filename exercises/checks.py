@@ -372,6 +372,8 @@ def cdpo_loss(f):
     far = [torch.tensor([x]) for x in (-9000.0, 0.0, 0.0, 0.0, 0.0, 0.0)]
     expect(f(*far, beta).isfinite(), "the loss is not finite when margin + bias is -2700: sigmoid "
            "becomes 0, and its logarithm minus infinity. F.logsigmoid does both in one, safely")
+    expect(abs(float(f(*far, beta)) - 2700) < 1, "the loss is cut off when margin + bias is -2700: "
+           "it must be 2700 there, or such a pair gets no gradient. F.logsigmoid needs no clamp")
 
 
 # --- step 7 --------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ Worked example, n = 2:
 """
 
 import torch
+import torch.nn.functional as F
 
 
 def log_pi_agg(w, logp):

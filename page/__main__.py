@@ -26,6 +26,8 @@ SHIPPED = HERE.parent / "toy_experts" / "weights"
 SCRIPTS = "engine theory view chart choosing training tour main".split()
 LAYER = "attn_norm wq wk wv wo ff_norm w_gate w_up w_down".split()
 POINTS = 40  # of a training curve: the means over as many equal stretches of the steps
+PROMPT = ("Tom has 21 eggs. He loses 3 of them. Then he gives 7 away. How many eggs are there now? "
+          "Finish with the word done.")  # shows that expert and router need each other: see tour.js
 PAIRS = 3    # preference pairs that the page shows, at most
 
 
@@ -105,7 +107,7 @@ def preference_pairs(folder, hint):
 
 
 def examples(seed, gap):
-    """A test prompt of each sub-skill: [{bench, skill, covered, prompt, answer}].
+    """A test prompt of each sub-skill, and PROMPT: [{bench, skill, covered, prompt, answer}].
 
     covered: whether the experts were trained on the sub-skill; None for general prompts.
     """
@@ -116,7 +118,9 @@ def examples(seed, gap):
             covered = None if bench == "general" else skill not in tasks.held_out(bench, gap, seed)
             rows.append({"bench": bench, "skill": skill, "covered": covered,
                          "prompt": item.prompt, "answer": item.answer})
-    return rows
+    answer = "After losing, 21 - 3 = 18. After losing, 18 - 7 = 11. The answer is 11.\ndone"
+    return rows + [{"bench": "general", "skill": "only the sum is right", "covered": None,
+                    "prompt": PROMPT, "answer": answer}]
 
 
 def collect(folder, seed, hint):

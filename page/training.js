@@ -25,14 +25,16 @@ function charts() {
     chart.lines({
       id: "chart-sft", title: "Phase 1, Eq. (2): two losses.",
       text: `L_LM teaches the router to write (${first_and_last(sft.loss_lm)}). L_expert teaches it
-        to choose, inside S only (${first_and_last(sft.loss_expert)}).`,
+        to pick an expert, inside S only (${first_and_last(sft.loss_expert)}).`,
       lines: [line(sft, "loss_lm", "L_LM", "router"),
         line(sft, "loss_expert", "L_expert", "math", "7 4")],
       x_label: "step", y_label: "loss per answer token",
     }),
     chart.lines({
-      id: "chart-route", title: "Phase 1: which expert the router chooses inside S.",
-      text: "The share of each expert among a batch's tokens in S. It starts with no preference.",
+      id: "chart-route", title: "Phase 1: which expert the router picks inside S.",
+      text: `The share of each expert among a batch's tokens in S. At the start W = 0: all three
+        weights are 1/3, and of equal weights the first expert's is taken. After one step the picks
+        scatter. (A point of the curve is the mean over several steps.)`,
       lines: engine.EXPERTS.map((name) =>
         line(sft, `route_${name}`, NAMES[name], name, dashes[name])),
       x_label: "step", y_label: "share of the tokens in S", y_range: [0, 1],
@@ -42,15 +44,19 @@ function charts() {
     chart.lines({
       id: "chart-cdpo", title: "Phase 2, Eq. (3): margin and bias.",
       text: `The margin is the router's own part (${first_and_last(pair.margin)}). The bias is the
-        chosen experts' part, which this loss does not train.`,
+        picked experts' part. No gradient trains it, and yet it moves: which experts are picked
+        changes with the router's hidden state, and each batch has other pairs.`,
       lines: [line(pair, "margin", "margin", "router"),
         line(pair, "bias", "bias", "math", "7 4")],
       x_label: "step", y_label: "margin and bias, as they enter Eq. (3)",
     }),
     chart.lines({
-      id: "chart-accuracy", title: "Phase 2: which answer is preferred.",
-      text: `The share of pairs in which the right answer is ahead: by the router's margin alone,
-        and by margin + bias.`,
+      id: "chart-accuracy", title: "Phase 2: which answer is ahead.",
+      text: `The share of pairs in which the chosen (right) answer is ahead: by the router's margin
+        alone (${first_and_last(pair.accuracy)}), and by margin + bias
+        (${first_and_last(pair.fused_accuracy)}). The second share is the lower one because the
+        rejected answers are the models' own mistakes: the bias starts at
+        ${number(pair.bias[0])}, and the margin must first make up for it.`,
       lines: [line(pair, "accuracy", "margin > 0", "router"),
         line(pair, "fused_accuracy", "margin + bias > 0", "code", "7 4")],
       x_label: "step", y_label: "share of the pairs", y_range: [0, 1],
@@ -122,26 +128,29 @@ function pair() {
   const row = (name, what, [a, b]) => h("tr", {},
     h("th", { scope: "row" }, "π", sub(name), `: ${what}`),
     [a, b, a - b].map((x) => h("td", {}, number(x, 3))));
+  const why = (text) => h("span", { class: "small" }, ` (${text})`);
   const term = (name, parts) => h("span", { class: `underline ${name}` }, parts);
   return [
     h("dl", { class: "pair" },
       h("dt", {}, "prompt x"), h("dd", {}, h("pre", {}, prompt)),
-      h("dt", {}, "chosen answer y", sub("w")), h("dd", {}, compared(chosen, rejected)),
-      h("dt", {}, "rejected answer y", sub("l")), h("dd", {}, compared(rejected, chosen))),
+      h("dt", {}, "chosen answer y", sub("w"), why("w for win: the right one")),
+      h("dd", {}, compared(chosen, rejected)),
+      h("dt", {}, "rejected answer y", sub("l"), why("l for lose")),
+      h("dd", {}, compared(rejected, chosen))),
     h("table", { class: "readout" },
       h("caption", {}, "Six log-probabilities, summed over an answer's tokens (after phase 2)"),
       view.head("log-probability under", "chosen", "rejected", "difference"),
       h("tbody", {},
         row("θ", "the router's language model", after.theta),
         row("ref", "the same as phase 1 left it, frozen", after.ref),
-        row("expert", "at each token the expert that the router chooses", after.expert))),
+        row("expert", "at each token the expert that the router picks", after.expert))),
     h("p", { class: "equation" }, "loss = −log σ( ",
       term("router", ["β [difference of π", sub("θ"), " − difference of π", sub("ref"), "]"]),
       " + ", term("math", ["β [difference of π", sub("expert"), "]"]), " ) ",
       h("span", { class: "number" }, "Eq. (3)")),
     h("p", { class: "small" }, `β = ${BETA}. The first part is the margin, the second the bias. The
       margin grows when the router comes to prefer the chosen answer more than it did after phase 1.
-      The bias is how much the chosen experts prefer it. No gradient flows through the bias: it only
+      The bias is how much the picked experts prefer it. No gradient flows through the bias: it only
       decides how hard a pair pulls at the router. σ is the logistic function; with a sum of 0 the
       loss is log 2 = 0.693.`),
     h("div", { class: "columns" },
@@ -151,7 +160,13 @@ function pair() {
       ? `The bias is negative: the routed experts prefer the rejected answer. The sum starts low,
         the loss is large, and the pair pulls hard: the router must correct the experts here.`
       : `The bias is positive: the routed experts prefer the chosen answer already. The sum starts
-        high, the loss is small, and the pair pulls less: there is less to correct here.`),
+        high, the loss is small, and the pair pulls less: there is less to correct here.`,
+    after.margin + after.bias < 0
+      ? ` After phase 2 margin + bias is still below 0 (${number(after.margin + after.bias)}): for
+        this pair phase 2 did not succeed. The router moved in the right direction, by a margin of
+        ${number(after.margin)}, but not far enough to outweigh the experts.`
+      : ` After phase 2 margin + bias is above 0 (${number(after.margin + after.bias)}): the chosen
+        answer is ahead.`),
   ];
 }
 

@@ -11,22 +11,23 @@ const { EXPERTS, METHODS } = engine;
 const NAMES = { math: "math", code: "code", instruct: "instruction", router: "router" };
 const MARKS = { math: "m", code: "c", instruct: "i", router: "r" };  // besides the colours
 const METHOD_NAMES = {
-  fusionroute: "FusionRoute: choose and add, after phase 2",
-  sft_only: "after phase 1 only: choose and add",
-  routing_only: "routing only: choose, add nothing",
+  fusionroute: "FusionRoute (after phase 2)",
+  sft_only: "after phase 1 only",
+  routing_only: "routing only: nothing added",
   router: "the router alone",
   math: "the math expert alone",
   code: "the code expert alone",
   instruct: "the instruction expert alone",
 };
-const BENCHES = {
-  "toy-gsm8k": "word problems (gsm8k)",
-  "toy-math500": "algebra (math500)",
-  "toy-mbpp": "functions from words (mbpp)",
-  "toy-humaneval": "function bodies (humaneval)",
-  "toy-ifeval": "formats (ifeval)",
-  general: "one expert's content in another's form (general)",
+const BENCHES = {                                  // group and short name in the menu
+  "toy-gsm8k": ["Math", "word problem"],
+  "toy-math500": ["Math", "algebra"],
+  "toy-mbpp": ["Code", "whole function"],
+  "toy-humaneval": ["Code", "function body"],
+  "toy-ifeval": ["Format", "words"],
+  general: ["Two experts' work in one answer", ""],
 };
+const GROUPS = [...new Set(Object.values(BENCHES).map(([group]) => group))];
 
 // --- elements ------------------------------------------------------------------------------------
 
@@ -256,7 +257,7 @@ function first_difference(a, b) {
 /** Who wrote a token: an expert's name, or the router's where it writes alone. */
 const writer = (decoding, step) => decoding.how.use_expert ? EXPERTS[step.pick] : "router";
 
-/** The token that the panel below is about: the chosen one; else the first changed one, or in S. */
+/** The token that the panel below is about: the marked one; else the first changed one, or in S. */
 function selected(steps) {
   if (!steps.length) return null;
   if (state.at !== null) return Math.min(state.at, steps.length - 1);
@@ -321,11 +322,11 @@ function legend(decoding, steps) {
     h("b", {}, String(steps.filter(test).length)));
   return h("ul", { class: "legend" },
     writers.map((who) => row({ class: `token in-s ${who}`, "data-mark": MARKS[who] },
-      `in S, ${NAMES[who]}${who === "router" ? " alone" : " chosen"}`,
+      `in S, ${NAMES[who]}${who === "router" ? " alone" : " picked"}`,
       (step) => step.in_S && writer(decoding, step) === who)),
     row({ class: "token" }, "outside S, all experts agree", (step) => !step.in_S),
     row({ class: "token changed", "data-was": "xyz" },
-      "changed by the router (struck out: the chosen expert's token)",
+      "changed by the router (struck out: the picked expert's token)",
       (step) => step.token !== step.expert_choice));
 }
 
@@ -361,6 +362,18 @@ function show_answers(answers, writing) {
   $("step").disabled = answers.main.done && main.length === answers.main.steps.length;
   $("status").textContent = writing ? "" : `${plural(main.length, "token")} shown. ${speed}`;
   if (!writing) show_token(in_beside ? answers.beside : answers.main, chosen, at);
+  changed_answer = writing || !before ? "" : text_of(main);
+  for (const element of document.querySelectorAll(".changed-answer")) fill_changed(element);
+}
+
+/** The text of an answer. */
+const text_of = (steps) => toy.encoding.pieces(steps.map((step) => step.token)).join("");
+
+let changed_answer = "";                           // the text of an answer with changes
+
+/** The changed answer once more, beside the controls that changed it: it may be out of view. */
+function fill_changed(element) {
+  rebuild(element, changed_answer && ["With your changes: ", h("code", {}, changed_answer)]);
 }
 
 /** One line below the answers: where they differ, and an example's right answer. */
@@ -371,7 +384,7 @@ function verdict(main, beside, answers) {
   } else if (beside) parts.push("The two answers are the same. ");
   const example = data.examples.find((e) => e.prompt === state.prompt);
   if (example && answers.main.done && main.length === answers.main.steps.length) {
-    const text = toy.encoding.pieces(main.map((step) => step.token)).join("");
+    const text = text_of(main);
     const one = beside ? "The first" : "This";
     if (text === example.answer) parts.push(`${one} is the right answer.`);
     else parts.push("A right answer would be: ", h("code", {}, example.answer));
@@ -379,7 +392,7 @@ function verdict(main, beside, answers) {
   return parts;
 }
 
-// --- the chosen token ----------------------------------------------------------------------------
+// --- the marked token ----------------------------------------------------------------------------
 
 /** What happened at a token, in words. */
 function story(decoding, step) {
@@ -390,9 +403,9 @@ function story(decoding, step) {
   } else if (only !== null && step.pick === only) {
     say.push(`The ${expert} expert writes alone. `);
   } else if (only === null && step.pick === step.routed) {
-    say.push(`The router chooses the ${expert} expert (routing weight
+    say.push(`The router picks the ${expert} expert (routing weight
       ${percent(step.weights[step.pick])}). `);
-  } else say.push(`You chose the ${expert} expert. `);
+  } else say.push(`You picked the ${expert} expert. `);
   if (use_expert) {
     say.push("This expert's own likeliest token is ", token(step.expert_choice), ". ");
     if (step.scale === 0) say.push("The router adds nothing, so this token has the largest sum. ");
@@ -406,9 +419,10 @@ function story(decoding, step) {
   if (step.token !== best) say.push("You wrote ", token(step.token), " in its place. ");
   say.push(step.in_S
     ? `The experts' own likeliest tokens are not all the same: this token is in the set S, and it
-      matters which expert is chosen.`
+      may matter which expert is picked.`
     : `All three experts have the same likeliest token: this token is outside the set S, and it
-      hardly matters which expert is chosen.`);
+      hardly matters which expert is picked. To agree does not mean to be right: the router
+      may still have to change the token.`);
   return h("p", { id: "story" }, say);
 }
 
@@ -479,18 +493,20 @@ function opinions(decoding, step) {
     return h("tr", { class: picked && "picked" }, name_of(name),
       h("td", {}, h("span", { class: "weight" }, bar), ` ${percent(weights[i])}`),
       says(step.expert_logp[i], step.choice[i]),
-      h("td", {}, picked ? (only === null ? "chosen" : "writes") : use_expert && use));
+      h("td", {}, picked ? (only === null ? "picked" : "writes") : use_expert && use));
   });
   const adds = step.scale ? "adds" : "adds nothing";
   return h("table", { class: "opinions" },
-    h("caption", {}, "What each model would write here by itself, and how likely it finds that"),
+    h("caption", {}, `What each model would write here by itself, and how likely it finds that.
+      FusionRoute needs only the router and the picked expert; the others run here only for this
+      table.`),
     head("model", "routing weight", "its own token", "here"),
     h("tbody", {}, rows, h("tr", {}, name_of("router"), h("td", {}, "routes"),
       says(step.router_logp, engine.argmax(step.router_logp)),
       h("td", {}, use_expert ? adds : "writes"))));
 }
 
-/** The panel of the chosen token. */
+/** The panel of the marked token. */
 function show_token(decoding, steps, at) {
   const step = steps[at];
   $("token-panel").hidden = !step;
@@ -521,7 +537,14 @@ function show_token(decoding, steps, at) {
   ]);
 }
 
-/** Change something at the chosen token: {expert}, {scale} or {token}. */
+/** Scroll, at once, so that an element begins below the card of the tour. */
+function scroll_to(element) {
+  const height = `${$("tour").offsetHeight + 12}px`;
+  document.documentElement.style.setProperty("--tour", height);
+  element?.scrollIntoView({ block: "start" });
+}
+
+/** Change something at the marked token: {expert}, {scale} or {token}. */
 function edit(change) {
   const steps = visible(lanes.main.decoding), at = selected(steps), [kind] = Object.keys(change);
   const rest = kind !== "token" && $("rest").checked, step = steps[at];
@@ -530,6 +553,11 @@ function edit(change) {
   const unchanged = kind === "token" && others.every((one) => one.at !== at)
     && change.token === engine.argmax(step.logp);
   update({ at, edits: unchanged ? others : [...others, { at, rest, ...change }] });
+  if (kind === "scale") return;                    // the slider must not move away under the hand
+  finished.then(() => {
+    const { top } = $("answers").getBoundingClientRect(), card = $("tour").getBoundingClientRect();
+    if (top < Math.max(card.bottom, 0)) scroll_to($("answers"));
+  });
 }
 
 // --- the tab -------------------------------------------------------------------------------------
@@ -541,10 +569,10 @@ function ask(changes) {
 
 function build_answer() {
   const option = (value, text) => h("option", { value }, text);
-  const skill = (e) => option(e.prompt,
-    e.skill + (e.covered === false ? " (uncovered: no expert has learned it)" : ""));
-  const groups = Object.entries(BENCHES).map(([bench, label]) => h("optgroup", { label },
-    data.examples.filter((e) => e.bench === bench).map(skill)));
+  const skill = (e) => option(e.prompt, [BENCHES[e.bench][1], e.skill].filter(Boolean).join(": ")
+    + (e.covered === false ? " (uncovered)" : ""));
+  const groups = GROUPS.map((label) => h("optgroup", { label },
+    data.examples.filter((e) => BENCHES[e.bench][0] === label).map(skill)));
   const methods = () => METHODS.map((name) => option(name, METHOD_NAMES[name]));
   const select = (id, label, onchange, ...options) => h("div", { class: "field" },
     h("label", { for: id }, label),
@@ -575,7 +603,10 @@ function build_answer() {
         run();
       },
     }),
-    h("p", { id: "error", class: "error", role: "alert" })),
+    h("p", { id: "error", class: "error", role: "alert" }),
+    h("p", { class: "small" }, `The toy knows sums, short Python functions and lists of words, in a
+      few wordings of its own. To anything else it answers nonsense, and the page cannot check the
+      answer to a prompt of your own. “Uncovered” examples: no expert has learned this kind.`)),
   select("example", "Examples", (value) => value && ask({ prompt: value }),
     option("", "(your own prompt)"), groups),
   select("method", "Who writes", (value) => ask({ method: value }), methods()),
@@ -606,16 +637,19 @@ function build_answer() {
       " scale or expert: also for all tokens after it"),
     h("p", { class: "small" },
       "The answer goes on from your change; the answer without it stays in view."),
+    h("p", { class: "changed-answer" }),
     h("div", { id: "edits" }));
 
   $("panel-answer").append(form,
     h("h2", {}, "The answer"),
     h("p", { class: "small" }, "Coloured are the tokens in the set ", h("b", {}, "S"), `: there the
-      experts by themselves would not all write the same token, and it matters which one is chosen.
-      Plain tokens are outside S: there all of them agree.`),
+      experts by themselves would not all write the same token, and it may matter which one is
+      picked. Plain tokens are outside S: there all of them agree. To agree does not mean to be
+      right: the router may still have to change the token. In the tables “␣”
+      stands for a space, “↵” for a new line.`),
     h("div", { id: "answers" }),
     h("p", { class: "small", id: "status", role: "status" }),
-    h("section", { id: "token-panel", "aria-label": "The chosen token", hidden: true },
+    h("section", { id: "token-panel", "aria-label": "The marked token", hidden: true },
       h("div", { id: "token-head" }),
       h("div", { id: "token-bars" }),
       h("div", { class: "columns" }, h("div", { id: "token-opinions" }), experiments)));
@@ -667,7 +701,8 @@ function begin(given_toy, given_data) {
 
 return {
   h, $, rebuild, head, shown, quoted, number, percent, plural, NAMES, MARKS,
-  START, TABS, state, renderers, update, ask, render, begin, address, read_address,
+  START, TABS, fill_changed, text_of, scroll_to, state, renderers, update, ask, render, begin,
+  address, read_address,
   get toy() { return toy; }, get data() { return data; }, get finished() { return finished; },
 };
 })();

@@ -277,6 +277,7 @@ WRONG = {
         (cdpo(end=lambda z: F.logsigmoid(z).mean()), "the minus is missing"),
         (cdpo(end=lambda z: -z.mean()), "without -log sigmoid"),
         (cdpo(end=lambda z: -z.sigmoid().log().mean()), "not finite"),
+        (cdpo(end=lambda z: -F.logsigmoid(z.clamp(-100, 100)).mean()), "cut off"),
     ],
     "fused_greedy": [
         (loop(fused=lambda r, e: e), "only the expert's logits decide"),

@@ -307,6 +307,7 @@ def test_training(page, data, node):
         for name in ("margin", "bias", "loss"):
             assert f"{theirs[name]:.3f}" in after
         assert ("negative" in page.text("#pair-text")) == (theirs["bias"] < 0)
+        assert ("did not succeed" in page.text("#pair-text")) == (theirs["margin"] + theirs["bias"] < 0)
     assert page.state()["pair"] == str(len(data["pairs"]) - 1)
 
 
@@ -340,14 +341,26 @@ def test_the_tour_by_keyboard(page, chromium, page_file):
 def test_the_tour_says_what_the_models_do(page, data):
     """What the stops claim of the shipped weights."""
     gold = next(e["answer"] for e in data["examples"] if e["skill"] == "triple")
-    page.go("#tour=4")
+    page.go("#tour=2")                                             # "use it" changes the answer
+    before, row = page.answer(), re.search(r"in the row of the (\w+) expert", page.text("#tour-text"))[1]
+    page.click(f"#use-{'instruct' if row == 'instruction' else row}")
+    assert page.answer() != before and page.answer("tokens-before") == before
+    assert page.answer().strip() in page.text("#tour .changed-answer")
+    card, answers = (page.tab.locator(s).bounding_box() for s in ("#tour", "#answers"))
+    assert card["y"] + card["height"] <= answers["y"] < 900        # the answer is in view under the card
+    page.go("#tour=3")
     assert page.answer().strip() != gold and "No expert has ever seen" in page.text("#tour-text")
-    page.go("#tour=5")
+    page.go("#tour=4")
     assert page.answer().strip() == gold and page.tab.locator("#tokens .changed").count() >= 1
-    page.go("#tour=6")
+    page.go("#tour=5")
     assert page.answer().strip() != gold and page.answer("tokens-before").strip() == gold
+    assert page.answer().strip() in page.text("#tour .changed-answer")
+    page.go("#tour=6")                                             # math wrong, router wrong, sum right
+    assert re.findall(r"\((right|wrong)\)", page.text("#tour-text")) == ["wrong", "wrong", "right"]
+    assert "all three experts agree on the end of the answer" in page.text("#tour-text")
     page.go("#tour=7")
     assert page.answer().strip() == gold and page.answer("tokens-beside").strip() != gold
+    assert "They part at token" in page.text("#tour-text")
     page.go("#tour=8")
     assert float(page.text("#distance-logits")) > 0
     page.go("#tour=10")
