@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from model import GPT, GPTConfig
-from toy_experts import run, tokenizer
+from toy_experts import batch, pairs, run, tokenizer
 from toy_experts import train as toy
 from toy_experts.batch import show_accuracy
 
@@ -53,9 +53,11 @@ def train_tiny(out, *names, seed=0):
     """Run these scripts (of TINY) with tiny experts in this process. Returns what they print."""
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
         make_tiny(patch)
+        patch.setattr(batch, "answers", functools.partial(batch.answers, max_new=16))  # tiny models never stop: 96 tokens take long
+        patch.setattr(pairs, "MAX_NEW", 24)
         for name in names:
             module = importlib.import_module(name)
-            patch.setattr(module, "show_accuracy", functools.partial(show_accuracy, n=2))  # tiny models never stop: 20 take long
+            patch.setattr(module, "show_accuracy", functools.partial(show_accuracy, n=2))
             module.main(["--out", str(out), "--seed", str(seed), "--device", "cpu", *TINY[name].split()])
     return said.getvalue()
 

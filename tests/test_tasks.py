@@ -73,12 +73,13 @@ def test_every_token_fits_the_context():
 
 
 def test_splits_are_disjoint_on_the_real_sizes():
-    """All prompts that a run of seed 0 trains, tunes or tests on: no prompt, and no problem under other words, in two of the sets."""
+    """What a run of seed 0 trains, tunes or tests on (of the experts' documents a third): no prompt, and no problem under other words,
+    in two of the sets."""
     s, ev, toy_s = train_sft.Settings(), evaluate.Settings(), toy.Settings()
     sets = {"train": sft_items(s), "preference": tasks.mixed("preference", train_cdpo.Settings().prompts, Random("preference 0"))}
     for bench, domain in [(b, d) for d, bs in tasks.DOMAINS.items() for b in bs]:  # the experts' and the base's documents
         rng = Random(f"{domain} 0")
-        n = 20_000 // len(tasks.DOMAINS[domain])
+        n = 6_000 // len(tasks.DOMAINS[domain])
         sets["train"] += [tasks.draw(bench, "train", rng, toy.covered(toy_s, bench)) for _ in range(n)]
     for split in ("validation", "test"):
         sets[split] = [i for b in ALL for i in tasks.dataset(b, split, ev.prompts, Random(f"{split} {b} 0"))]

@@ -18,14 +18,14 @@ def check():
 
 
 def test_they_answer_as_the_run_that_they_came_from(check, monkeypatch):
-    """check.json has digests of 1,000 answers that the run itself gave, in single precision. Every fourth is repeated here."""
-    items, recorded = weights.test_items(check["seed"])[::4], check["answers of the run"][::4]
+    """check.json has digests of 1,000 answers that the run itself gave, in single precision. Every tenth is repeated here."""
+    items, recorded = weights.test_items(check["seed"])[::10], check["answers of the run"][::10]
     monkeypatch.setattr(weights, "test_items", lambda seed: items)
     answers, right = weights.outcome(run.WEIGHTS, check["seed"])
-    assert len(answers) == len(recorded) == 250 and sum(a == b for a, b in zip(answers, recorded)) >= 248
+    assert len(answers) == len(recorded) == 100 and sum(a == b for a, b in zip(answers, recorded)) >= 99
     assert check["equal answers of 1000"] >= 995
-    for bench, share in check["right, the run"].items():  # outcome counts of 200: these are 50 of them
-        assert abs(4 * right[bench] - share) <= 0.15 and abs(check["right, half precision"][bench] - share) <= 0.01
+    for bench, share in check["right, the run"].items():  # outcome counts of 200: these are 20 of them
+        assert abs(10 * right[bench] - share) <= 0.25 and abs(check["right, half precision"][bench] - share) <= 0.01
 
 
 def test_they_are_small_and_in_half_precision():

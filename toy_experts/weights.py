@@ -6,8 +6,7 @@ training.
 
 Besides the weights it copies the trainings' logs and one preference pair, and it writes check.json:
 1,000 test prompts answered by the run itself in single precision, and how many of the answers the
-half-precision weights give alike. A test repeats a
-quarter of that.
+half-precision weights give alike. A test repeats a tenth of that.
 """
 
 import hashlib
