@@ -72,7 +72,7 @@ def test_every_token_fits_the_context():
 # --- splits ------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_splits_are_disjoint_on_the_real_sizes():
+def test_splits_are_disjoint():
     """What a run of seed 0 trains, tunes or tests on (of the experts' documents a third): no prompt, and no problem under other words,
     in two of the sets."""
     s, ev, toy_s = train_sft.Settings(), evaluate.Settings(), toy.Settings()
