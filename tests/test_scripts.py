@@ -221,12 +221,15 @@ def test_a_conversation_in_a_terminal(world, monkeypatch, capsys):
     assert said.out.count("tokens with the end") == 2 and said.err.count("error: ") == 1 and next(typed) == "never read"
 
 
-def test_without_a_run_the_shipped_weights_answer(tmp_path):
+def test_without_a_run_the_shipped_weights_answer(tmp_path, monkeypatch, capsys):
     """Without a run in out/: a note on stderr, and the right answer, with the experts' names and without escape codes."""
     (tmp_path / "out" / "seed0").mkdir(parents=True)  # as a training leaves it that has found something wrong
-    p = script("decode", PROMPT, cwd=tmp_path)
-    assert "34" in p.stdout and "[math:" in p.stdout and "tokens with the end" in p.stdout and "\033" not in p.stdout
-    assert p.stderr.count("\n") == 1 and "toy_experts/weights" in p.stderr and [p.name for p in tmp_path.rglob("*")] == ["out", "seed0"]
+    monkeypatch.chdir(tmp_path)
+    decode.main([PROMPT])
+    said = capsys.readouterr()
+    assert "34" in said.out and "[math:" in said.out and "tokens with the end" in said.out and "\033" not in said.out
+    assert said.err.count("\n") == 1 and "toy_experts/weights" in said.err
+    assert [p.name for p in tmp_path.rglob("*")] == ["out", "seed0"]
 
 
 def test_the_small_table(copy, capsys, monkeypatch):

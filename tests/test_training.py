@@ -134,12 +134,12 @@ def test_phase_2_equals_a_slow_training():
 
 def test_experts_train_equals_a_slow_training(monkeypatch):
     """toy_experts.train.train: cross-entropy on what is to be learned only, 30 steps of warm-up, the same optimizer."""
-    monkeypatch.setattr(toy, "STEPS", {"math": 40})
+    monkeypatch.setattr(toy, "STEPS", {"math": 35})
     monkeypatch.setattr(toy, "LR", {"math": 3e-2})
     sft, model = some_data(100), gpt()
     other = Router(deepcopy(model), 3).double()
     toy.train("math", model, [(ids[:n].tolist(), mask[:n].tolist()) for ids, mask, n in zip(sft.ids, sft.mask, sft.lengths)], 5)
-    plan = [rows for k in range(6) for rows in data.batches(sft.lengths, SIXTEEN, 5 + 7 * k)][:40]  # 7 batches a pass
+    plan = [rows for k in range(5) for rows in data.batches(sft.lengths, SIXTEEN, 5 + 7 * k)]  # 7 batches a pass
     losses = [lambda rows=rows: slow_sft_loss(other, sft, rows, 0.0) for rows in plan]
     assert slow_training(other, losses, 3e-2, 0.0, warmup=30) > 5
     assert_same(model, other.lm)
@@ -264,7 +264,7 @@ def test_covered_and_uncovered_and_the_split(world, monkeypatch):
 
     monkeypatch.setattr(evaluate, "answers", stub)
     monkeypatch.setattr(evaluate, "routing", lambda *args: {})
-    r = evaluate.evaluate(evaluate.Settings(out=str(world), device="cpu", prompts=24, split="validation"), world / "seed0")
+    r = evaluate.evaluate(evaluate.Settings(out=str(world), device="cpu", prompts=16, split="validation"), world / "seed0")
     assert r["covered"]["fusionroute"]["average"] == 1 and r["uncovered"]["fusionroute"]["average"] == 0
     assert 0.4 < r["accuracy"]["fusionroute"]["average"] < 1 and {tasks.split_of(i.key) for i in asked} == {"validation"}
 
