@@ -17,7 +17,7 @@ ALL = tasks.BENCHMARKS + ["general"]
 
 
 def some(bench, n=None, split="train"):
-    n = n or {"toy-mbpp": 40, "toy-humaneval": 40, "general": 100}.get(bench, 300)  # a program is judged on a hundred cases and more
+    n = n or {"toy-mbpp": 25, "toy-humaneval": 25, "general": 60}.get(bench, 300)  # a program is judged on a hundred cases and more
     return tasks.dataset(bench, split, n, Random(1))
 
 
@@ -97,7 +97,7 @@ def test_a_prompt_determines_its_problem():
     seen = {}
     for bench in ALL:
         rng = Random(3)
-        for _ in range(1500):
+        for _ in range(900):
             i = tasks.draw(bench, rng.choice(list(tasks.SPLITS)), rng)
             assert seen.setdefault(i.prompt, i.key) == i.key
 
@@ -245,7 +245,7 @@ def test_hidden_cases_tell_near_misses_apart(bench):
     grid = [(i, j) for i in range(-12, 22) for j in range(-12, 22)] if bench == "toy-humaneval" else \
         [([],)] + [([x, y],) for x in range(-8, 13) for y in range(-8, 13)] + [([x],) for x in range(-40, 80)] + \
         [([rng.randint(-20, 40) for _ in range(n)],) for n in range(3, 20) for _ in range(5)]
-    for i in tasks.dataset(bench, "train", 16, Random(3)):
+    for i in tasks.dataset(bench, "train", 10, Random(3)):
         gold = judge.parse(i.gold[1])
         for m in re.finditer(r"(?<!\[)(?<!default=)(?:[0-9]+|[<>+*%-])", i.answer):
             for new in (["2", "5", "9"] if m[0].isdigit() else ["<", ">", "+", "-"]):
@@ -256,7 +256,7 @@ def test_hidden_cases_tell_near_misses_apart(bench):
                     assert all(judge.call(program, args) == judge.call(gold, args) for args in grid), (i.answer, text)
                 else:
                     wrong += text != i.answer
-    assert mutants > 120 and wrong > 0.8 * mutants
+    assert mutants > 70 and wrong > 0.8 * mutants
 
 
 def test_code_must_have_the_asked_name():
