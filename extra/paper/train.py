@@ -9,7 +9,6 @@ handed in (variants.py). Trained by either, router_sft.pt and router.pt are the 
 
 import contextlib
 import time
-from copy import deepcopy
 from dataclasses import asdict, dataclass
 from random import Random
 from types import SimpleNamespace
@@ -39,9 +38,12 @@ class Sft:
     lr: float = train_sft.Settings.lr
     lr_w: float = train_sft.LR_W
     lam: float = train_sft.Settings.lam
+    start: str = "instruct"                          # the model that the router starts from: a checkpoint of the run
+    order: int = 0                                   # another number shuffles the samples in another order
 
     def __post_init__(self):
         one_of(self, "loss", variants.SFT_LOSSES)
+        file_stem(self, "start")
         run.positive(self, "samples", "epochs", "lr", "lr_w")
         run.positive(self, "lam", or_zero=True)
 
@@ -70,11 +72,25 @@ class Cdpo:
         run.positive(self, "lam", or_zero=True)
 
 
+@dataclass(frozen=True)
+class Union:
+    """One model in the experts' place: the base, trained on all their documents for as many steps as all of them together."""
+
+
 TRAINING = {  # in this order: each needs some of those before it
     "router_sft": Sft(),
     "router": Cdpo(),
     "fine_tuned_sft": Sft(loss="plain", lr=2e-3),
     "fine_tuned": Cdpo(loss="plain", lr=2.5e-5, phase1="fine_tuned_sft", pairs_of="router_sft"),
+    # The same two with the budget that tune.py found for each: passes over the samples, and the rate.
+    "router_sft_long": Sft(epochs=8),
+    "router_long": Cdpo(phase1="router_sft_long"),
+    "fine_tuned_sft_long": Sft(loss="plain", lr=1e-3, epochs=16),
+    "fine_tuned_long": Cdpo(loss="plain", lr=2.5e-5, phase1="fine_tuned_sft_long", pairs_of="router_sft"),
+    "union": Union(),
+    "generalist": Sft(loss="plain", lr=1e-3, start="union"),
+    "sft_all": Sft(loss="all"),
+    "router_all": Cdpo(phase1="sft_all"),
     "co_llm": Sft(loss="co_llm"),
     "co_llm_self": Sft(loss="co_llm_self"),
     "fused_sft": Sft(loss="fused_own", lr=2e-3),
@@ -90,6 +106,7 @@ def changed(spec):
 
 # --- training -----------------------------------------------------------------------------------------------------------------------------
 
+ORDERS = 1_000_000  # what is added to the seed for another order of the samples
 MEMORY = {}  # what several trainings of one process share: samples and pairs with the experts' scores on them
 
 
@@ -103,7 +120,7 @@ def train(s, name, spec=None):
     """Train the checkpoint NAME.pt of the run s by a recipe (default: that of TRAINING), unless it is there."""
     spec = spec or TRAINING[name]
     file_stem(SimpleNamespace(name=name), "name")
-    {Sft: train_phase1, Cdpo: train_phase2, Reward: train_reward}[type(spec)](s, name, spec)
+    {Sft: train_phase1, Cdpo: train_phase2, Reward: train_reward, Union: train_union}[type(spec)](s, name, spec)
 
 
 def is_there(path, usual, recipe):
@@ -126,6 +143,16 @@ def rate_of_W(script, lr_w):
         script.LR_W = usual
 
 
+@contextlib.contextmanager
+def steps_of(name, steps, lr):
+    """toy.train knows the steps and the rate of the ground floor's models; for a while also those of the model `name`."""
+    toy.STEPS[name], toy.LR[name] = steps, lr
+    try:
+        yield
+    finally:
+        del toy.STEPS[name], toy.LR[name]
+
+
 def sft_samples(s, n, experts, names):
     """Phase 1's n samples, scored. names: the experts' fingerprints, by their names."""
     def make():
@@ -144,12 +171,27 @@ def train_phase1(s, name, spec):
         return
     begun, sft = time.time(), sft_samples(s, spec.samples, experts, names)
     choices = names | ({"router": ""} if spec.loss == "co_llm_self" else {})       # what W chooses among
-    router = Router(deepcopy(experts[toy.EXPERTS.index("instruct")]), len(choices)).to(device)
-    settings = train_sft.Settings(seed=s.seed, samples=spec.samples, epochs=spec.epochs, lr=spec.lr, lam=spec.lam)
+    start = models.load_model(directory / f"{spec.start}.pt", hint, device)[0]
+    router = Router(start, len(choices)).to(device)
+    settings = train_sft.Settings(seed=s.seed + ORDERS * spec.order, samples=spec.samples, epochs=spec.epochs, lr=spec.lr, lam=spec.lam)
     with rate_of_W(train_sft, spec.lr_w):
         log = train_sft.train(settings, router.requires_grad_(True), sft, variants.sft_loss_for(spec.loss, experts))
     log.save(directory / f"{name}.log.jsonl")
     run.save_model(path, router, recipe, time.time() - begun, choices)
+
+
+def train_union(s, name, spec):
+    directory, device = run.prepare(models.place(s))
+    path, hint = directory / f"{name}.pt", "run python -m extra.paper.evaluate" + models.flags(s)
+    model, content = models.load_model(directory / "base.pt", hint, device)
+    recipe = content["recipe"] | {"base": run.fingerprint(model)}
+    if path.exists():
+        run.check_same(path, models.load_model(path, "start again")[1]["recipe"], recipe)
+        return print(f"{path} is there already")
+    begun, documents = time.time(), [d for e in toy.EXPERTS for d in toy.documents(toy.Settings(**content["recipe"]), e)]
+    with steps_of(name, sum(toy.STEPS[e] for e in toy.EXPERTS), toy.LR["math"]):
+        toy.train(name, model.requires_grad_(True), documents, s.seed * 1000)
+    run.save_model(path, model, recipe, time.time() - begun)
 
 
 def train_phase2(s, name, spec):
@@ -195,7 +237,8 @@ def only_pairs(s, lengths):
 def needed(name):
     """The checkpoint NAME and those that it starts from, in order."""
     spec = TRAINING[name]
-    before = [spec.phase1, spec.pairs_of] if isinstance(spec, Cdpo) else ["router_sft"] if isinstance(spec, Reward) else []
+    before = [spec.phase1, spec.pairs_of] if isinstance(spec, Cdpo) else ["router_sft"] if isinstance(spec, Reward) else \
+        [spec.start] if isinstance(spec, Sft) and spec.start in TRAINING else []
     return [*dict.fromkeys(n for b in before if b for n in needed(b))] + [name]
 
 
