@@ -13,14 +13,32 @@ Each row of the tables is a limit or a neighbour of one fused decoder, so that a
     Co-LLM-style, or the router itself  co_llm_self            Sft(loss="co_llm_self")                      the picked expert or the router
     Fine-tuned Model                    fine_tuned             both phases with loss="plain"                the router's language model
     math, code, instruction expert      math_expert, ...       toy_experts/train.py                         that expert
+    with more passes over the data:
+    FusionRoute, tuned budget           fusionroute_long       Sft(epochs=8), then Cdpo()                   Eq. (1)
+    phase 1 only, tuned budget          sft_long               Sft(epochs=8)                                Eq. (1)
+    Fine-tuned Model, tuned budget      fine_tuned_long        both phases with loss="plain"                the router's language model
+    its phase 1 only                    fine_tuned_sft_long    Sft(loss="plain", lr=1e-3, epochs=16)        the router's language model
+    with the experts' own data:
+    generalist (a bound)                generalist             Union(), then Sft() with loss="plain"        the router's language model
+    what the choice is worth, what the addition is worth:
+    router + mean of experts            router_mean            as FusionRoute                               the router and all log pi_i
+    router + math expert, ...           router_math, ...       as FusionRoute                               Eq. (1), always that expert
+    router + random expert in S         router_random          as FusionRoute                               Eq. (1), in S a random expert
+    L_expert everywhere, phase 1        sft_all                Sft(loss="all")                              Eq. (1)
+    L_expert everywhere, both           fusionroute_all        the same, then Cdpo(phase1="sft_all")        Eq. (1)
+
     oracle expert (a bound)             oracle_expert          nothing: it asks the checker                 the best expert for the prompt
     product of experts (no router)      uniform_average        nothing                                      the mean of all log pi_i
     TaskArithmetic, DARE                task_arithmetic, dare  nothing: merge                               one model out of three
     Sequence Selection                  sequence_selection     Reward()                                     the best of three answers
     Collab                              collab                 Reward()                                     the best of three tokens
+    Sequence Selection, better judge    selection_lm           as Fine-tuned Model, tuned budget            the answer it finds likeliest
+    Collab, better judge                collab_lm              as Fine-tuned Model, tuned budget            the token, likewise
 
 Rows called "tuned" have the setting that won on validation prompts; task_arithmetic_paper and dare_paper have the paper's (scale 1;
-p 0.9). The Fine-tuned Model has the same start, data, pairs and budget as FusionRoute.
+p 0.9). The Fine-tuned Model has the same start, data and pairs as FusionRoute, and the same budget or its own best (tune.py). The
+generalist needs the experts' training data, which the paper's premise denies: it is a bound, not a rival. The better judge is the
+Fine-tuned Model's likelihood: the best judge that we found with the data at hand.
 
     python -m extra.paper.baselines    trains the reward model: OUT/seedN/reward.pt
 
@@ -47,7 +65,7 @@ from extra.common import add_flags, one_of
 from extra import models
 from extra.paper import variants
 from extra.models import Settings
-from fusionroute import Router
+from fusionroute import Router, fuse, informative, token_logp
 from model import generate
 from toy_experts import pairs as toy_pairs
 from toy_experts import run
@@ -99,45 +117,90 @@ def written(prompts, text, have):
 
 
 @torch.no_grad()
-def uniform_average(experts, prompts, end, max_new):
-    """Greedy under the mean of all experts' log-probabilities. prompts: token-id lists; returns answers without the end token."""
-    text, have, rows, caches = buffers(prompts, max_new, experts)
+def all_read(models, prompts, end, max_new, rule):
+    """Greedy decoding in which every model reads every token. prompts: token-id lists; returns answers without the end token.
+
+    rule: from what the models say of the next token, a list of their logits (b, V) and one of their second outputs (of a Router: w
+    (b, n)), to the logits (b, V) from which it is taken.
+    """
+    text, have, rows, caches = buffers(prompts, max_new, models)
     for _ in range(max_new):
-        logits = sum(read_on(e, c, rows, text, have)[0].log_softmax(-1) for e, c in zip(experts, caches))  # (b, V)
-        rows = extend(text, have, rows, logits.argmax(-1), end)
+        logits, second = zip(*(read_on(m, c, rows, text, have) for m, c in zip(models, caches)))
+        rows = extend(text, have, rows, rule(logits, second).argmax(-1), end)
         if not len(rows):
             break
     return written(prompts, text, have)
 
 
-def sequence_selection(experts, reward, prompts, end, max_new):
-    """Every expert writes a whole greedy answer; the reward model picks one. Arguments and result as in uniform_average."""
+def product(logits, _):
+    """The product of all models: the sum of their log-probabilities."""
+    return sum(x.log_softmax(-1) for x in logits)                                                     # (b, V)
+
+
+def uniform_average(experts, prompts, end, max_new):
+    """Greedy under the mean of all experts' log-probabilities (the sum has the same greatest token)."""
+    return all_read(experts, prompts, end, max_new, product)
+
+
+def plus_mean(logits, _):
+    """The first model's log-probabilities plus the mean of the others': Eq. (1) without a choice."""
+    return logits[0].log_softmax(-1) + product(logits[1:], _) / (len(logits) - 1)                     # (b, V)
+
+
+def plus_random(seed):
+    """A rule: Eq. (1), but in S, where the experts' own tokens differ, with an expert drawn at random instead of the router's pick."""
+    coin = torch.Generator().manual_seed(seed)
+
+    def rule(logits, second):
+        experts = torch.stack(logits[1:], 1)                                                          # (b, n, V)
+        drawn = torch.randint(experts.size(1), second[0][:, 0].shape, generator=coin).to(experts.device)  # (b,)
+        pick = torch.where(informative(experts.argmax(-1)), drawn, second[0].argmax(-1))              # (b,)
+        return fuse(logits[0], experts[torch.arange(len(pick)), pick])                                # (b, V)
+    return rule
+
+
+def sequence_selection(experts, judge, prompts, end, max_new, mean=False):
+    """Every expert writes a whole greedy answer; the judge picks one. Result as in all_read.
+
+    judge: a reward model, or a language model: then what it gives the highest likelihood (with `mean`, per token) is picked.
+    """
     answers = [generate(expert, prompts, max_new, end) for expert in experts]                         # n times B
-    scores = torch.stack([score_whole(reward, prompts, a, end, max_new) for a in answers])            # (n, B)
+    scores = torch.stack([score_whole(judge, prompts, a, end, max_new, mean) for a in answers])       # (n, B)
     return [answers[i][b] for b, i in enumerate(scores.argmax(0).tolist())]
 
 
 @torch.no_grad()
-def score_whole(reward, prompts, answers, end, max_new):
-    """The reward of whole answers, (B,). An answer that stopped at max_new has no end token."""
+def score_whole(judge, prompts, answers, end, max_new, mean):
+    """The judge's score of whole answers, (B,). An answer that stopped at max_new has no end token."""
     ids, _, lengths = pack([answer_only(p, a + [end] * (len(a) < max_new)) for p, a in zip(prompts, answers)])
-    r = reward(ids.to(reward.W.weight.device))[1][..., 0].cpu()                                       # (B, T)
+    if not isinstance(judge, Router):
+        return likelihood(judge, ids, torch.tensor([len(p) for p in prompts]), lengths, mean)         # (B,)
+    r = judge(ids.to(judge.W.weight.device))[1][..., 0].cpu()                                         # (B, T)
     return r.gather(1, lengths[:, None] - 1)[:, 0]                                                    # (B,)
 
 
+def likelihood(lm, ids, first, stop, mean):
+    """A language model's log-probability of each row's tokens first to stop - 1, their sum or mean: ids (B, T), first, stop (B,) -> (B,)."""
+    device = lm.embed.weight.device
+    logp = token_logp(lm(ids[:, :-1].to(device))[0], ids[:, 1:].to(device)).to(ids.device)            # (B, T-1)
+    place = torch.arange(1, ids.size(1), device=ids.device)                                           # (T-1,)
+    inside = (place >= first[:, None]) & (place < stop[:, None])                                      # (B, T-1)
+    return (logp * inside).sum(1) / (inside.sum(1) if mean else 1)                                    # (B,)
+
+
 @torch.no_grad()
-def collab(experts, reward, prompts, end, max_new, lookahead):
-    """At every token each expert proposes its own, goes on by itself up to `lookahead` tokens in all, and the reward model scores what
-    it would have written; the best proposal stays. Arguments and result as in uniform_average."""
-    text, have, rows, (*caches, reward_cache) = buffers(prompts, max_new + lookahead, [*experts, reward])
-    room = reward_cache.kv[0].size(3)                                                                 # may end before text does
+def collab(experts, judge, prompts, end, max_new, lookahead, mean=False):
+    """At every token each expert proposes its own, goes on by itself up to `lookahead` tokens in all, and the judge scores what it
+    would have written; the best proposal stays. judge and mean as in sequence_selection, the result as in all_read."""
+    text, have, rows, (*caches, judge_cache) = buffers(prompts, max_new + lookahead, [*experts, judge])
+    room = judge_cache.kv[0].size(3)                                                                  # may end before text does
     for _ in range(max_new):
         lookahead = min(lookahead, room - int(have.max()))
         proposal = torch.stack([read_on(e, c, rows, text, have)[0].argmax(-1) for e, c in zip(experts, caches)], 1)  # (b, n)
         token = proposal[:, 0].clone()                                                                # (b,)
         split = (proposal != proposal[:, :1]).any(1)                                                  # (b,): elsewhere nothing to choose
         if split.any():
-            scores = [look_ahead(e, c, reward, reward_cache, rows[split], proposal[split, i], text, have, end, lookahead)
+            scores = [look_ahead(e, c, judge, judge_cache, rows[split], proposal[split, i], text, have, end, lookahead, mean)
                       for i, (e, c) in enumerate(zip(experts, caches))]                               # n times (s,)
             best = torch.stack(scores, 1).argmax(1, keepdim=True)                                     # (s, 1)
             token[split] = proposal[split].gather(1, best)[:, 0]
@@ -147,8 +210,8 @@ def collab(experts, reward, prompts, end, max_new, lookahead):
     return written(prompts, text, have)
 
 
-def look_ahead(expert, cache, reward, reward_cache, rows, token, text, have, end, lookahead):
-    """The reward of each row's text with token (s,) and the expert's greedy continuation, (s,). Leaves text and caches as they were."""
+def look_ahead(expert, cache, judge, judge_cache, rows, token, text, have, end, lookahead, mean):
+    """The judge's score of each row's text with token (s,) and the expert's greedy continuation, (s,). Leaves text and caches as they were."""
     trial, count, active = text.clone(), have.clone(), rows
     for step in range(lookahead):
         trial[active, count[active]] = token                                                          # here the end token counts too
@@ -157,8 +220,11 @@ def look_ahead(expert, cache, reward, reward_cache, rows, token, text, have, end
         if not len(active) or step + 1 == lookahead:
             break
         token = read_on(expert, cache, active, trial, count)[0].argmax(-1)                            # (a,)
-    score = read_on(reward, reward_cache, rows, trial, count)[1][:, 0]                                # (s,)
-    cache.length[rows], reward_cache.length[rows] = have[rows], have[rows]                            # the trial is forgotten
+    if isinstance(judge, Router):
+        score = read_on(judge, judge_cache, rows, trial, count)[1][:, 0]                              # (s,)
+    else:
+        score = likelihood(judge, trial[rows, :int(count[rows].max())], have[rows], count[rows], mean)  # (s,)
+    cache.length[rows], judge_cache.length[rows] = have[rows], have[rows]                             # the trial is forgotten
     return score
 
 

@@ -1,8 +1,9 @@
 """Every method of the paper, and what its readers ask for, on the five benchmarks and the general prompts: the paper's tables.
 
     python -m extra.paper.evaluate --seed 0             trains what is missing of one seed and evaluates every method on it
-    python -m extra.paper.evaluate --seeds 0 1 2 3 4    five seeds, then writes table1.json, differences.json, winrate.json, cost.json
-                                                        and routing.json in extra/results/
+    python -m extra.paper.evaluate --seeds 2 3 4 5 6 7 8 9 10 11
+                                                        ten seeds (five for the rows besides the headline ones), then writes table1.json,
+                                                        differences.json, winrate.json, cost.json and routing.json in extra/results/
     python -m extra.paper.report                        the tables and CLAIMS.md from these files
 
 Methods: see the table at the top of baselines.py.
@@ -13,6 +14,7 @@ content, no setting was chosen on them (tune.py reads validation prompts), and a
 that they are computed once.
 """
 
+import functools
 import json
 import os
 import platform
@@ -29,7 +31,7 @@ from extra import gpt
 from extra.common import RESULTS, cached, fingerprints, one_of, several, write_family
 from extra import models
 from extra.paper import baselines
-from extra.paper.train import TRAINING, changed, train
+from extra.paper.train import TRAINING, changed, needed, train
 from fusionroute import informative, score
 from model import GPT, generate
 from toy_experts import run, tasks, tokenizer
@@ -39,12 +41,23 @@ from toy_experts.evaluate import percent, table
 from toy_experts.train import EXPERTS
 
 BENCHES = tasks.BENCHMARKS + ["general"]
-METHODS = ["math_expert", "code_expert", "instruct_expert", "sequence_selection", "collab", "fine_tuned", "task_arithmetic_paper",
-           "task_arithmetic", "dare_paper", "dare", "routing_only", "sft_only", "fusionroute", "router", "uniform_average",
-           "co_llm", "co_llm_self", "oracle_expert", "fused_sft", "fused_full"]
+ROWS = {  # method: the checkpoints that it decodes with, besides base and experts
+    "fusionroute": ["router"], "sft_only": ["router_sft"], "routing_only": ["router"], "router": ["router"],
+    "fusionroute_long": ["router_long"], "fine_tuned_long": ["fine_tuned_long"], "co_llm_self": ["co_llm_self"], "fused_sft": ["fused_sft"],
+    "math_expert": [], "code_expert": [], "instruct_expert": [], "oracle_expert": [], "uniform_average": [],
+    "router_mean": ["router"], "router_math": ["router"], "router_code": ["router"], "router_instruct": ["router"], "router_random": ["router"],
+    # until here: HEADLINE
+    "generalist": ["generalist"], "sft_long": ["router_sft_long"], "fine_tuned_sft_long": ["fine_tuned_sft_long"],
+    "fine_tuned": ["fine_tuned"], "sft_all": ["sft_all"], "fusionroute_all": ["router_all"], "co_llm": ["co_llm"], "fused_full": ["fused_full"],
+    "sequence_selection": ["reward"], "collab": ["reward"], "selection_lm": ["fine_tuned_long"], "collab_lm": ["fine_tuned_long"],
+    "task_arithmetic_paper": [], "task_arithmetic": [], "dare_paper": [], "dare": [],
+}
+METHODS = list(ROWS)
+HEADLINE = METHODS[:METHODS.index("generalist")]  # measured on every seed; the others on the first of them (--rest)
 
 # Chosen by tune.py on validation prompts, as the settings in train.TRAINING were.
 TASK_ARITHMETIC, DARE, LOOKAHEAD = {"scale": 0.5}, {"scale": 0.5, "drop": 0.1}, {"lookahead": 64}
+JUDGE = {"mean": False}  # whether the better judge's likelihood is per token
 
 
 @dataclass
@@ -56,10 +69,12 @@ class Settings:
     split: str = "test"    # test, or validation (which is what to tune on)
     prompts: int = 300     # prompts a benchmark
     general: int = 500     # general prompts, on which win rates are measured
+    rest: int = 5          # on how many of the seeds the rows besides the headline ones are measured
     timed: int = 25        # of the benchmarks' prompts, how many results/cost.json is measured on
 
     def __post_init__(self):
         run.positive(self, "prompts", "general", "timed")
+        run.positive(self, "rest")
         one_of(self, "split", ("test", "validation"))
 
 
@@ -82,42 +97,55 @@ def traces(router, experts, **how):
     return lambda prompts: decode_batch(router, experts, prompts, MAX_NEW, **how)
 
 
-def load_all(s):
-    """name -> every model of a run, frozen, by the names of its checkpoints; "experts" the list of them."""
+def load_all(s, methods):
+    """name -> base, experts and the checkpoints of the methods, frozen, by their files' names; "experts": the list of them."""
     directory, device = models.folder(s), run.device(s.device)
     hint = "run python -m extra.paper.evaluate" + models.flags(s)
     m = {name: models.load_model(directory / f"{name}.pt", hint, device)[0] for name in ["base"] + EXPERTS}
-    m["reward"] = models.load_model(directory / "reward.pt", hint, device, router=True)[0]
-    return m | {"experts": [m[e] for e in EXPERTS]} | {name: models.load_router(s, name)[0] for name in TRAINING if name != "reward"}
+    m["experts"] = [m[e] for e in EXPERTS]
+    for name in dict.fromkeys(name for method in methods for name in ROWS[method]):
+        load = models.load_model(directory / "reward.pt", hint, device, router=True) if name == "reward" else models.load_router(s, name)
+        m[name] = load[0]
+    return m
 
 
-def decoders(m):
+def decoders(m, methods):
     """method -> its decoder, from token-id prompts to answers without the end token; m as from load_all. (oracle_expert has none.)"""
     end, max_new, experts = tokenizer.END, MAX_NEW, m["experts"]
 
-    def fused(router, experts=experts, **how):
-        return lambda prompts: [t.answer() for t in traces(m[router], experts, **how)(prompts)]
+    def fused(router, itself=False, **how):
+        return lambda prompts: [t.answer() for t in traces(m[router], experts + [m[router].lm] * itself, **how)(prompts)]
 
-    def alone(model):
-        return lambda prompts: generate(model, prompts, max_new, end)
+    def alone(name):
+        return lambda prompts: generate(getattr(m[name], "lm", m[name]), prompts, max_new, end)
+
+    def together(rule, *names):
+        return lambda prompts: baselines.all_read([m[n] for n in names], prompts, end, max_new, rule)
+
+    def selected(by, judge, **how):
+        return lambda prompts: by(experts, m[judge] if judge == "reward" else m[judge].lm, prompts, end, max_new, **how)
 
     def merged(scale, drop=0.0):
-        return alone(baselines.merge(m["base"], experts, scale, drop))
+        model = functools.cache(lambda: baselines.merge(m["base"], experts, scale, drop))
+        return lambda prompts: generate(model(), prompts, max_new, end)
 
-    return {
-        "math_expert": alone(m["math"]), "code_expert": alone(m["code"]), "instruct_expert": alone(m["instruct"]),
-        "sequence_selection": lambda prompts: baselines.sequence_selection(experts, m["reward"], prompts, end, max_new),
-        "collab": lambda prompts: baselines.collab(experts, m["reward"], prompts, end, max_new, **LOOKAHEAD),
-        "fine_tuned": alone(m["fine_tuned"].lm),
-        "task_arithmetic_paper": merged(1.0), "task_arithmetic": merged(**TASK_ARITHMETIC),
-        "dare_paper": merged(1.0, 0.9), "dare": merged(**DARE),
-        "routing_only": fused("router", use_router=False), "sft_only": fused("router_sft"), "fusionroute": fused("router"),
-        "router": alone(m["router"].lm),
-        "uniform_average": lambda prompts: baselines.uniform_average(experts, prompts, end, max_new),
-        "co_llm": fused("co_llm", use_router=False),
-        "co_llm_self": fused("co_llm_self", experts + [m["co_llm_self"].lm], use_router=False),
-        "fused_sft": fused("fused_sft"), "fused_full": fused("fused_full"),
+    ways = {
+        "math_expert": alone("math"), "code_expert": alone("code"), "instruct_expert": alone("instruct"),
+        "uniform_average": together(baselines.product, *EXPERTS),
+        "fusionroute": fused("router"), "sft_only": fused("router_sft"), "routing_only": fused("router", use_router=False),
+        "router": alone("router"), "fine_tuned": alone("fine_tuned"),
+        "fusionroute_long": fused("router_long"), "sft_long": fused("router_sft_long"),
+        "fine_tuned_long": alone("fine_tuned_long"), "fine_tuned_sft_long": alone("fine_tuned_sft_long"), "generalist": alone("generalist"),
+        "router_mean": together(baselines.plus_mean, "router", *EXPERTS), "router_random": together(baselines.plus_random(0), "router", *EXPERTS),
+        "router_math": fused("router", only=0), "router_code": fused("router", only=1), "router_instruct": fused("router", only=2),
+        "co_llm": fused("co_llm", use_router=False), "co_llm_self": fused("co_llm_self", itself=True, use_router=False),
+        "fused_sft": fused("fused_sft"), "fused_full": fused("fused_full"), "fusionroute_all": fused("router_all"), "sft_all": fused("sft_all"),
+        "sequence_selection": selected(baselines.sequence_selection, "reward"), "collab": selected(baselines.collab, "reward", **LOOKAHEAD),
+        "selection_lm": selected(baselines.sequence_selection, "fine_tuned_long", **JUDGE),
+        "collab_lm": selected(baselines.collab, "fine_tuned_long", **LOOKAHEAD, **JUDGE),
+        "task_arithmetic_paper": merged(1.0), "task_arithmetic": merged(**TASK_ARITHMETIC), "dare_paper": merged(1.0, 0.9), "dare": merged(**DARE),
     }
+    return {method: ways[method] for method in methods if method != "oracle_expert"}
 
 
 def routing(experts, items, answers):
@@ -140,59 +168,73 @@ def routing(experts, items, answers):
     return {"all": share(picks), "S": share(inside), "S_share": round(len(inside) / len(picks), 4)} | extra
 
 
-def train_missing(s):
+def trained_for(methods):
+    """The checkpoints that the methods need, with those that they start from, in the order of TRAINING."""
+    wanted = {name for method in methods for checkpoint in ROWS[method] for name in needed(checkpoint)}
+    return [name for name in TRAINING if name in wanted]
+
+
+def train_missing(s, methods):
     models.ensure(s)
-    for name in TRAINING:
+    for name in trained_for(methods):
         train(s, name)
 
 
-def evaluate(s):
+def evaluate(s, methods):
     """Everything about one seed: right or wrong for every method and prompt as strings of 0 and 1, grades on general prompts, routing.
 
-    Answers are kept method by method in OUT/seedN/table1.json, for as long as their settings and checkpoints stay.
+    A method's answers are kept in OUT/seedN/table1.json, for as long as its settings and checkpoints stay.
     """
-    path, loaded, clock = models.folder(s) / "table1.json", load_all(s), time.time()
-    asked = [{k: v for k, v in run.recipe(s).items() if k not in ("timed", "family")}, made_from(loaded)]
-    known = cached(path, asked, lambda: {"right": {}, "grades": {}, "routing": {}, "seconds": 0})
+    path, m, clock = models.folder(s) / "table1.json", load_all(s, methods), time.time()
+    asked = {k: v for k, v in run.recipe(s).items() if k not in ("timed", "family", "rest")}
+    known = cached(path, asked, lambda: {"right": {}, "grades": {}, "routing": {}, "from": {}, "seconds": {}})
     items = {b: tasks.dataset(b, s.split, s.general if b == "general" else s.prompts, Random(f"{s.split} {b} {s.seed}")) for b in BENCHES}
-    right, grades, ways = known["right"], known["grades"], decoders(loaded)
-    if missing := [method for method in ways if method not in right]:
-        bar = tqdm(total=len(missing) * len(BENCHES), desc=f"evaluating seed {s.seed}", mininterval=1.0)
-        for method in missing:
-            row = {}
-            for b in BENCHES:
-                texts = [tokenizer.encoding.decode(ids) for ids in in_batches(ways[method], items[b])]
-                row[b] = "".join(str(int(tasks.check(item, text))) for item, text in zip(items[b], texts))
-                if b == "general":
-                    grades[method] = [round(tasks.grade(item, text), 4) for item, text in zip(items[b], texts)]
-                bar.update()
-            right[method] = row
-        bar.close()
-        alone = [f"{e}_expert" for e in EXPERTS]  # the oracle takes the expert that does best on each prompt: a bound, not a method
-        right["oracle_expert"] = {b: "".join(max(column) for column in zip(*(right[e][b] for e in alone))) for b in BENCHES}
-        grades["oracle_expert"] = [max(column) for column in zip(*(grades[e] for e in alone))]
-        answers = traces(loaded["router"], loaded["experts"])
-        known["routing"] = {b: routing(loaded["experts"], items[b], in_batches(answers, items[b])) for b in BENCHES}
-        known["seconds"] += time.time() - clock
+    gap = run.load(models.folder(s) / "base.pt", ("recipe",), "")["recipe"]["gap"]
+    held = {b: tasks.held_out(b, gap, s.seed) for b in tasks.BENCHMARKS}
+    right, grades, ways, made_from = known["right"], known["grades"], decoders(m, methods), sources(m, methods)
+    missing = [method for method in ways if known["from"].get(method) != made_from[method]]
+    bar = tqdm(total=len(missing) * len(BENCHES), desc=f"evaluating seed {s.seed}", mininterval=1.0, disable=not missing)
+    for method in missing:
+        row = {}
+        for b in BENCHES:
+            texts = [tokenizer.encoding.decode(ids) for ids in in_batches(ways[method], items[b])]
+            row[b] = "".join(str(int(tasks.check(item, text))) for item, text in zip(items[b], texts))
+            if b == "general":
+                grades[method] = [round(tasks.grade(item, text), 4) for item, text in zip(items[b], texts)]
+            bar.update()
+        right[method] = row
+        if method == "fusionroute":
+            answers = traces(m["router"], m["experts"])
+            known["routing"] = {b: routing(m["experts"], items[b], in_batches(answers, items[b])) for b in BENCHES}
+        known["from"][method], known["seconds"][method], clock = made_from[method], time.time() - clock, time.time()
+        run.write(path, json.dumps({"key": asked, "result": known}) + "\n")
+    bar.close()
+    alone = [f"{e}_expert" for e in EXPERTS]  # the oracle takes the expert that does best on each prompt: a bound, not a method
+    right["oracle_expert"] = {b: "".join(max(column) for column in zip(*(right[e][b] for e in alone))) for b in BENCHES}
+    grades["oracle_expert"] = [max(column) for column in zip(*(grades[e] for e in alone))]
+    if missing:
         run.write(path, json.dumps({"key": asked, "result": known}) + "\n")
         print(f"saved {path}")
-    contents = {name: run.load(models.folder(s) / f"{name}.pt", ("recipe", "seconds"), "") for name in ["base", *EXPERTS, *TRAINING]}
-    seconds = {name: round(c["seconds"]) for name, c in contents.items()} | {"evaluation": round(known["seconds"])}
-    gap = contents["base"]["recipe"]["gap"]
-    return known | {"meta": {"gap": gap, "held_out": {b: tasks.held_out(b, gap, s.seed) for b in tasks.BENCHMARKS},
-                             "seconds": seconds | {"total": sum(seconds.values())}}}
+    names = ["base", *EXPERTS, *trained_for(methods)]
+    seconds = {name: round(run.load(models.folder(s) / f"{name}.pt", ("seconds",), "")["seconds"]) for name in names}
+    seconds["evaluation"] = round(sum(known["seconds"].get(method, 0) for method in methods))
+    return known | {"covered": {b: "".join(str(int(i.skill not in held[b])) for i in items[b]) for b in tasks.BENCHMARKS},
+                    "keys": {b: [i.key for i in items[b]] for b in BENCHES},
+                    "meta": {"gap": gap, "held_out": held, "seconds": seconds | {"total": sum(seconds.values())}}}
 
 
-def made_from(loaded):
-    """What a result depends on besides its settings: the weights of every checkpoint, and the settings of what is not trained."""
-    names = [name for name in loaded if name != "experts"]
-    return fingerprints(names, [loaded[n] for n in names]) | {"untrained": [TASK_ARITHMETIC, DARE, LOOKAHEAD]}
+def sources(m, methods):
+    """method -> what its answers depend on besides the settings: the weights of its checkpoints, and the settings of what is not trained."""
+    names = [name for name in m if name != "experts"]
+    prints = fingerprints(names, [m[n] for n in names])
+    shared = [prints[name] for name in ["base", *EXPERTS]] + [TASK_ARITHMETIC, DARE, LOOKAHEAD, JUDGE]
+    return {method: json.loads(json.dumps([prints[name] for name in ROWS[method]] + shared)) for method in methods}
 
 
-def result(s):
-    """evaluate(s), after training what is missing."""
-    train_missing(s)
-    return evaluate(s)
+def result(s, methods=METHODS):
+    """evaluate(s, methods), after training what is missing."""
+    train_missing(s, methods)
+    return evaluate(s, methods)
 
 
 # --- statistics ---------------------------------------------------------------------------------------------------------------------------
@@ -207,45 +249,71 @@ def accuracy(r, method, b):
     return r["right"][method][b].count("1") / len(r["right"][method][b])
 
 
-def interval(outcomes, rounds=20_000):
-    """The mean of paired outcomes and its 95% interval, by bootstrap over seeds and prompts.
+def share(r, method, covered):
+    """Mean accuracy over those prompts of the benchmarks whose sub-skill some expert was trained on (covered "1"), or none was ("0")."""
+    per = [[x == "1" for x, c in zip(r["right"][method][b], r["covered"][b]) if c == covered] for b in tasks.BENCHMARKS]
+    return float(np.mean([np.mean(values) for values in per if values]))
 
-    outcomes: per benchmark and seed a list of -1, 0 or 1, one a prompt. Every round draws seeds with replacement, and within each drawn
-    seed and benchmark prompts with replacement: the interval is about another seed and other prompts. n prompts drawn from values of
-    three kinds are one multinomial draw of three counts. p: the share of rounds on the other side of zero, twice (two-sided).
+
+def interval(seeds):
+    """The mean of one number a seed, its 95% interval by Student's t, and the two-sided p of a mean of zero.
+
+    The seed is the unit: an interval is about another seed, with other data, other held-out sub-skills and other test prompts. A bootstrap
+    over five seeds is too narrow, and test prompts of one seed are not independent (they share a model, and some are equal).
     """
-    rng, seeds = np.random.default_rng(0), len(outcomes[0])
-    drawn = rng.integers(seeds, size=(rounds, seeds))                                      # (rounds, seeds)
-    total = np.zeros(rounds)
-    for per_seed in outcomes:
-        n = len(per_seed[0])
-        shares = np.array([[o.count(v) / n for v in (-1, 0, 1)] for o in per_seed])        # (seeds, 3)
-        counts = rng.multinomial(n, shares[drawn])                                         # (rounds, seeds, 3)
-        total += ((counts[..., 2] - counts[..., 0]) / n).mean(1) / len(outcomes)
-    each = np.mean([[sum(o) / len(o) for o in per_seed] for per_seed in outcomes], 0)      # (seeds,)
-    low, high = np.quantile(total, [0.025, 0.975])
-    other_side = min(1.0, 2 * min((total <= 0).mean(), (total >= 0).mean()))
-    return {"mean": round(float(each.mean()), 4), "low": round(float(low), 4), "high": round(float(high), 4),
-            "p": round(float(other_side), 4), "seeds": [round(float(x), 4) for x in each]}
+    n, mean = len(seeds), float(np.mean(seeds))
+    error = float(np.std(seeds, ddof=1)) / n**0.5
+    margin = student_t(n - 1)[0] * error
+    p = student_t(n - 1, abs(mean) / error)[1] if error else float(mean == 0)
+    return {"mean": round(mean, 4), "low": round(mean - margin, 4), "high": round(mean + margin, 4), "p": float(f"{p:.2g}"),
+            "seeds": [round(float(x), 4) for x in seeds]}
+
+
+def student_t(df, t=0.0):
+    """Student's t with df degrees of freedom: its 97.5% quantile, and the probability outside of -t .. t."""
+    x, area = half_of_t(df)
+    return float(np.interp(0.475, area, x)), float(1 - 2 * np.interp(t, x, area))
+
+
+@functools.cache
+def half_of_t(df):
+    """Points x from 0 into the far tail, and the probability of Student's t between 0 and each: the density, summed."""
+    x = np.sinh(np.linspace(0, 25, 50_001))                             # fine near zero, and far into the tail
+    density = (1 + x * x / df) ** (-(df + 1) / 2)
+    area = np.concatenate([[0], np.cumsum(np.diff(x) * (density[1:] + density[:-1]) / 2)])
+    return x, area / (2 * area[-1])                                      # a half in all
+
+
+def holm(p):
+    """The p-values of several comparisons, corrected for their number (Holm 1979): the smallest times their number, the next times one
+    less, and so on, each at least as large as those before it."""
+    out, highest = [0.0] * len(p), 0.0
+    for rank, i in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[i]))
+        out[i] = highest
+    return out
 
 
 def difference(results, ours, other, benches=tasks.BENCHMARKS):
-    """Accuracy of one method minus another's, mean over benchmarks, paired by prompt; see interval."""
-    return interval([[[int(x) - int(y) for x, y in zip(r["right"][ours][b], r["right"][other][b])] for r in results] for b in benches])
+    """Accuracy of one method minus another's on the same prompts, mean over benchmarks, on the seeds that have both; see interval."""
+    both = [r for r in results if ours in r["right"] and other in r["right"]]
+    return interval([np.mean([accuracy(r, ours, b) - accuracy(r, other, b) for b in benches]) for r in both])
 
 
 def wins(results, ours, other):
     """Wins, ties and losses per seed of ours against other on the general prompts, by grade; the win rate with ties half."""
-    signs = [[(x > y) - (x < y) for x, y in zip(r["grades"][ours], r["grades"][other])] for r in results]
-    margin = interval([signs])
-    rate = {k: round((1 + margin[k]) / 2, 4) for k in ("mean", "low", "high")}
+    both = [r for r in results if ours in r["grades"] and other in r["grades"]]
+    signs = [[(x > y) - (x < y) for x, y in zip(r["grades"][ours], r["grades"][other])] for r in both]
+    rate = [(1 + np.mean(s)) / 2 for s in signs]
+    half = interval([x - 0.5 for x in rate])                             # p: of a rate of one half
+    shifted = {k: round(half[k] + 0.5, 4) for k in ("mean", "low", "high")}
     return {name: [s.count(v) for s in signs] for name, v in (("wins", 1), ("ties", 0), ("losses", -1))} | {
-        "rate": rate | {"p": margin["p"], "seeds": [round((1 + m) / 2, 4) for m in margin["seeds"]]}}
+        "rate": shifted | {"p": half["p"], "seeds": [round(float(x), 4) for x in rate]}}
 
 
 # What the paper says of two methods (report.py), besides FusionRoute's difference to every other one.
 PAIRS = [("co_llm_self", "sft_only"), ("collab", "sequence_selection"), ("task_arithmetic_paper", "dare_paper"), ("sequence_selection", "fine_tuned"),
-         ("fused_sft", "sft_only"), ("fused_full", "fused_sft")]
+         ("fused_sft", "sft_only"), ("fused_full", "fused_sft"), ("fine_tuned_long", "fine_tuned_sft_long"), ("sft_all", "sft_only"), ("selection_lm", "sequence_selection"), ("collab_lm", "collab")]
 
 
 # --- cost ---------------------------------------------------------------------------------------------------------------------------------
@@ -253,11 +321,11 @@ PAIRS = [("co_llm_self", "sft_only"), ("collab", "sequence_selection"), ("task_a
 
 def cost(s):
     """Forward passes and seconds per generated token (the end token counts), one prompt at a time, all methods in turn on each prompt."""
-    m = load_all(s)
+    m = load_all(s, METHODS)
     items = tasks.mixed(s.split, s.timed, Random(f"{s.split} cost {s.seed}"), tasks.BENCHMARKS)
-    ways, passes, out = decoders(m), {"router": 0, "expert": 0, "reward": 0, "merged": 0}, {}
+    ways, passes, out = decoders(m, METHODS), {"router": 0, "expert": 0, "reward": 0, "merged": 0}, {}
     kinds = {id(m["reward"].lm): "reward", **{id(e): "expert" for e in m["experts"]},
-             **{id(m[n].lm): "router" for n in TRAINING if n != "reward"}}
+             **{id(m[n].lm): "router" for n in TRAINING if n in m and n != "reward"}}
 
     def count(module, *_):
         passes[kinds.get(id(module), "merged")] += 1
@@ -286,11 +354,12 @@ def cost(s):
 
 
 def show(results):
-    rows = [["method", *(b.removeprefix("toy-") for b in tasks.BENCHMARKS), "average", "general"]]
-    for method in sorted(METHODS, key=lambda m: -np.mean([average(r, m) for r in results])):
-        cells = [np.mean([accuracy(r, method, b) for r in results]) for b in BENCHES]
-        cells.insert(-1, np.mean([average(r, method) for r in results]))
-        rows.append([method, *map(percent, cells)])
+    rows = [["method", *(b.removeprefix("toy-") for b in tasks.BENCHMARKS), "average", "general", "seeds"]]
+    there = {method: [r for r in results if method in r["right"]] for method in METHODS}
+    for method in sorted((m for m in METHODS if there[m]), key=lambda m: -np.mean([average(r, m) for r in there[m]])):
+        cells = [np.mean([accuracy(r, method, b) for r in there[method]]) for b in BENCHES]
+        cells.insert(-1, np.mean([average(r, method) for r in there[method]]))
+        rows.append([method, *map(percent, cells), str(len(there[method]))])
     print("\n".join(table(rows)))
 
 
@@ -299,26 +368,34 @@ def main(argv=None):
     parser.add_argument("--results", default=str(RESULTS), metavar="DIR", help="where these go (default: extra/results)")
     folder, runs, seeds = several(parser, Settings, argv, "results")
     folder = Path(folder)
-    results = [result(s) for s in runs]
-    show(results)
+    if seeds and not 2 <= runs[0].rest <= len(seeds):
+        raise run.UserError(f"--rest is {runs[0].rest}, and must be from 2 to the number of seeds, {len(seeds)}")
+    results = [result(s, METHODS if not seeds or k < s.rest else HEADLINE) for k, s in enumerate(runs)]
     if not seeds:
-        return
-    meta = {"seeds": seeds, "split": runs[0].split, "prompts per benchmark": runs[0].prompts, "general prompts": runs[0].general,
+        return show(results)
+    show(results)
+    meta = {"seeds": seeds, "seeds of the other rows": seeds[:runs[0].rest], "split": runs[0].split,
+            "prompts per benchmark": runs[0].prompts, "general prompts": runs[0].general,
             "gap": results[0]["meta"]["gap"], "torch": torch.__version__.split("+")[0], "python": platform.python_version(),
             "machine": f"{os.cpu_count()} CPU cores", "threads": torch.get_num_threads(),
+            "distinct problems": {b: [len(set(r["keys"][b])) for r in results] for b in BENCHES},
+            "distinct problems of all seeds": {b: len({key for r in results for key in r["keys"][b]}) for b in BENCHES},
             "run time in seconds": {s.seed: r["meta"]["seconds"] for s, r in zip(runs, results)},
             "settings": {name: changed(spec) for name, spec in TRAINING.items()} | {
-                "task_arithmetic": TASK_ARITHMETIC, "dare": DARE, "collab": LOOKAHEAD}}
-    tables = {m: {b: [round(accuracy(r, m, b), 4) for r in results] for b in tasks.BENCHMARKS}
-              | {"average": [round(average(r, m), 4) for r in results]} for m in METHODS}
+                "task_arithmetic": TASK_ARITHMETIC, "dare": DARE, "collab": LOOKAHEAD, "selection_lm": JUDGE, "collab_lm": LOOKAHEAD | JUDGE}}
+
+    def row(method, of):
+        return [round(of(r), 4) for r in results if method in r["right"]]
+
+    tables = {m: {b: row(m, lambda r: accuracy(r, m, b)) for b in BENCHES} | {"average": row(m, lambda r: average(r, m))}
+              | {name: row(m, lambda r: share(r, m, c)) for name, c in (("covered", "1"), ("uncovered", "0"))} for m in METHODS}
     routes = {b: {part: {e: [r["routing"][b][part][e] for r in results] for e in EXPERTS} for part in share if part != "S_share"}
               | {"S_share": [r["routing"][b]["S_share"] for r in results]} for b, share in results[0]["routing"].items()}
-    others = [m for m in METHODS if m != "fusionroute"]
-    differences = {f"fusionroute - {m}": difference(results, "fusionroute", m) for m in others}
+    differences = {f"{ours} - {m}": difference(results, ours, m) for ours in ("fusionroute", "fusionroute_long") for m in METHODS if m != ours}
     differences |= {f"{a} - {b}": difference(results, a, b) for a, b in PAIRS}
-    differences |= {f"fusionroute - {m}, {b}": difference(results, "fusionroute", m, [b]) for b in tasks.BENCHMARKS
-                    for m in ("fine_tuned", *(f"{e}_expert" for e in EXPERTS if b in tasks.DOMAINS[e]))}
-    rates = {m: wins(results, m, "fine_tuned") for m in METHODS if m != "fine_tuned"}
+    differences |= {f"{ours} - {m}, {b}": difference(results, ours, m, [b]) for b in tasks.BENCHMARKS for ours in ("fusionroute", "fusionroute_long")
+                    for m in ("fine_tuned_long", "routing_only", *(f"{e}_expert" for e in EXPERTS if b in tasks.DOMAINS[e]))}
+    rates = {m: wins(results, m, "fine_tuned_long") for m in METHODS if m != "fine_tuned_long"}
     files = {"table1": tables, "routing": routes, "differences": differences, "cost": cost(runs[0]),
              "winrate": rates | {"sft_only against fusionroute": wins(results, "sft_only", "fusionroute")}}
     folder.mkdir(parents=True, exist_ok=True)

@@ -3,8 +3,9 @@
     python -m extra.paper.report    writes the short table of README.md, the tables of extra/paper/README.md, extra/paper/CLAIMS.md and
                                     extra/results/README.md (the ablations); a test fails when they differ from what this would write
 
-Verdicts are computed, never typed: a claim is "reproduced" when the whole 95% interval lies on its side, "reversed" when the whole
-interval lies on the other, and "not shown" otherwise. Claims that need no interval say how they are decided.
+Verdicts are computed, never typed: a claim about a difference is "reproduced" or "reversed" when its p over seeds, corrected for the
+number of such claims on the page (Holm), is below 0.05, and "not shown" otherwise; where one side is a model that answers nothing, it "says
+nothing". Claims that need no interval say how they are decided.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from extra.common import FAMILIES, RESULTS, fill
+from extra.paper.evaluate import holm, interval
 from toy_experts import run, tasks
 from toy_experts.evaluate import percent, table
 
@@ -21,8 +23,8 @@ PAPER_WING = Path(__file__).parent
 ROOT = PAPER_WING.parent.parent
 THIS = "python -m extra.paper.report"
 BENCHES = ["toy-gsm8k", "toy-math500", "toy-mbpp", "toy-humaneval", "toy-ifeval"]
-COMMAND = {"llama": "python -m extra.paper.evaluate --seeds 0 1 2 3 4",
-           "gemma": "python -m extra.paper.evaluate --family gemma --prompts 150 --general 250 --seeds 0 1 2 3 4"}
+COMMAND = {"llama": "python -m extra.paper.evaluate --seeds {seeds}",
+           "gemma": "python -m extra.paper.evaluate --family gemma --prompts 150 --general 250 --seeds {seeds}"}
 SOURCE = {"llama": "Table 1, Llama-3 8B", "gemma": "Table 2, Gemma-2 2B"}
 PAPER = {"llama": {  # the paper's tables, per cent: GSM8K, MATH500, MBPP, HumanEval, IFEval, average
     "math_expert": (86, 36, 23, 37, 31, 42.6), "code_expert": (52, 15, 34, 66, 48, 43.0), "instruct_expert": (74, 27, 36, 52, 67, 51.2),
@@ -44,6 +46,11 @@ NAMES = {
     "uniform_average": "product of experts (no router)", "co_llm": "Co-LLM-style routing", "co_llm_self": "Co-LLM-style, or the router itself",
     "oracle_expert": "oracle expert (a bound)",
     "fused_sft": "through the fusion, phase 1", "fused_full": "through the fusion, both",
+    "fusionroute_long": "FusionRoute, tuned budget", "sft_long": "phase 1 only, tuned budget",
+    "fine_tuned_long": "Fine-tuned Model, tuned budget", "fine_tuned_sft_long": "its phase 1 only", "generalist": "generalist (a bound)",
+    "fusionroute_all": "L_expert everywhere, both", "sft_all": "L_expert everywhere, phase 1", "router_mean": "router + mean of experts",
+    "router_math": "router + math expert", "router_code": "router + code expert", "router_instruct": "router + instruction expert",
+    "router_random": "router + random expert in S", "selection_lm": "Sequence Selection, better judge", "collab_lm": "Collab, better judge",
 }
 
 
@@ -60,6 +67,11 @@ def signed(d, points=True):
     return f"{100 * d['mean']:{sign}.1f} [{100 * d['low']:{sign}.1f}, {100 * d['high']:{sign}.1f}]"
 
 
+def command(r, family):
+    """What makes the tables of a family."""
+    return COMMAND[family].format(seeds=" ".join(map(str, r["table1"]["meta"][family]["seeds"])))
+
+
 def load():
     """name -> the content of results/name.json, for every file that this page is made from."""
     names = ["table1", "differences", "winrate", "routing", "cost", "tuning", "bench", "quickstart"] + [
@@ -67,7 +79,7 @@ def load():
     try:
         r = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in names}
     except (OSError, ValueError) as e:
-        raise run.UserError(f"extra/results/ is not complete ({e}): run {' and '.join(COMMAND.values())}, python -m extra.paper.tune "
+        raise run.UserError(f"extra/results/ is not complete ({e}): run {' and '.join(COMMAND.values())} (with the seeds), python -m extra.paper.tune "
                             "--seeds 0 1, python -m extra.paper.quickstart, python -m extra.paper.bench, and the ablations") from e
     for family in FAMILIES:
         if family not in r["table1"]:
@@ -77,7 +89,8 @@ def load():
 
 # --- the README's short table -------------------------------------------------------------------------------------------------------------
 
-SHORT = ["fusionroute", "sft_only", "routing_only", "router", "math_expert", "code_expert", "instruct_expert", "fine_tuned"]
+SHORT = ["fusionroute", "sft_only", "routing_only", "router", "math_expert", "code_expert", "instruct_expert", "fine_tuned", "fusionroute_long",
+         "fine_tuned_long", "generalist"]
 
 
 def short_table(r):
@@ -95,7 +108,7 @@ def short_table(r):
         rows.append([NAMES[method] + marker, spread(averages[method]) + marker, signed(d) if d else ""])
     return "\n".join([
         f"Per cent right, average of five benchmarks: mean ± standard deviation over {len(meta['seeds'])} seeds, "
-        f"{meta['prompts per benchmark']} test prompts a benchmark; the lead in points with a 95% interval.{note}", "", *table(rows)])
+        f"{meta['prompts per benchmark']} test prompts a benchmark; the lead in points with a 95% interval over seeds (Student's t).{note}", "", *table(rows)])
 
 
 def times(r):
@@ -115,13 +128,13 @@ def commands(r):
     meta = {family: r["table1"]["meta"][family] for family in FAMILIES}
     rows = [["command", "minutes", "writes"]]
     for family in FAMILIES:
-        rows.append([f"`{COMMAND[family]}`", sum(t["total"] for t in meta[family]["run time in seconds"].values()),
+        rows.append([f"`{command(r, family)}`", sum(t["total"] for t in meta[family]["run time in seconds"].values()),
                      "table1, differences, winrate, cost, routing"])
     for name in ABLATIONS:
         m = r[f"ablation_{name}"]["meta"]
         seeds = " ".join(map(str, m["seeds"]))
         rows.append([f"`python -m extra.paper.ablate {name} --seeds {seeds}`", sum(m["run time in seconds"].values()), f"ablation_{name}"])
-    rows[1:] = [[command, f"{seconds / 60:.0f}", files] for command, seconds, files in rows[1:]]
+    rows[1:] = [[line, f"{seconds / 60:.0f}", files] for line, seconds, files in rows[1:]]
     rows.append(["`python -m extra.paper.bench`", f"{r['bench']['meta']['seconds'] / 60:.0f}", "bench, docs/speed.md"])
     tuned = " ".join(map(str, r["tuning"]["meta"]["llama"]["seeds"]))
     rows += [[f"`python -m extra.paper.tune --seeds {tuned}`", "not measured", "tuning"],
@@ -158,20 +171,28 @@ def quick_table(r):
 
 
 def main_table(r, family):
-    ours, differences = r["table1"][family], r["differences"][family]
-    rows = [["method", *(b.removeprefix("toy-") for b in BENCHES), "average ± sd", "FusionRoute minus it", "paper"]]
+    ours, differences, meta = r["table1"][family], r["differences"][family], r["table1"]["meta"][family]
+    groups = [g for g in ("covered", "uncovered") if all(g in row for row in ours.values())]
+    counts = {len(row["average"]) for row in ours.values()}
+    rows = [["method", *(b.removeprefix("toy-") for b in BENCHES), "average ± sd", *groups, "FusionRoute minus it", "paper", *["seeds"] * (len(counts) > 1)]]
     for method in sorted(ours, key=lambda m: -mean(ours[m]["average"])):
         d = differences.get(f"fusionroute - {method}")
         rows.append([NAMES[method], *(f"{100 * mean(ours[method][b]):.0f}" for b in BENCHES), spread(ours[method]["average"]),
-                     signed(d) if d else "", f"{PAPER[family][method][-1]:.1f}" if method in PAPER[family] else ""])
-    meta = r["table1"]["meta"][family]
+                     *(f"{100 * mean(ours[method][g]):.0f}" for g in groups), signed(d) if d else "",
+                     f"{PAPER[family][method][-1]:.1f}" if method in PAPER[family] else "", *[str(len(ours[method]["average"]))] * (len(counts) > 1)])
     seconds = [t["total"] for t in meta["run time in seconds"].values()]
+    kinds = " covered, uncovered: the same over the sub-skills that the experts were trained on, and the others." if groups else ""
     return "\n".join([
         f"Per cent right in content and form, mean over seeds {', '.join(map(str, meta['seeds']))}; {meta['prompts per benchmark']} test "
-        "prompts per benchmark and seed; ± standard deviation over the seeds; FusionRoute's lead in points with its 95% interval (bootstrap "
-        f"over seeds and prompts, paired). `paper`: average of {SOURCE[family]}.", "", *table(rows), "",
+        "prompts per benchmark and seed; ± standard deviation over the seeds; FusionRoute's lead in points with its 95% interval over seeds "
+        f"(Student's t, on the same prompts).{kinds} `paper`: average of {SOURCE[family]}.", "", *table(rows), "",
         f"Training and evaluation took {min(seconds) / 60:.0f} to {max(seconds) / 60:.0f} minutes per seed on {meta['machine']}"
         + (", one thread a run, two runs side by side." if meta["threads"] == 1 else ".")])
+
+
+def rival(r, family):
+    """The Fine-tuned Model that win rates are against: the one with its own best budget, where it was measured."""
+    return "fine_tuned_long" if "fine_tuned_long" in r["table1"][family] else "fine_tuned"
 
 
 def win_table(r, family):
@@ -183,8 +204,9 @@ def win_table(r, family):
                      f"[{100 * w['rate']['low']:.1f}, {100 * w['rate']['high']:.1f}]"])
     head = rates["sft_only against fusionroute"]["rate"]
     return "\n".join([
-        f"Against the Fine-tuned Model on {r['winrate']['meta'][family]['general prompts']} general prompts per seed, judged by the checker's "
-        "graded score (correctness first, then format, then brevity) instead of GPT-4o; equal scores are ties, and count half.", "",
+        f"Against the {NAMES[rival(r, family)]} on {r['winrate']['meta'][family]['general prompts']} general prompts per seed, judged by the checker's "
+        "graded score (correctness first, then format, then brevity) instead of GPT-4o; equal scores are ties, and count half. Intervals over seeds "
+        "(Student's t).", "",
         *table(rows), "", f"Phase 1 only against FusionRoute: {signed(head, False)} per cent."])
 
 
@@ -225,7 +247,7 @@ def gemma_tables(r):
     rates, cost = r["winrate"]["gemma"], r["cost"]["gemma"]
     rate = {m: f"{NAMES[m].strip('*')} {signed(rates[m]['rate'], False)}" for m in ("fusionroute", "sft_only", "co_llm_self")}
     times = [f"{NAMES[m].strip('*')} {cost[m]['over_one_expert']:.2f}" for m in ("fusionroute", "sequence_selection", "collab")]
-    return "\n".join([main_table(r, "gemma"), "", f"Win rates against the Fine-tuned Model, per cent: {'; '.join(rate.values())}. Phase 1 only "
+    return "\n".join([main_table(r, "gemma"), "", f"Win rates against the {NAMES[rival(r, 'gemma')]}, per cent: {'; '.join(rate.values())}. Phase 1 only "
                       f"against FusionRoute: {signed(rates['sft_only against fusionroute']['rate'], False)}. Time per token over one expert's: "
                       f"{', '.join(times)}."])
 
@@ -265,14 +287,26 @@ class Claim:
     claim: str
     paper: str
     ours: str
-    verdict: str
+    verdict: str     # "" where it follows from d
     source: str      # the file in results/, without .json
     why: str = ""    # where it does not hold: the reason, as far as known
+    d: dict = None   # the interval around the difference that the claim says is above `zero`, with its p
+    zero: float = 0.0
 
 
-def verdict(d, zero=0.0):
-    """From an interval around a difference that the claim says is above zero."""
-    return "reproduced" if d["low"] > zero else "reversed" if d["high"] < zero else "not shown"
+def settle(found):
+    """Fill in the verdicts that follow from intervals. Their p-values are corrected together for their number."""
+    tested = [c for c in found if not c.verdict]
+    for c, p in zip(tested, holm([c.d["p"] for c in tested])):
+        c.verdict = "not shown" if p >= 0.05 else "reproduced" if c.d["mean"] > c.zero else "reversed"
+    for c in found:
+        c.why = "" if c.verdict in ("reproduced", "finding") else c.why
+    return found
+
+
+def opposite(d):
+    """The interval around the difference the other way round."""
+    return d | {"mean": -d["mean"], "low": -d["high"], "high": -d["low"], "seeds": [-x for x in d["seeds"]]}
 
 
 def gap(family, a, b, column=-1):
@@ -283,69 +317,79 @@ def gap(family, a, b, column=-1):
 def claims(r, family):
     ours, d, rates = r["table1"][family], r["differences"][family], r["winrate"][family]
     routes, cost, paper, out = r["routing"][family], r["cost"][family], PAPER[family], []
+    tuned = "fusionroute_long" in ours
 
-    def compare(text, a, b, source="differences", why="", column=None):
-        key = f"{a} - {b}" + ("" if column is None else f", {BENCHES[column]}")
-        flip = key not in d
-        x = d[key] if not flip else d[f"{b} - {a}" + ("" if column is None else f", {BENCHES[column]}")]
-        x = x if not flip else {"mean": -x["mean"], "low": -x["high"], "high": -x["low"]}
-        v = verdict(x)
-        numbers = ours[a]["average" if column is None else BENCHES[column]], ours[b]["average" if column is None else BENCHES[column]]
-        out.append(Claim(text, gap(family, a, b, -1 if column is None else column),
-                         f"{spread(numbers[0])} against {spread(numbers[1])}: {signed(x)}", v, source, why if v != "reproduced" else ""))
+    def between(a, b, column=None):
+        """The interval around a's average (or one benchmark's accuracy) minus b's."""
+        suffix = "" if column is None else f", {BENCHES[column]}"
+        return d[f"{a} - {b}{suffix}"] if f"{a} - {b}{suffix}" in d else opposite(d[f"{b} - {a}{suffix}"])
 
-    for m in ("math_expert", "code_expert", "instruct_expert", "sequence_selection", "collab", "fine_tuned", "dare_paper",
-              "task_arithmetic_paper"):
-        compare(f"FusionRoute's average is above that of: {NAMES[m]}", "fusionroute", m)
+    def compare(text, a, b, said, why="", column=None):
+        """The claim that a is above b. Where either answers next to nothing, the comparison says nothing."""
+        numbers = [ours[m]["average" if column is None else BENCHES[column]] for m in (a, b)]
+        broken = min(map(mean, numbers)) < 0.02
+        out.append(Claim(text, said, f"{spread(numbers[0])} against {spread(numbers[1])}: {signed(between(a, b, column))}",
+                         "says nothing" if broken else "", "differences", REASONS["broken"] if broken else why, between(a, b, column)))
+
+    for m in ("math_expert", "code_expert", "instruct_expert", "sequence_selection", "collab", "fine_tuned", "dare_paper", "task_arithmetic_paper"):
+        compare(f"FusionRoute's average is above that of: {NAMES[m]}", "fusionroute", m, gap(family, "fusionroute", m))
+    if tuned:
+        compare("the same with each method's own best budget: the Fine-tuned Model", "fusionroute_long", "fine_tuned_long",
+                gap(family, "fusionroute", "fine_tuned"))
+        for m in ("selection_lm", "collab_lm"):
+            compare(f"the same with a better judge: {NAMES[m]}", "fusionroute", m, "(a reward model in the paper)")
     for m in ("task_arithmetic", "dare"):
-        x = d[f"fusionroute - {m}"]
-        out.append(Claim(f"the same with the merging tuned on validation: {NAMES[m]}", "(untuned in the paper)",
-                         f"{spread(ours['fusionroute']['average'])} against {spread(ours[m]['average'])}: {signed(x)}", verdict(x), "differences"))
-    compare("complementary logits raise the average (FusionRoute against routing only)", "fusionroute", "routing_only")
+        compare(f"the same with the merging tuned on validation: {NAMES[m]}", "fusionroute", m, "(untuned in the paper)")
+    compare("complementary logits raise the average (FusionRoute against routing only)", "fusionroute", "routing_only",
+            gap(family, "fusionroute", "routing_only"))
+    if "covered" in ours["fusionroute"]:
+        out.append(Claim("where they do: FusionRoute minus routing only, on sub-skills that experts have, and on the others", "(not said)",
+                         "; ".join(f"{g} {100 * (mean(ours['fusionroute'][g]) - mean(ours['routing_only'][g])):+.1f}" for g in ("covered", "uncovered"))
+                         + (f". Fine-tuned Model: uncovered {100 * mean(ours['fine_tuned_long']['uncovered']):.1f} against FusionRoute's "
+                            f"{100 * mean(ours['fusionroute_long']['uncovered']):.1f}" if tuned else ""), "finding", "table1"))
+    if f"fusionroute - routing_only, {BENCHES[0]}" in d:
+        gains = [between("fusionroute", "routing_only", column)["seeds"] for column in range(5)]
+        more = interval([(gains[2][k] + gains[3][k] + gains[4][k]) / 3 - (gains[0][k] + gains[1][k]) / 2 for k in range(len(gains[0]))])
+        out.append(Claim("complementary logits help above all in coding and in following instructions (their gain there minus their gain in mathematics)",
+                         "said of Table 1", signed(more), "", "differences", REASONS["coding"], more))
     for column, b in enumerate(BENCHES):
         expert = next(f"{e}_expert" for e in ("math", "code", "instruct") if f"fusionroute - {e}_expert, {b}" in d)
         up = paper["fusionroute"][column] - paper[expert][column]
         a, c = ("fusionroute", expert) if up > 0 else (expert, "fusionroute")
-        compare(f"{b}: {'FusionRoute is above its specialist' if up > 0 else 'the specialist stays ahead of FusionRoute'}", a, c,
-                column=column, why=REASONS["specialist"])
+        text = "FusionRoute is above its specialist" if up > 0 else "the specialist stays ahead of FusionRoute"
+        compare(f"{b}: {text}", a, c, gap(family, a, c, column), REASONS["specialist"], column)
         if not up:  # a tie has no direction, and cannot be reversed
-            x = d[f"fusionroute - {expert}, {b}"]
-            level = x["low"] <= 0 <= x["high"]
-            out[-1].claim, out[-1].verdict = f"{b}: the specialist and FusionRoute are level", "reproduced" if level else "not shown"
-            out[-1].why = "" if level else REASONS["specialist"]
-    compare("toy-ifeval: the Fine-tuned Model stays ahead of FusionRoute", "fine_tuned", "fusionroute", column=4, why=REASONS["ifeval"])
+            x = out[-1]
+            level = x.d["low"] <= 0 <= x.d["high"]
+            x.claim, x.verdict = f"{b}: the specialist and FusionRoute are level", "reproduced" if level else "not shown"
+    fine = rival(r, family)
+    compare("toy-ifeval: the Fine-tuned Model stays ahead of FusionRoute", fine, "fusionroute_long" if tuned else "fusionroute",
+            gap(family, "fine_tuned", "fusionroute", 4), REASONS["ifeval"], 4)
     for a, b, why in (("collab", "sequence_selection", "collab"), ("fine_tuned", "sequence_selection", "selection"),
                       ("task_arithmetic_paper", "dare_paper", "merging")):
         a, b = sorted((a, b), key=lambda m: -paper[m][-1])  # the two families differ in some of these orders
-        compare(f"{NAMES[a]} is better than {NAMES[b]}", a, b, why=REASONS[why])
+        compare(f"{NAMES[a]} is better than {NAMES[b]}", a, b, gap(family, a, b), REASONS[why])
 
-    x = rates["fusionroute"]["rate"]
-    rivals = [m for m in paper if m not in ("fusionroute", "fine_tuned")]
-    best = max(rivals, key=lambda m: rates[m]["rate"]["mean"])
+    head = "fusionroute_long" if tuned else "fusionroute"
+    x = rates[head]["rate"]
+    best = max((m for m in paper if m not in ("fusionroute", "fine_tuned")), key=lambda m: rates[m]["rate"]["mean"])
     out.append(Claim("FusionRoute wins more than half against the Fine-tuned Model on general prompts", "above 50% (Figure 3)",
-                     f"{signed(x, False)} %", verdict(x, 0.5), "winrate", "" if verdict(x, 0.5) == "reproduced" else REASONS["wins"]))
-    others = rates[best]["rate"]["mean"]
-    first = "reversed" if x["mean"] < others else "reproduced" if x["mean"] > 0.5 else verdict(x, 0.5)
-    out.append(Claim("and its win rate is the highest of all methods compared", "highest (Figure 3)",
-                     f"{100 * x['mean']:.1f} % against {100 * others:.1f} % ({NAMES[best]}) and the Fine-tuned Model's own 50 %",
-                     first, "winrate", REASONS["first"] if others < x["mean"] <= 0.5 else ""))
-    head = rates["sft_only against fusionroute"]["rate"]
-    low = {"mean": 1 - head["mean"], "low": 1 - head["high"], "high": 1 - head["low"]}
+                     f"{signed(x, False)} %", "", "winrate", REASONS["wins"], x, 0.5))
+    others, above = rates[best]["rate"]["mean"], [NAMES[m] for m in rates if m in NAMES and m not in (head, "fusionroute") and rates[m]["rate"]["mean"] > x["mean"]]
+    out.append(Claim("and its win rate is the highest of all methods that the paper compares", "highest (Figure 3)",
+                     f"{100 * x['mean']:.1f} % against {100 * others:.1f} % ({NAMES[best]}) and the Fine-tuned Model's own 50 %"
+                     + (f"; above it, not in the paper: {', '.join(above)}" if above else ""),
+                     "reversed" if x["mean"] < others else "", "winrate", REASONS["wins"], x, 0.5))
+    low = rates["sft_only against fusionroute"]["rate"]
+    low = {"mean": 1 - low["mean"], "low": 1 - low["high"], "high": 1 - low["low"], "p": low["p"]}
     out.append(Claim("without CDPO (phase 1 only) the win rate falls clearly", "falls (Figure 4)",
-                     f"{100 * x['mean']:.1f} % to {100 * rates['sft_only']['rate']['mean']:.1f} %; head to head FusionRoute wins {signed(low, False)} %",
-                     verdict(low, 0.5), "winrate"))
-    x = d["fusionroute - sft_only"]
-    out.append(Claim("CDPO raises the accuracy too", "(no figure)", signed(x), verdict(x), "differences"))
-
-    rows = r["ablation_scale"]["rows"] if family == "llama" else []  # there is no such ablation of the other
-    lead = [[a - b for a, b in zip(row["methods"]["fusionroute"]["average"], row["methods"]["fine_tuned"]["average"])] for row in rows]
-    grows = [all(a < b for a, b in zip(per, per[1:])) for per in zip(*lead)]
-    falls = [all(a > b for a, b in zip(per, per[1:])) for per in zip(*lead)]
-    if rows:
-        out.append(Claim("the lead over the Fine-tuned Model grows with model size", "larger for 8B than for 2B",
-                         ", ".join(f"{100 * mean(per):+.1f} ({row['label']})" for per, row in zip(lead, rows)),
-                         "reproduced" if all(grows) else "reversed" if all(falls) else "not shown", "ablation_scale",
-                         "" if all(grows) else REASONS["scale"]))
+                     f"{100 * rates['fusionroute']['rate']['mean']:.1f} % to {100 * rates['sft_only']['rate']['mean']:.1f} %; head to head FusionRoute wins "
+                     f"{signed(low, False)} %", "", "winrate", "", low, 0.5))
+    compare("CDPO raises the accuracy too", "fusionroute", "sft_only", "(no figure)")
+    if tuned:
+        compare("and with the tuned budget", "fusionroute_long", "sft_long", "(no figure)")
+    if family == "llama":  # the ablations are of this family
+        out += ablated(r)
 
     for b in ("toy-mbpp", "toy-humaneval"):
         x = routes[b]["S"]["code"]
@@ -355,8 +399,7 @@ def claims(r, family):
     more = [a > b for a, b in zip(words, rest)]
     out.append(Claim("on mixed prompts connective words come from the instruction expert (its share of the words, and of digits and signs, in S)",
                      "shown in an example", f"{spread(words)} % of the words, {spread(rest)} % of the rest",
-                     "reproduced" if all(more) and min(words) > 0.5 else "reversed" if not any(more) else "not shown", "routing",
-                     "" if all(more) and min(words) > 0.5 else REASONS["words"]))
+                     "reproduced" if all(more) and min(words) > 0.5 else "reversed" if not any(more) else "not shown", "routing", REASONS["words"]))
     for m in ("sequence_selection", "collab"):
         out.append(Claim(f"FusionRoute costs less per token than {NAMES[m]}", "claimed, no figure",
                          f"{cost['fusionroute']['over_one_expert']:.2f} against {cost[m]['over_one_expert']:.2f} times one expert's time; "
@@ -368,13 +411,41 @@ def claims(r, family):
                          f"{toy['router_passes']:.2f} router and {toy['expert_passes']:.2f} expert passes per token instead of 1 and 1; "
                          f"{toy['block_over_expert']:.2f} of the speed of one expert alone, {large['block_over_expert']:.2f} with models of "
                          f"{large['parameters'] / 1e6:.0f} million parameters", "finding", "bench"))
-    for text, m in (("training through the fusion, no preference pairs", "fused_sft"), ("the same, then CDPO", "fused_full"),
-                    ("Co-LLM with the router itself among the choices, no logits added, no preference pairs", "co_llm_self")):
-        x = d[f"fusionroute - {m}"]
-        x = {"mean": -x["mean"], "low": -x["high"], "high": -x["low"]}
-        out.append(Claim(f"not in the paper: {text}, against FusionRoute", "", f"{spread(ours[m]['average'])} against "
-                         f"{spread(ours['fusionroute']['average'])}: {signed(x)}; win rate over the Fine-tuned Model "
-                         f"{100 * rates[m]['rate']['mean']:.1f} % against {100 * rates['fusionroute']['rate']['mean']:.1f} %", "finding", "differences"))
+    extra = [("training through the fusion, no preference pairs", "fused_sft"), ("the same, then CDPO", "fused_full"),
+             ("Co-LLM with the router itself among the choices, no logits added, no preference pairs", "co_llm_self"),
+             ("L_expert at all positions instead of S, both phases", "fusionroute_all"), ("one generalist on the experts' own data (a bound)", "generalist"),
+             ("the router added to the mean of all experts, no choice", "router_mean"), ("in S a random expert instead of the choice", "router_random")]
+    for text, m in extra:
+        if m in ours:
+            rate = f"; win rate over the Fine-tuned Model {100 * rates[m]['rate']['mean']:.1f} % against {100 * rates['fusionroute']['rate']['mean']:.1f} %"
+            out.append(Claim(f"not in the paper: {text}, against FusionRoute", "", f"{spread(ours[m]['average'])} against "
+                             f"{spread(ours['fusionroute']['average'])}: {signed(between(m, 'fusionroute'))}{rate}", "finding", "differences"))
+    return settle(out)
+
+
+def ablated(r):
+    """The claims that ablations decide: each a difference between two of their rows, seed by seed."""
+    def averages(name, label, method):
+        return next(row for row in r[f"ablation_{name}"]["rows"] if row["label"] == label)["methods"][method]["average"]
+
+    out = []
+    for text, paper, name, a, b in (
+            ("L_expert on S alone is better than on all positions (after phase 1)", "said of Eq. (2)", "routing", ("paper", "sft_only"), ("all", "sft_only")),
+            ("mixing SFT batches into phase 2 is needed", "said of Algorithm 1", "preference", ("CDPO", "fusionroute"), ("no SFT batches", "fusionroute")),
+            ("the bias makes CDPO better than plain DPO of the router", "said of Eq. (3)", "preference", ("CDPO", "fusionroute"), ("bias off", "fusionroute")),
+            ("not in the paper: pairs of the models' own mistakes are better than corrupted right answers", "", "preference",
+             ("CDPO", "fusionroute"), ("y_l corrupted", "fusionroute"))):
+        x, y = averages(name, *a), averages(name, *b)
+        d = interval([p - q for p, q in zip(x, y)])
+        out.append(Claim(text, paper, f"{spread(x)} against {spread(y)}: {signed(d)}, {len(x)} seeds", "", f"ablation_{name}", REASONS["few"], d))
+    rows = r["ablation_scale"]["rows"]
+    lead = [[a - b for a, b in zip(row["methods"]["fusionroute"]["average"], row["methods"]["fine_tuned"]["average"])] for row in rows]
+    grows = [all(a < b for a, b in zip(per, per[1:])) for per in zip(*lead)]
+    falls = [all(a > b for a, b in zip(per, per[1:])) for per in zip(*lead)]
+    tables = ", ".join(f"{PAPER[f]['fusionroute'][-1] - PAPER[f]['fine_tuned'][-1]:+.1f} ({SOURCE[f].split(', ')[1]})" for f in FAMILIES)
+    out.append(Claim("the lead over the Fine-tuned Model grows with model size", f"said in the text; its own tables have {tables}",
+                     ", ".join(f"{100 * mean(per):+.1f} ({row['label']})" for per, row in zip(lead, rows)),
+                     "reproduced" if all(grows) else "reversed" if all(falls) else "not shown", "ablation_scale", REASONS["scale"]))
     return out
 
 
@@ -385,8 +456,10 @@ REASONS = {
     "collab": "Collab asks the reward model about continuations of text that no single model would have written. On validation it got better with "
               "every longer look-ahead (extra/results/tuning.json), that is, the nearer it came to judging whole answers, as Sequence Selection does.",
     "selection": "The router's data has what no expert knows, and the fine-tuned model learns it; Sequence Selection stays below the oracle expert.",
-    "wins": "The Fine-tuned Model is stronger in this family, and half of the general prompts ask for a form that no expert has for the content.",
-    "first": "The other methods are all below it, but not the Fine-tuned Model, which against itself has 50 %.",
+    "wins": "Half of the general prompts ask for a form that no expert has for the content; there the Fine-tuned Model is about as good.",
+    "broken": "One of the two answers nothing right: at toy scale the paper's setting destroys the merged model.",
+    "coding": "Here the logits give what no expert has, and that is a quarter of every benchmark alike.",
+    "few": "Two seeds can show little.",
     "merging": "Full fine-tuning at toy scale moves weights so far that adding three task vectors at scale 1 destroys the model either way.",
     "scale": "Both models profit from size, and at toy scale FusionRoute comes near the ceiling.",
     "words": "In templates the connective words are as much the math expert's as the instruction expert's: both were trained on them.",
@@ -394,15 +467,15 @@ REASONS = {
 
 
 def claims_table(r, family, found):
-    meta, scale = r["table1"]["meta"][family], r["ablation_scale"]["meta"]
-    command = "python -m extra.paper.ablate scale --seeds " + " ".join(map(str, scale["seeds"]))
-    commands = {"ablation_scale": (command, sum(scale["run time in seconds"].values())),
-                "bench": ("python -m extra.paper.bench", r["bench"]["meta"]["seconds"])}
-    every = COMMAND[family], sum(t["total"] for t in meta["run time in seconds"].values())
+    meta = r["table1"]["meta"][family]
+    commands = {f"ablation_{name}": (f"python -m extra.paper.ablate {name} --seeds " + " ".join(map(str, r[f"ablation_{name}"]["meta"]["seeds"])),
+                                     sum(r[f"ablation_{name}"]["meta"]["run time in seconds"].values())) for name in ABLATIONS}
+    commands["bench"] = "python -m extra.paper.bench", r["bench"]["meta"]["seconds"]
+    every = command(r, family), sum(t["total"] for t in meta["run time in seconds"].values())
     rows = [["claim", "paper", "ours", "verdict", "command", "run time", "JSON"]]
     for c in found:
-        command, seconds = commands.get(c.source, every)
-        rows.append([c.claim, c.paper, c.ours, c.verdict + (f". {c.why}" if c.why else ""), f"`{command}`", f"{seconds / 60:.0f} min",
+        line, seconds = commands.get(c.source, every)
+        rows.append([c.claim, c.paper, c.ours, c.verdict + (f". {c.why}" if c.why else ""), f"`{line}`", f"{seconds / 60:.0f} min",
                      f"[{c.source}](../results/{c.source}.json)"])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
@@ -410,8 +483,8 @@ def claims_table(r, family, found):
 
 def counts(found):
     verdicts = [c.verdict for c in found]
-    return ", ".join(f"{verdicts.count(v)} {v}" for v in ("reproduced", "not shown", "reversed")) + \
-        f"; {verdicts.count('finding')} findings beyond it"
+    return ", ".join(f"{verdicts.count(v)} {v}" for v in ("reproduced", "not shown", "reversed", "says nothing") if v in verdicts) + \
+        f"; {verdicts.count('finding')} findings besides"
 
 
 def claims_page(r):
@@ -422,8 +495,10 @@ def claims_page(r):
         "Every empirical statement of the paper beside what this repository measures, for both of its families. Written by `python -m extra.paper.report` "
         "from the JSON files; a test fails when they differ. The paper's figures are of its tables, ours those of the toy: orders and signs can be "
         "compared, sizes cannot. Accuracies in per cent, mean ± standard deviation over seeds "
-        f"{', '.join(map(str, meta['seeds']))}; differences in points with a 95% interval (bootstrap over seeds and prompts, paired). "
-        "\"reproduced\": the whole interval is on the claim's side; \"reversed\": the whole interval is on the other; \"not shown\": neither. "
+        f"{', '.join(map(str, meta['seeds']))}; differences in points, on the same prompts, with a 95% interval over seeds (Student's t: the seed is "
+        "the unit, because each has its own models, its own gap and its own prompts). "
+        "A claim about a difference is \"reproduced\" or \"reversed\" where its p, corrected for the number of such claims about a family (Holm), is below "
+        "0.05, so an interval that leaves out zero may not be enough; \"not shown\": neither; \"says nothing\": one side is a model that answers nothing. "
         "Without an interval: ranks and costs are decided by the mean, shares of tokens and model size only where all seeds agree. A tie in "
         "the paper has no direction: it is \"reproduced\" where our interval includes zero, and \"not shown\" elsewhere. "
         f"A run time is that of the whole command, one seed after the other, on {meta['machine']}"

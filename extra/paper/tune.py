@@ -46,8 +46,8 @@ TRAINED = {  # checkpoint: (the method that it is judged as, what is tried); the
     "fine_tuned_sft": ("fine_tuned", PHASE1),
     "router": ("fusionroute", PHASE2),
     "fine_tuned": ("fine_tuned", PHASE2 + grid(lr=[5e-5, 1e-4, 2e-4], mix=[0])),
-    "router_sft_long": ("sft_only", grid(epochs=[4, 8, 16], lr=[4e-3]) + grid(epochs=[8, 16], lr=[2e-3])),
-    "fine_tuned_sft_long": ("fine_tuned", grid(epochs=[4, 8, 16], lr=[2e-3]) + grid(epochs=[16, 32], lr=[1e-3])),
+    "router_sft_long": ("sft_only", grid(epochs=[4, 8, 16], lr=[4e-3])),
+    "fine_tuned_sft_long": ("fine_tuned", grid(epochs=[4, 8, 16], lr=[2e-3]) + grid(epochs=[16], lr=[1e-3])),
     "fine_tuned_long": ("fine_tuned", grid(lr=[2.5e-5, 1e-4]) + grid(lr=[1e-4], rejected=["router"], pairs_of=[""])),
     "co_llm": ("co_llm", grid(lr=[1e-3, 2e-3, 4e-3]) + grid(lr=[1e-3], lr_w=[1e-2])),
     "fused_sft": ("fused_sft", grid(loss=["fused", "fused_own"], lr=[1e-3, 4e-3]) + grid(loss=["fused_own"], lr=[5e-4, 2e-3])),
@@ -114,6 +114,8 @@ def tune(s, only):
     for checkpoint, (method, candidates) in TRAINED.items():
         for tried in candidates if checkpoint in only else []:
             note(checkpoint, tried, lambda: trained(checkpoint, method, tried))
+    if "sequence_selection" in only:
+        paper_train.train(s, "router_sft")  # whose mistakes may be the pairs
     for tried in REWARD if "sequence_selection" in only else []:
         reward = functools.cache(lambda: train(s, "reward", tried))  # trained when the first score is missing
         note("sequence_selection", tried, lambda: lambda p: baselines.sequence_selection(experts, reward(), p, end, max_new))

@@ -67,6 +67,51 @@ def score_of(reward, text):
     return float(reward(torch.tensor([text]))[1][0, -1, 0])
 
 
+def test_a_language_model_judges_by_its_likelihood(experts):
+    """Of the answer's tokens alone, its end included, summed or per token."""
+    prompt, answer, lm = PROMPTS[0], [7, 9, 7], experts[0]
+    logp = logp_by_hand = [float(lm(torch.tensor([prompt + answer[:k]]))[0][0, -1].log_softmax(-1)[t]) for k, t in enumerate(answer + [END])]
+    for mean, value in ((False, sum(logp)), (True, sum(logp) / 4)):
+        got = baselines.score_whole(lm, [prompt, PROMPTS[1]], [answer, []], END, 12, mean)
+        assert float(got[0]) == pytest.approx(value, abs=1e-4)
+    assert float(baselines.score_whole(lm, [prompt], [answer], END, 3, False)[0]) == pytest.approx(sum(logp_by_hand[:3]), abs=1e-4)  # cut: no end
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_collab_with_a_language_model_as_its_judge(experts, mean):
+    """Every continuation is judged by the likelihood of what it adds."""
+    judge, lookahead, max_new = gpt(7), 3, 8
+    got, winners = baselines.collab(experts, judge, PROMPTS, END, max_new, lookahead, mean), set()
+    for prompt, answer in zip(PROMPTS, got):
+        text = list(prompt)
+        for _ in range(max_new):
+            trials = [generate(e, [text], lookahead, END)[0] for e in experts]
+            trials = [t + [END] * (len(t) < lookahead) for t in trials]
+            scores = []
+            for t in trials:
+                logp = judge(torch.tensor([text + t]))[0][0].log_softmax(-1)
+                each = [float(logp[len(text) + k - 1, token]) for k, token in enumerate(t)]
+                scores.append(sum(each) / (len(each) if mean else 1))
+            best = scores.index(max(scores))
+            winners |= {best} if len({t[0] for t in trials}) > 1 else set()
+            if trials[best][0] == END:
+                break
+            text.append(trials[best][0])
+        assert text[len(prompt):] == answer
+    assert len(winners) > 1
+
+
+def test_a_random_expert_takes_the_picks_place_in_S_only(experts):
+    """Where the experts' own tokens differ, each expert is drawn about equally often; elsewhere the router's pick counts."""
+    rule, rows, V = baselines.plus_random(0), 3000, 11
+    router, apart = torch.zeros(rows, V), [torch.nn.functional.one_hot(torch.full((rows,), i), V) * 9.0 for i in range(3)]
+    w = torch.tensor([[0.0, 5.0, 1.0]]).expand(rows, 3)
+    drawn = rule([router, *apart], [w, None, None, None]).argmax(-1)
+    assert all(0.28 < (drawn == i).float().mean() < 0.39 for i in range(3))
+    agree = [apart[0] + 3 * torch.nn.functional.one_hot(torch.full((rows,), 4 + i), V) for i in range(3)]  # all say 0, and expert i also 4 + i
+    assert (rule([router - 9 * torch.eye(V)[0], *agree], [w, None, None, None]).argmax(-1) == 5).all()
+
+
 def test_sequence_selection_takes_the_answer_of_the_highest_reward(experts, reward):
     answers = [generate(e, PROMPTS, 12, END) for e in experts]
     chosen = baselines.sequence_selection(experts, reward, PROMPTS, END, 12)

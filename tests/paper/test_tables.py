@@ -15,7 +15,7 @@ import train_sft
 from extra import models
 from extra.paper import ablate, baselines, evaluate, quickstart, tune, variants
 from extra.paper import train as paper_train
-from extra.paper.train import Cdpo, Sft
+from extra.paper.train import Cdpo, Sft, Union
 from fusionroute import Router, naive_fused_greedy
 from toy_experts import batch
 from toy_experts import evaluate as toy_evaluate
@@ -24,10 +24,11 @@ from toy_experts import run, tasks, tokenizer
 from toy_experts import train as toy
 
 SIZE = (24, 1)  # width and layers of the tiny models
-TINY = {Sft: {"samples": 36, "epochs": 2}, Cdpo: {"prompts": 24, "epochs": 2}, baselines.Reward: {"prompts": 24, "epochs": 1}}
+TINY = {Sft: {"samples": 36, "epochs": 2}, Cdpo: {"prompts": 24, "epochs": 2}, baselines.Reward: {"prompts": 24, "epochs": 1},
+        Union: {}}
 METHODS = {"math_expert", "code_expert", "instruct_expert", "sequence_selection", "collab", "fine_tuned", "task_arithmetic", "dare",
            "routing_only", "sft_only", "fusionroute", "router", "uniform_average", "co_llm", "oracle_expert", "fused_sft", "fused_full"}
-ARGV = ["--device", "cpu", "--prompts", "2", "--general", "7", "--timed", "2"]
+ARGV = ["--device", "cpu", "--prompts", "2", "--general", "7", "--timed", "2", "--rest", "2"]
 
 
 def splits_read(what, *argv):
@@ -55,7 +56,8 @@ def splits_read(what, *argv):
 def tiny(tmp_path_factory):
     """--out of two tiny seeds with every checkpoint, the results of `evaluate --seeds 0 1`, and the splits that were read."""
     out, results = tmp_path_factory.mktemp("all"), tmp_path_factory.mktemp("results")
-    training = {name: replace(spec, **TINY[type(spec)]) for name, spec in paper_train.TRAINING.items()}
+    training = {name: replace(spec, **TINY[type(spec)] | ({"epochs": 3} if name.endswith("_long") else {}))
+                for name, spec in paper_train.TRAINING.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(toy, "STEPS", {"base": 12, "math": 6, "code": 6, "instruct": 6})
         patch.setattr(models, "SIZE", SIZE)
@@ -78,15 +80,15 @@ def test_the_whole_table(tiny):
     table = r["table1"]["llama"]
     assert METHODS < set(table) == set(evaluate.METHODS) and r["table1"]["meta"]["llama"]["seeds"] == [0, 1]
     for row in table.values():
-        assert set(row) == {*tasks.BENCHMARKS, "average"} and all(len(v) == 2 for v in row.values())
+        assert set(row) == {*evaluate.BENCHES, "average", "covered", "uncovered"} and all(len(v) == 2 for v in row.values())
         assert row["average"] == pytest.approx(np.mean([row[b] for b in tasks.BENCHMARKS], 0), abs=1e-4)
     for method, w in r["winrate"]["llama"].items():
         assert [a + b + c for a, b, c in zip(w["wins"], w["ties"], w["losses"])] == [7, 7]
-    assert set(r["winrate"]["llama"]) == set(evaluate.METHODS) - {"fine_tuned"} | {"sft_only against fusionroute"}
+    assert set(r["winrate"]["llama"]) == set(evaluate.METHODS) - {"fine_tuned_long"} | {"sft_only against fusionroute"}
     cost = r["cost"]["llama"]
     assert set(cost) == set(evaluate.METHODS) - {"oracle_expert"} and all(c["seconds_per_token"] > 0 for c in cost.values())
     # What a token costs, in passes: one model one, the fused pair two (an expert rests when it is not picked), all experts n.
-    assert all(cost[m]["passes_per_token"] == 1 for m in ("math_expert", "fine_tuned", "router", "task_arithmetic", "dare"))
+    assert all(cost[m]["passes_per_token"] == 1 for m in ("math_expert", "fine_tuned", "fine_tuned_long", "generalist", "router", "task_arithmetic", "dare"))
     assert cost["fusionroute"]["router"] == 1 and cost["fusionroute"]["expert"] == 1 and cost["routing_only"]["passes_per_token"] == 2
     assert cost["uniform_average"]["expert"] == 3 and cost["collab"]["expert"] >= 3
     for seed in (0, 1):
@@ -101,11 +103,12 @@ def test_the_whole_table(tiny):
 def test_every_checkpoint_was_trained_from_what_its_recipe_says(tiny):
     """Phase 2 continues the right phase 1, and its pairs are the mistakes of the right router."""
     s = models.Settings(0, str(tiny[0]), "cpu")
-    loaded = {name: models.load_model(models.folder(s) / f"{name}.pt", "", router=True) for name in paper_train.TRAINING}
+    loaded = {name: models.load_model(models.folder(s) / f"{name}.pt", "", router=True) for name in paper_train.TRAINING if name != "union"}
     fingerprint = {name: run.fingerprint(model) for name, (model, _) in loaded.items()}
     assert len(set(fingerprint.values())) == len(fingerprint)
     for name, (phase1, sampler) in {"router": ("router_sft", "router_sft"), "fine_tuned": ("fine_tuned_sft", "router_sft"),
-                                    "fused_full": ("fused_sft", "fused_sft")}.items():
+                                    "fused_full": ("fused_sft", "fused_sft"), "router_long": ("router_sft_long", "router_sft_long"),
+                                    "fine_tuned_long": ("fine_tuned_sft_long", "router_sft"), "router_all": ("sft_all", "sft_all")}.items():
         recipe = loaded[name][1]["recipe"]
         assert (recipe["phase1"], recipe["sampler"]) == (fingerprint[phase1], fingerprint[sampler])
     assert loaded["reward"][1]["recipe"]["router_sft"] == fingerprint["router_sft"]
@@ -113,7 +116,7 @@ def test_every_checkpoint_was_trained_from_what_its_recipe_says(tiny):
     for name, (_, content) in loaded.items():  # and each log is of that loss
         log = [json.loads(line) for line in (models.folder(s) / f"{name}.log.jsonl").read_text().splitlines()]
         sft = [r for r in log if r.get("kind") == "sft"]
-        if name in ("fine_tuned_sft", "fine_tuned"):
+        if name in ("fine_tuned_sft", "fine_tuned", "fine_tuned_sft_long", "fine_tuned_long", "generalist"):
             assert all(abs(r["loss"] - r["loss_lm"]) < 1e-4 for r in sft)
         elif name in ("router_sft", "router", "fused_full"):
             assert sum(r["loss"] > r["loss_lm"] + 1e-3 for r in sft) > len(sft) / 2
@@ -146,21 +149,22 @@ def test_phase_2_of_the_tables_is_the_ground_floor_s(tiny, tmp_path, capsys):
         paper_train.train(s, "router", replace(paper_train.TRAINING["router"], lr=0.1))
 
 
-def test_a_second_call_computes_nothing_and_another_checkpoint_does(tiny, capsys, monkeypatch):
-    alone = [f"{e}_expert" for e in toy.EXPERTS]  # a short table is enough
-    decoders = evaluate.decoders
-    monkeypatch.setattr(evaluate, "decoders", lambda m: {name: decoder for name, decoder in decoders(m).items() if name in alone})
+def test_a_second_call_computes_nothing_and_another_checkpoint_does(tiny, capsys):
+    """Answers are kept a method at a time: another checkpoint makes only those anew that were decoded with it."""
+    methods = [*(f"{e}_expert" for e in toy.EXPERTS), "generalist"]
     s = evaluate.Settings(out=str(tiny[0]), device="cpu", prompts=1, general=1)
-    first = evaluate.evaluate(s)
-    assert "evaluating" in capsys.readouterr().err and set(first["right"]) == {*alone, "oracle_expert"}
-    assert evaluate.evaluate(s) == first and "evaluating" not in capsys.readouterr().err
-    path = tiny[0] / "seed0" / "reward.pt"
+    first = evaluate.evaluate(s, methods)
+    assert "evaluating" in capsys.readouterr().err and set(first["right"]) == {*methods, "oracle_expert"}
+    assert evaluate.evaluate(s, methods) == first and "evaluating" not in capsys.readouterr().err
+    more = evaluate.evaluate(s, [*methods, "router"])
+    assert set(more["right"]) == {*methods, "oracle_expert", "router"} and "0/6" in capsys.readouterr().err
+    path = tiny[0] / "seed0" / "generalist.pt"
     content = torch.load(path, weights_only=True)
     changed = deepcopy(content)
-    changed["model"]["W.weight"] += 1
+    changed["model"]["lm.embed.weight"] += 1
     torch.save(changed, path)
-    evaluate.evaluate(s)
-    assert "evaluating" in capsys.readouterr().err
+    evaluate.evaluate(s, [*methods, "router"])
+    assert "0/6" in capsys.readouterr().err                                       # one method on six benchmarks
     torch.save(content, path)
 
 
@@ -253,7 +257,7 @@ def test_what_each_row_decodes(monkeypatch):
         return r
 
     m = {name: model() for name in ("base", "math", "code", "instruct")}
-    m |= {name: router({"reward": 1, "co_llm_self": 4}.get(name, 3)) for name in paper_train.TRAINING}
+    m |= {name: router({"reward": 1, "co_llm_self": 4}.get(name, 3)) for name in paper_train.TRAINING if name != "union"}
     m["experts"] = experts = [m["math"], m["code"], m["instruct"]]
 
     def greedy(logits_of):
@@ -276,6 +280,9 @@ def test_what_each_row_decodes(monkeypatch):
     def fused(name):
         return lambda prompt: naive_fused_greedy(m[name], experts, prompt, end, 7)[0]
 
+    def own(ids):
+        return m["router"](ids)[0][0, -1].log_softmax(-1)
+
     merge = baselines.merge
     definition = {
         "math_expert": alone(m["math"]), "code_expert": alone(m["code"]), "instruct_expert": alone(m["instruct"]),
@@ -288,12 +295,21 @@ def test_what_each_row_decodes(monkeypatch):
         "uniform_average": greedy(lambda ids: sum(e(ids)[0][0, -1].log_softmax(-1) for e in experts)),
         "co_llm": picked("co_llm", experts), "co_llm_self": picked("co_llm_self", [*experts, m["co_llm_self"].lm]),
         "fused_sft": fused("fused_sft"), "fused_full": fused("fused_full"),
+        "fusionroute_long": fused("router_long"), "sft_long": fused("router_sft_long"), "fusionroute_all": fused("router_all"),
+        "sft_all": fused("sft_all"), "fine_tuned_long": alone(m["fine_tuned_long"].lm),
+        "fine_tuned_sft_long": alone(m["fine_tuned_sft_long"].lm), "generalist": alone(m["generalist"].lm),
+        "router_mean": greedy(lambda ids: own(ids) + sum(e(ids)[0][0, -1].log_softmax(-1) for e in experts) / 3),
+        **{f"router_{name}": greedy(lambda ids, e=m[name]: own(ids) + e(ids)[0][0, -1].log_softmax(-1)) for name in ("math", "code", "instruct")},
+        "router_random": lambda p: baselines.all_read([m["router"], *experts], [p], end, 7, baselines.plus_random(0))[0],
+        "selection_lm": lambda p: baselines.sequence_selection(experts, m["fine_tuned_long"].lm, [p], end, 7, **evaluate.JUDGE)[0],
+        "collab_lm": lambda p: baselines.collab(experts, m["fine_tuned_long"].lm, [p], end, 7, 3, **evaluate.JUDGE)[0],
     }
-    ways = evaluate.decoders(m)
+    ways = evaluate.decoders(m, evaluate.METHODS)
     assert set(ways) == set(definition) == set(evaluate.METHODS) - {"oracle_expert"}
+    assert ways.pop("router_random")(prompts[:1]) == [definition.pop("router_random")(prompts[0])]  # its coin goes on from row to row
     with torch.no_grad():
         expected = {method: [answer(p) for p in prompts] for method, answer in definition.items()}
-    single = {method: expected[method] for method in expected if method != "sequence_selection"}  # which repeats an expert's answers
+    single = {method: expected[method] for method in expected if method not in ("sequence_selection", "selection_lm")}  # they repeat an expert's answers
     assert len({str(answers) for answers in single.values()}) == len(single)
     for method, decoder in ways.items():
         assert decoder(prompts) == expected[method], method
@@ -309,9 +325,9 @@ def test_tuning_judges_each_checkpoint_as_its_row_decodes(monkeypatch, tmp_path)
     monkeypatch.setattr(paper_train, "train", lambda s, name: None)
     monkeypatch.setattr(models, "load_router", lambda s, name: (None, [], None))
     monkeypatch.setattr(models, "load_model", lambda *given, **named: (None, {}))
-    monkeypatch.setattr(tune, "REWARD", [])
-    monkeypatch.setattr(tune, "MERGED", {})
+    monkeypatch.setattr(models, "load_experts", lambda s, hint: [])
     run.prepare(toy.Settings(0, str(tmp_path)))
-    tune.tune(tune.Settings(out=str(tmp_path), prompts=1))
+    tune.tune(tune.Settings(out=str(tmp_path), prompts=1), list(tune.TRAINED))
     assert how == {"router_sft": {}, "router": {}, "fused_sft": {}, "fine_tuned_sft": {"use_expert": False},
-                   "fine_tuned": {"use_expert": False}, "co_llm": {"use_router": False}}
+                   "fine_tuned": {"use_expert": False}, "co_llm": {"use_router": False}, "router_sft_long": {},
+                   "fine_tuned_sft_long": {"use_expert": False}, "fine_tuned_long": {"use_expert": False}}
