@@ -11,6 +11,9 @@ together). So L_expert is not a mean over S, and it is 0 where S is empty.
 What the tensors hold. Row t of the logits is about token t + 1; the targets are shifted already,
 so that logits[b, t], targets[b, t], w[b, t], logp[b, t] and choice[b, t] are about the same token.
 mask is True on the answer's tokens and False on the prompt's and on padding: these count nowhere.
+logp has numbers on padding too: they mean nothing, and mask must leave them out.
+
+If you use F.cross_entropy: it wants the vocabulary's axis second, logits.transpose(1, 2).
 
 Worked example. B = 1, T = 3; the first token belongs to the prompt, n = 2, lambda = 0.5:
 

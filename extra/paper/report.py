@@ -74,7 +74,7 @@ def command(r, family):
 
 def load():
     """name -> the content of results/name.json, for every file that this page is made from."""
-    names = ["table1", "differences", "winrate", "routing", "cost", "tuning", "bench", "quickstart"] + [
+    names = ["table1", "differences", "winrate", "routing", "cost", "tuning", "bench", "quickstart", "delta"] + [
         f"ablation_{n}" for n in ("coverage", "data", "routing", "preference", "scale")]
     try:
         r = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in names}
@@ -221,6 +221,41 @@ def cost_table(r, family):
                       "run (sorted by passes).", "", *table(rows)])
 
 
+def budgets(r):
+    """Accuracy on validation prompts against passes over the SFT samples, for phase 1 of FusionRoute and of the Fine-tuned Model."""
+    tuned, meta = r["tuning"]["llama"], r["tuning"]["meta"]["llama"]
+    epochs = sorted({t["settings"]["epochs"] for what in BUDGETS for t in tuned[what]["tried"]})
+    rows = [["phase 1 of, learning rate", *(f"{e} passes" for e in epochs)]]
+    for what, name in BUDGETS.items():
+        for lr in dict.fromkeys(t["settings"]["lr"] for t in tuned[what]["tried"]):
+            cell = {t["settings"]["epochs"]: t["accuracy"] for t in tuned[what]["tried"] if t["settings"]["lr"] == lr}
+            rows.append([f"{name}, {lr:g}", *(f"{100 * mean(cell[e]):.1f} ({', '.join(f'{100 * x:.0f}' for x in cell[e])})" if e in cell else "" for e in epochs)])
+    seeds = ", ".join(map(str, meta["seeds"]))
+    won = {what: tuned[what]["won"] for what in BUDGETS}
+    best = {what: next(t["accuracy"] for t in tuned[what]["tried"] if t["settings"] == won[what]) for what in BUDGETS}
+    lead = [100 * (a - b) for a, b in zip(best["router_sft_long"], best["fine_tuned_sft_long"])]
+    return "\n".join([f"Average of the benchmarks on validation prompts, per cent: mean over the tuning seeds {seeds} (each of them).", "", *table(rows), "",
+                      f"The best budget of each: {won['router_sft_long']['epochs']} passes for FusionRoute, {won['fine_tuned_sft_long']['epochs']} for the "
+                      f"Fine-tuned Model. Then FusionRoute's phase 1 leads by {mean(lead):.1f} points ({', '.join(f'{x:.1f}' for x in lead)})."])
+
+
+BUDGETS = {"router_sft_long": "FusionRoute", "fine_tuned_sft_long": "Fine-tuned Model"}
+
+
+def delta_table(r):
+    """How much the best expert loses at prefixes of right answers (Assumption 4.2), and Eq. (1) beside it."""
+    meta = r["delta"]["meta"]
+    rows = [["right answers to", "whose loss", "largest (Delta)", "mean", "tokens above 1/2, %", "answers with such a token, %", "sum over an answer"]]
+    for group, both in r["delta"]["groups"].items():
+        for who, v in both.items():
+            rows.append([group, who, f"{mean(v['Delta']):.2f}", f"{mean(v['mean']):.3f}", f"{100 * mean(v['above_half']):.1f}",
+                         f"{100 * mean(v['answers_above_half']):.0f}", f"{mean(v['sum']):.2f}"])
+    seeds = ", ".join(map(str, meta["seeds"]))
+    return "\n".join([f"`python -m extra.paper.delta --seeds {seeds.replace(',', '')}`: mean over seeds {seeds}, {meta['prompts per benchmark']} test prompts "
+                      "per benchmark. `best expert`: at each token the expert that gives the right one the highest probability; `fused`: Eq. (1).", "",
+                      *table(rows)])
+
+
 def ablation_table(r, name):
     columns = {"average": "average ± sd", "uncovered": "uncovered", "general": "general", "win_rate": "win rate"}
     content = r[f"ablation_{name}"]
@@ -239,7 +274,9 @@ def ablation_table(r, name):
 def blocks(r):
     """page -> {block: text}; extra.common.fill puts them between their markers."""
     return {ROOT / "README.md": {"times": times(r), "table": short_table(r)},
-            PAPER_WING / "README.md": {"commands": commands(r), "quickstart": quick_table(r), "table1": main_table(r, "llama"), "winrate": win_table(r, "llama"), "cost": cost_table(r, "llama"), "gemma": gemma_tables(r)}}
+            PAPER_WING / "README.md": {"commands": commands(r), "quickstart": quick_table(r), "table1": main_table(r, "llama"),
+                                      "winrate": win_table(r, "llama"), "cost": cost_table(r, "llama"), "gemma": gemma_tables(r),
+                                      "delta": delta_table(r), "budgets": budgets(r)}}
 
 
 def gemma_tables(r):

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 
 from extra.gpt import GPT, GPTConfig
 from extra import models
-from extra.paper import baselines, variants
+from extra.paper import baselines, delta, variants
 from extra.paper.train import Cdpo, Sft, train
 from fusionroute import Router, cdpo_loss, fuse, sft_loss
 from model import generate
 from toy_experts import pairs as toy_pairs
 from toy_experts import run, tasks, tokenizer
-from toy_experts.data import pack
+from toy_experts.data import answer_only, pack
 
 V, END, N = 11, 10, 3
 CONFIG = GPTConfig(vocab_size=V, d_model=24, n_layer=1, n_head=1, n_kv_head=1, d_ff=32, max_len=64, tied=False)
@@ -110,6 +110,25 @@ def test_a_random_expert_takes_the_picks_place_in_S_only(experts):
     assert all(0.28 < (drawn == i).float().mean() < 0.39 for i in range(3))
     agree = [apart[0] + 3 * torch.nn.functional.one_hot(torch.full((rows,), 4 + i), V) for i in range(3)]  # all say 0, and expert i also 4 + i
     assert (rule([router - 9 * torch.eye(V)[0], *agree], [w, None, None, None]).argmax(-1) == 5).all()
+
+
+def test_the_loss_at_right_tokens_by_hand(experts):
+    """delta.losses: 1 - p(y_t) of the best expert at each token, and of Eq. (1) with the picked one; prompts do not count."""
+    router = Router(gpt(8), 3).requires_grad_(False)
+    torch.nn.init.normal_(router.W.weight, std=3)
+    samples = [answer_only(p, a) for p, a in zip(PROMPTS, ([5, 9, END], [7, END], [6, 5, 7, 9, END]))]
+    best, fused = delta.losses(router, experts, samples, batch=2)
+    for (ids, learn), b, f in zip(samples, best, fused):
+        assert len(b) == len(f) == sum(learn)
+        for k, t in enumerate(range(len(ids) - sum(learn), len(ids))):
+            x = torch.tensor([ids[:t]])
+            p = [e(x)[0][0, -1].softmax(-1) for e in experts]
+            logits, w = router(x)
+            both = (logits[0, -1].log_softmax(-1) + p[int(w[0, -1].argmax())].log()).softmax(-1)
+            assert float(b[k]) == pytest.approx(1 - max(float(q[ids[t]]) for q in p), abs=1e-5)
+            assert float(f[k]) == pytest.approx(1 - float(both[ids[t]]), abs=1e-5)
+    s = delta.summary([torch.tensor([0.1, 0.6]), torch.tensor([0.2])])
+    assert s == pytest.approx({"Delta": 0.6, "mean": 0.3, "above_half": 1 / 3, "answers_above_half": 0.5, "sum": 0.45, "tokens": 1.5})
 
 
 def test_sequence_selection_takes_the_answer_of_the_highest_reward(experts, reward):
