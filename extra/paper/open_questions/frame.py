@@ -1,0 +1,154 @@
+"""What the pages of this folder share: prompts, judging, a cache of finished cells, the command line, JSON and plot.
+
+A page has a docstring (the question, what is varied, what is held fixed, departures), TITLE, X (the label of the horizontal axis), and
+
+    measure(s, cell)    one seed: calls cell(label, line, compute) for each of its rows; compute() -> judged(...)
+
+and ends with `run.run(lambda: frame.main("decoding", measure, __doc__))`. Its command is `python -m extra.paper.open_questions.decoding
+--seeds 2 3`; what it found goes to extra/results/open_decoding.json and .svg, and `python -m extra.paper.open_questions` puts the tables
+into docs/open-questions.md.
+"""
+
+import io
+import json
+import time
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+
+from extra import models
+from extra.common import RESULTS, several, table
+from extra.paper import evaluate
+from toy_experts import run, tasks, tokenizer
+
+COLUMNS = ("average", "covered", "uncovered", "general")
+
+
+@dataclass
+class Settings:
+    seed: int = 0          # selects the run
+    out: str = "out"       # runs are kept in OUT/seedN/
+    device: str = "auto"   # auto, cuda, mps or cpu
+    family: str = "llama"  # architecture of the toy's models: llama or gemma (Gemma-2)
+    prompts: int = 100     # test prompts a benchmark, and general ones
+
+    def __post_init__(self):
+        run.positive(self, "prompts")
+
+
+def items(s, split="test"):
+    """benchmark -> its prompts, as extra.paper.evaluate draws them; "general" is one of them."""
+    return {b: tasks.dataset(b, split, s.prompts, Random(f"{split} {b} {s.seed}")) for b in evaluate.BENCHES}
+
+
+def fused(router, experts, **how):
+    """A decoder from token-id prompts to answers without the end token. how: as in toy_experts.batch.METHODS."""
+    traces = evaluate.traces(router, experts, **how)
+    return lambda prompts: [t.answer() for t in traces(prompts)]
+
+
+def answers(decoder, problems):
+    return [tokenizer.encoding.decode(ids) for ids in evaluate.in_batches(decoder, problems)]
+
+
+def judged(s, decoder, problems=None):
+    """The share of right answers: over the five benchmarks, their covered and uncovered sub-skills, and the general prompts."""
+    problems = problems or items(s)
+    gap = run.load(models.folder(s) / "base.pt", ("recipe",), "train the run first")["recipe"]["gap"]
+    rows = {name: [] for name in COLUMNS}
+    for b, drawn in problems.items():
+        right = [tasks.check(item, text) for item, text in zip(drawn, answers(decoder, drawn))]
+        if b == "general":
+            rows["general"].append(np.mean(right))
+            continue
+        held = tasks.held_out(b, gap, s.seed)
+        rows["average"].append(np.mean(right))
+        for name, is_held in (("covered", False), ("uncovered", True)):
+            part = [r for r, item in zip(right, drawn) if (item.skill in held) == is_held]
+            rows[name] += [np.mean(part)] if part else []
+    return {name: round(float(np.mean(values)), 4) for name, values in rows.items() if values}
+
+
+def rows_of(s, name, measure):
+    """The rows of one seed, [{"label", "line", **judged}]. Each is kept in OUT/seedN/open-NAME.json as soon as it is there."""
+    run.prepare(models.place(s))
+    path, clock = models.folder(s) / f"open-{name}.json", time.time()
+    experts, router = models.load_experts(s, ""), models.load_router(s, "router")[0]
+    key = json.loads(json.dumps([run.recipe(s), *map(run.fingerprint, [*experts, router])]))
+    try:
+        kept = json.loads(path.read_text())
+        known = kept["rows"] if kept["key"] == key else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        known = {}
+    out = []
+
+    def cell(label, line, compute):
+        at = json.dumps([label, line])
+        if at not in known:
+            begun = time.time()
+            known[at] = compute() | {"seconds": round(time.time() - begun, 1)}
+            run.write(path, json.dumps({"key": key, "rows": known}) + "\n")
+        out.append({"label": label, "line": line} | known[at])
+        print(f"seed {s.seed}, {label}, {line}: " + "  ".join(f"{k} {v:.3f}" for k, v in known[at].items() if k != "seconds"), flush=True)
+
+    measure(s, cell)
+    print(f"{len(out)} rows of seed {s.seed} in {time.time() - clock:.0f} s, kept in {path}")
+    return out
+
+
+def plot(name, rows, x_label, y="average"):
+    """The picture of a question, as SVG text: one line for each `line`, mean and every seed. None without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        return print("the plot is left out: it needs matplotlib (pip install matplotlib)")
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"svg.hashsalt": name, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
+    labels, lines = list(dict.fromkeys(r["label"] for r in rows)), list(dict.fromkeys(r["line"] for r in rows))
+    figure, axis = plt.subplots(figsize=(7.5, 3.4), layout="constrained")
+    for colour, line in zip(("#D55E00", "#0072B2", "#E69F00", "#666666", "#009E73", "#CC79A7", "#56B4E9"), lines):
+        there = [(labels.index(r["label"]), [100 * v for v in r[y]]) for r in rows if r["line"] == line]
+        axis.plot([k for k, _ in there], [np.mean(v) for _, v in there], "o-", color=colour, label=line)
+        axis.plot([k for k, v in there for _ in v], [x for _, v in there for x in v], ".", color=colour, alpha=0.5)
+    axis.set(xticks=range(len(labels)), xlabel=x_label, ylabel=f"{y}, % right")
+    axis.set_xticklabels(labels, rotation=20 if max(len(str(x)) for x in labels) * len(labels) > 80 else 0)
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return text.getvalue()
+
+
+def merged(results):
+    """The rows of several seeds as one list: each figure becomes a list, one entry a seed."""
+    return [{"label": first["label"], "line": first["line"]} | {k: [r[i][k] for r in results] for k in first if k not in ("label", "line", "seconds")}
+            for i, first in enumerate(results[0])]
+
+
+def as_table(rows):
+    """The rows of a question as lines of Markdown: mean over the seeds, per cent, with the seeds' averages in brackets."""
+    columns = [c for c in rows[0] if c not in ("label", "line")]
+    lines = [["", "method", *columns]]
+    for r in rows:
+        lines.append([str(r["label"]), r["line"], *(f"{100 * np.mean(r[c]):.1f}" + (f" ({', '.join(f'{100 * v:.0f}' for v in r[c])})" if c == columns[0] else "")
+                                                    if c in r else "-" for c in columns)])
+    return "\n".join(table(lines))
+
+
+def main(name, measure, doc, x_label, argv=None, **more):
+    """A page's command. more: what else goes into the JSON's meta."""
+    runs, seeds = several(run.parser(Settings, doc), Settings, argv)
+    begun, results = time.time(), []
+    for s in runs:
+        results.append(rows_of(s, name, measure))
+    print(as_table(merged(results)))
+    if seeds:
+        meta = {"seeds": seeds, "split": "test", "prompts per benchmark": runs[0].prompts, "x": x_label, **more,
+                "run time in seconds": {s.seed: round(sum(r["seconds"] for r in rows)) for s, rows in zip(runs, results)}}
+        run.write(RESULTS / f"open_{name}.json", json.dumps({"rows": merged(results), "meta": meta}, indent=1) + "\n")
+        if picture := plot(name, merged(results), x_label):
+            run.write(RESULTS / f"open_{name}.svg", picture)
+        print(f"saved open_{name}.json{' and .svg' if picture else ''} in extra/results/ after {time.time() - begun:.0f} s")
