@@ -14,8 +14,8 @@ Each row of the tables is a limit or a neighbour of one fused decoder, so that a
     Fine-tuned Model                    fine_tuned             both phases with loss="plain"                the router's language model
     math, code, instruction expert      math_expert, ...       toy_experts/train.py                         that expert
     with more passes over the data:
-    FusionRoute, tuned budget           fusionroute_long       Sft(epochs=8), then Cdpo()                   Eq. (1)
-    phase 1 only, tuned budget          sft_long               Sft(epochs=8)                                Eq. (1)
+    FusionRoute, tuned budget           fusionroute_long       Sft(epochs=16), then Cdpo()                  Eq. (1)
+    phase 1 only, tuned budget          sft_long               Sft(epochs=16)                               Eq. (1)
     Fine-tuned Model, tuned budget      fine_tuned_long        both phases with loss="plain"                the router's language model
     its phase 1 only                    fine_tuned_sft_long    Sft(loss="plain", lr=1e-3, epochs=16)        the router's language model
     with the experts' own data:

@@ -83,7 +83,7 @@ TRAINING = {  # in this order: each needs some of those before it
     "fine_tuned_sft": Sft(loss="plain", lr=2e-3),
     "fine_tuned": Cdpo(loss="plain", lr=2.5e-5, phase1="fine_tuned_sft", pairs_of="router_sft"),
     # The same two with the budget that tune.py found for each: passes over the samples, and the rate.
-    "router_sft_long": Sft(epochs=8),
+    "router_sft_long": Sft(epochs=16),
     "router_long": Cdpo(phase1="router_sft_long"),
     "fine_tuned_sft_long": Sft(loss="plain", lr=1e-3, epochs=16),
     "fine_tuned_long": Cdpo(loss="plain", lr=2.5e-5, phase1="fine_tuned_sft_long", pairs_of="router_sft"),

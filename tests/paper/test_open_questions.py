@@ -1,12 +1,16 @@
 """The pages of the open questions: the mechanism of each on tiny models, and docs/open-questions.md against its JSON."""
 
+import re
+from random import Random
+
 import pytest
 import torch
 
 from extra.gpt import GPT, GPTConfig
-from extra.paper.open_questions import decoding
+from extra.paper.open_questions import decoding, frame, shift
 from fusionroute import Router, naive_fused_greedy
 from model import generate
+from toy_experts import tasks
 
 V, END = 11, 10
 CONFIG = GPTConfig(vocab_size=V, d_model=24, n_layer=1, n_head=1, n_kv_head=1, d_ff=32, max_len=64, tied=False)
@@ -59,3 +63,34 @@ def test_the_nucleus_is_narrower_for_a_while():
     with decoding.nucleus(0.5):
         assert int(decoding.batch.sample(logits, 1.0, u=u)) == 0
     assert int(decoding.batch.sample(logits, 1.0, u=u)) == 2
+
+
+# --- (d) shift ------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_shifted_prompts_are_right_and_new():
+    """The checkers accept every shifted right answer, refuse the old or another one, and no training prompt has what is new."""
+    s = frame.Settings(prompts=60)
+    training = {b: [i.prompt for i in tasks.dataset(b, "train", 700, Random(f"words {b}"))] for b in tasks.BENCHMARKS}
+    seen = {b: set(re.findall(r"[A-Za-z]+", " ".join(prompts))) for b, prompts in training.items()}
+    drawn = shift.shifted(s)
+    for label, problems in drawn.items():
+        for b, items in problems.items():
+            assert len(items) == 60
+            for item in items:
+                assert shift.check(item, item.answer), (label, item)
+                assert not shift.check(item, item.answer[::-1]), (label, item)
+                words = set(re.findall(r"[A-Za-z]+", item.prompt))
+                if label in ("new names and words", "new phrasings"):
+                    assert words - seen[b] - {"python"}, (label, item.prompt)
+    for b in ("toy-gsm8k", "toy-mbpp"):  # the names of tasks.py are gone
+        left = [w for item in drawn["new names and words"][b] for w in re.findall(r"[A-Za-z]+", item.prompt) if w in shift.NEW.get(b, {})]
+        assert not left
+    largest = {b: max(int(n) for p in training[b] for n in re.findall(r"\d+", p)) for b in ("toy-mbpp", "toy-humaneval")}
+    for b, most in largest.items():  # constants beyond those of training
+        numbers = [int(n) for item in drawn["larger numbers"][b] for n in re.findall(r"\d+", item.prompt)]
+        assert min(n for n in numbers if n != 0) > 0 and sum(n > most for n in numbers) > len(numbers) / 2
+
+
+def test_new_words_keep_capitals():
+    assert shift.exchange("Write RED and red, Tom.", {"red": "grey", "Tom": "Otto"}) == "Write GREY and grey, Otto."

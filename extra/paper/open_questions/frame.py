@@ -52,21 +52,21 @@ def answers(decoder, problems):
     return [tokenizer.encoding.decode(ids) for ids in evaluate.in_batches(decoder, problems)]
 
 
-def judged(s, decoder, problems=None):
+def judged(s, decoder, problems=None, check=tasks.check):
     """The share of right answers: over the five benchmarks, their covered and uncovered sub-skills, and the general prompts."""
     problems = problems or items(s)
     gap = run.load(models.folder(s) / "base.pt", ("recipe",), "train the run first")["recipe"]["gap"]
     rows = {name: [] for name in COLUMNS}
     for b, drawn in problems.items():
-        right = [tasks.check(item, text) for item, text in zip(drawn, answers(decoder, drawn))]
+        right = [check(item, text) for item, text in zip(drawn, answers(decoder, drawn))]
         if b == "general":
             rows["general"].append(np.mean(right))
             continue
-        held = tasks.held_out(b, gap, s.seed)
+        held = tasks.held_out(b, gap, s.seed) if b in tasks.SKILLS else []
         rows["average"].append(np.mean(right))
         for name, is_held in (("covered", False), ("uncovered", True)):
             part = [r for r, item in zip(right, drawn) if (item.skill in held) == is_held]
-            rows[name] += [np.mean(part)] if part else []
+            rows[name] += [np.mean(part)] if part and b in tasks.SKILLS else []
     return {name: round(float(np.mean(values)), 4) for name, values in rows.items() if values}
 
 
