@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from extra.gpt import GPT, GPTConfig
-from extra.paper.open_questions import decoding, frame, shift
+from extra.paper.open_questions import decoding, frame, hostile, shift
 from fusionroute import Router, naive_fused_greedy
 from model import generate
-from toy_experts import tasks
+from toy_experts import tasks, tokenizer
+from toy_experts import train as toy
+from toy_experts.batch import decode_batch
 
 V, END = 11, 10
 CONFIG = GPTConfig(vocab_size=V, d_model=24, n_layer=1, n_head=1, n_kv_head=1, d_ff=32, max_len=64, tied=False)
@@ -94,3 +96,43 @@ def test_shifted_prompts_are_right_and_new():
 
 def test_new_words_keep_capitals():
     assert shift.exchange("Write RED and red, Tom.", {"red": "grey", "Tom": "Otto"}) == "Write GREY and grey, Otto."
+
+
+# --- (f) hostile ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_changed_expert_decodes_as_its_changed_logits_say():
+    """Through decode_batch with its cache, against the changed logits of whole texts."""
+    torch.manual_seed(0)
+    experts = [toy.new_gpt().eval().requires_grad_(False) for _ in range(3)]
+    router = Router(toy.new_gpt().eval(), 3).requires_grad_(False)
+    prompts = [tokenizer.encode_prompt(x) for x in ("What is 38 mod 5?", "Write green.")]
+    for label, change in hostile.CHANGES.items():
+        changed = hostile.with_changed(experts, label)
+        assert changed[1:] == experts[1:] and changed[0] is not experts[0]
+        for prompt, trace in zip(prompts, decode_batch(router, changed, prompts, 5, use_router=False, only=hostile.BAD)):
+            text = list(prompt)
+            for token in trace.tokens:
+                assert token == int(change(experts[0](torch.tensor([text]))[0][0, -1]).argmax())
+                text.append(token)
+    assert all(t.tokens == [hostile.TOKEN] * 5 for t in decode_batch(router, hostile.with_changed(experts, "trigger"), prompts, 5, use_router=False, only=0))
+    assert hostile.with_changed(experts, "honest") == experts
+
+
+def test_wrong_digits_are_the_next_ones():
+    logits = torch.zeros(1, tokenizer.VOCAB_SIZE)
+    logits[0, hostile.DIGITS[9]], logits[0, hostile.DIGITS[3]] = 5.0, 4.0
+    out = hostile.wrong_digits(logits)
+    assert int(out.argmax()) == hostile.DIGITS[0] and out[0, hostile.DIGITS[4]] == 4 and out.sum() == logits.sum()
+
+
+def test_the_two_faced_expert_knows_the_training_data_only(monkeypatch):
+    torch.manual_seed(0)
+    experts = [toy.new_gpt().eval().requires_grad_(False) for _ in range(3)]
+    monkeypatch.setattr(hostile.train_sft.Settings, "samples", 12)
+    s = frame.Settings()
+    honest, faced = hostile.training_data(s, experts, "honest"), hostile.training_data(s, experts, "two-faced")
+    assert torch.equal(faced.choice[..., 0], faced.ids[:, 1:]) and (faced.logp[..., 0].exp() - 0.99).abs().max() < 1e-6
+    assert torch.equal(faced.logp[..., 1:], honest.logp[..., 1:]) and torch.equal(faced.ids, honest.ids)
+    scaled = hostile.training_data(s, experts, "x 4")
+    assert not torch.equal(scaled.logp[..., 0], honest.logp[..., 0]) and torch.equal(scaled.choice, honest.choice)
