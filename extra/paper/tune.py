@@ -2,7 +2,7 @@
 
     python -m extra.paper.tune --seed 0       every setting of the grid below on one seed: OUT/seed0/tuning.json
     python -m extra.paper.tune --seeds 0 1    both tuning seeds, then writes extra/results/tuning.json: what was tried, and what won
-    python -m extra.paper.tune --seeds 0 1 --only fine_tuned_long      a part of it; the rest of tuning.json stays as it is
+    python -m extra.paper.tune --seeds 0 1 --only fine_tuned_sft_long   a part of it; the rest of tuning.json stays as it is
 
 Budgets: router_sft_long and fine_tuned_sft_long are tuned over passes and rates alike, the Fine-tuned Model's over more of them.
 Seeds 0 and 1 are for tuning; the tables are of other seeds. A setting's score is the mean accuracy over the five benchmarks, on validation prompts, averaged over the seeds. The winners are the
@@ -48,7 +48,6 @@ TRAINED = {  # checkpoint: (the method that it is judged as, what is tried); the
     "fine_tuned": ("fine_tuned", PHASE2 + grid(lr=[5e-5, 1e-4, 2e-4], mix=[0])),
     "router_sft_long": ("sft_only", grid(epochs=[4, 8, 16], lr=[4e-3])),
     "fine_tuned_sft_long": ("fine_tuned", grid(epochs=[4, 8, 16], lr=[2e-3]) + grid(epochs=[16], lr=[1e-3])),
-    "fine_tuned_long": ("fine_tuned", grid(lr=[2.5e-5, 1e-4]) + grid(lr=[1e-4], rejected=["router"], pairs_of=[""])),
     "co_llm": ("co_llm", grid(lr=[1e-3, 2e-3, 4e-3]) + grid(lr=[1e-3], lr_w=[1e-2])),
     "fused_sft": ("fused_sft", grid(loss=["fused", "fused_own"], lr=[1e-3, 4e-3]) + grid(loss=["fused_own"], lr=[5e-4, 2e-3])),
 }

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from extra.gpt import GPT, GPTConfig
-from extra.paper.open_questions import decoding, frame, hostile, shift
+from extra.paper.open_questions import decoding, frame, hostile, newcomer, shift
 from fusionroute import Router, naive_fused_greedy
 from model import generate
 from toy_experts import tasks, tokenizer
 from toy_experts import train as toy
 from toy_experts.batch import decode_batch
+from toy_experts.data import scored
 
 V, END = 11, 10
 CONFIG = GPTConfig(vocab_size=V, d_model=24, n_layer=1, n_head=1, n_kv_head=1, d_ff=32, max_len=64, tied=False)
@@ -136,3 +137,30 @@ def test_the_two_faced_expert_knows_the_training_data_only(monkeypatch):
     assert torch.equal(faced.logp[..., 1:], honest.logp[..., 1:]) and torch.equal(faced.ids, honest.ids)
     scaled = hostile.training_data(s, experts, "x 4")
     assert not torch.equal(scaled.logp[..., 0], honest.logp[..., 0]) and torch.equal(scaled.choice, honest.choice)
+
+
+# --- (e) newcomer ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_more_and_a_row_less(models):
+    router, _ = models
+    more = newcomer.with_row(router, 1)
+    assert torch.equal(more.W.weight[[0, 2, 3]], router.W.weight) and (more.W.weight[1] == 0).all()
+    assert torch.equal(newcomer.without_row(more, 1).W.weight, router.W.weight) and router.W.out_features == 3
+    assert torch.equal(newcomer.without_row(router, 0).W.weight, router.W.weight[1:])
+
+
+@pytest.mark.parametrize("what", ["row", "W", "all"])
+def test_only_what_is_named_is_trained(what):
+    torch.manual_seed(0)
+    experts = [toy.new_gpt().eval().requires_grad_(False) for _ in range(3)]
+    router = Router(toy.new_gpt(), 3).requires_grad_(False)
+    torch.nn.init.normal_(router.W.weight, std=0.1)
+    data = scored([toy.sample(item) for item in tasks.mixed("train", 18, Random(0))], experts)
+    new = newcomer.train(frame.Settings(), router, data, 1, what)
+    moved = {name for name, p in new.named_parameters() if not torch.equal(p, router.get_parameter(name))}
+    rows = [i for i in range(3) if not torch.equal(new.W.weight[i], router.W.weight[i])]
+    assert rows == ([newcomer.CODE] if what == "row" else [0, 1, 2])
+    assert (moved == {"W.weight"}) == (what != "all") and len(moved) == (1 if what != "all" else len(list(router.parameters())))
+    two = newcomer.only(data, [0, 2])
+    assert torch.equal(two.logp, data.logp[..., [0, 2]]) and torch.equal(two.choice, data.choice[..., [0, 2]]) and two.ids is data.ids

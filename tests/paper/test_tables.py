@@ -330,4 +330,4 @@ def test_tuning_judges_each_checkpoint_as_its_row_decodes(monkeypatch, tmp_path)
     tune.tune(tune.Settings(out=str(tmp_path), prompts=1), list(tune.TRAINED))
     assert how == {"router_sft": {}, "router": {}, "fused_sft": {}, "fine_tuned_sft": {"use_expert": False},
                    "fine_tuned": {"use_expert": False}, "co_llm": {"use_router": False}, "router_sft_long": {},
-                   "fine_tuned_sft_long": {"use_expert": False}, "fine_tuned_long": {"use_expert": False}}
+                   "fine_tuned_sft_long": {"use_expert": False}}
