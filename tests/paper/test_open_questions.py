@@ -1,5 +1,6 @@
 """The pages of the open questions: the mechanism of each on tiny models, and docs/open-questions.md against its JSON."""
 
+import math
 import re
 from random import Random
 
@@ -7,7 +8,8 @@ import pytest
 import torch
 
 from extra.gpt import GPT, GPTConfig
-from extra.paper.open_questions import decoding, frame, hostile, newcomer, shift
+from extra.paper.open_questions import decoding, frame, hostile, newcomer, objectives, shift
+from extra.paper import variants
 from fusionroute import Router, naive_fused_greedy
 from model import generate
 from toy_experts import tasks, tokenizer
@@ -164,3 +166,69 @@ def test_only_what_is_named_is_trained(what):
     assert (moved == {"W.weight"}) == (what != "all") and len(moved) == (1 if what != "all" else len(list(router.parameters())))
     two = newcomer.only(data, [0, 2])
     assert torch.equal(two.logp, data.logp[..., [0, 2]]) and torch.equal(two.choice, data.choice[..., [0, 2]]) and two.ids is data.ids
+
+
+# --- (g) objectives -------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pair_batch():
+    g = torch.Generator().manual_seed(3)
+    rand = lambda *size: torch.rand(*size, generator=g)
+    B, T, n = 2, 4, 3
+    return (3 * rand(2 * B, T, V)).requires_grad_(True), (3 * rand(2 * B, T, n)).requires_grad_(True), torch.randint(V, (2 * B, T), generator=g), \
+        torch.tensor([[0, 1, 1, 1], [0, 0, 1, 1]] * B).bool(), -3 * rand(2 * B, T, n), -4 * rand(B, 2)
+
+
+def by_hand(batch):
+    """Of each answer: log pi_theta, log pi_expert of the picked expert, the number of its tokens; as plain numbers."""
+    logits, w, targets, mask, logp, _ = batch
+    rows = []
+    for b in range(len(targets)):
+        theta = expert = tokens = 0
+        for t in range(targets.size(1)):
+            if mask[b, t]:
+                theta += float(logits[b, t].log_softmax(-1)[targets[b, t]])
+                expert += float(logp[b, t, int(w[b, t].argmax())])
+                tokens += 1
+        rows.append((theta, expert, tokens))
+    return rows
+
+
+def test_each_objective_by_hand(pair_batch):
+    rows, ref, beta = by_hand(pair_batch), pair_batch[-1].tolist(), 0.4
+    m_b, simpo = [], []
+    for k in range(2):
+        (tw, ew, nw), (tl, el, nl) = rows[2 * k:2 * k + 2]
+        m_b.append((tw - ref[k][0] + ew) - (tl - ref[k][1] + el))
+        simpo.append((tw + ew) / nw - (tl + el) / nl)
+    log_sigmoid = lambda x: -math.log1p(math.exp(-x))
+    wanted = {objectives.ipo: [(x - 1 / (2 * beta)) ** 2 for x in m_b], objectives.hinge: [max(0, 1 - beta * x) for x in m_b],
+              objectives.simpo: [-log_sigmoid(beta * x - beta / 2) for x in simpo]}
+    for objective, values in wanted.items():
+        loss, terms = objective(*pair_batch, beta)
+        assert float(loss) == pytest.approx(sum(values) / 2, rel=1e-4), objective
+        loss.backward()
+        assert pair_batch[1].grad is None  # the pick has no gradient
+    assert float(objectives.ipo(*pair_batch, beta)[1]["fused_accuracy"]) == sum(x > 0 for x in m_b) / 2
+
+
+def test_reinforce_raises_what_was_right(pair_batch, monkeypatch):
+    """By hand, and: the gradient of the logits makes right answers likelier and wrong ones less likely; equal rewards teach nothing."""
+    monkeypatch.setattr(objectives, "SAMPLES", 2)
+    logits, w, targets, mask, _, _ = pair_batch
+    full = torch.randn(4, 4, 3, V).log_softmax(-1)
+    reward = torch.tensor([1.0, 0.0, 1.0, 1.0])
+    loss = objectives.reinforce_loss(logits, w, targets, mask, reward, full)
+    picked = full[torch.arange(4)[:, None], torch.arange(4), w.argmax(-1)]
+    logp = ((logits.log_softmax(-1) + picked).log_softmax(-1).gather(-1, targets[..., None])[..., 0] * mask).sum(1)
+    assert float(loss) == pytest.approx(float(-(0.5 * logp[0] - 0.5 * logp[1]) / 4), rel=1e-4)
+    loss.backward()
+    step = logits.grad.gather(-1, targets[..., None])[..., 0]
+    assert (step[0][mask[0]] < 0).all() and (step[1][mask[1]] > 0).all() and not step[2:].any()
+
+
+def test_a_recipe_can_name_the_objectives():
+    for label, (loss, betas) in objectives.OBJECTIVES.items():
+        assert loss in variants.PAIR_LOSSES and len(betas) == 3
+        assert objectives.paper_train.Cdpo(loss=loss, beta=betas[0]).loss == loss

@@ -130,12 +130,16 @@ def merged(results):
 
 def as_table(rows):
     """The rows of a question as lines of Markdown: mean over the seeds, per cent, with the seeds' averages in brackets."""
-    columns = [c for c in rows[0] if c not in ("label", "line")]
-    lines = [["", "method", *columns]]
-    for r in rows:
-        lines.append([str(r["label"]), r["line"], *(f"{100 * np.mean(r[c]):.1f}" + (f" ({', '.join(f'{100 * v:.0f}' for v in r[c])})" if c == columns[0] else "")
-                                                    if c in r else "-" for c in columns)])
-    return "\n".join(table(lines))
+    columns = list(dict.fromkeys(c for r in rows for c in r if c not in ("label", "line")))
+
+    def entry(values, column):
+        if column == "beta":  # a setting, not a share
+            return ", ".join(f"{v:g}" for v in values)
+        each = f" ({', '.join(f'{100 * v:.0f}' for v in values)})" if column == columns[0] else ""
+        return f"{100 * np.mean(values):.1f}{each}"
+
+    lines = [[str(r["label"]), r["line"], *(entry(r[c], c) if c in r else "-" for c in columns)] for r in rows]
+    return "\n".join(table([["", "method", *columns], *lines]))
 
 
 def main(name, measure, doc, x_label, argv=None, **more):
