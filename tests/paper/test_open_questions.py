@@ -1,5 +1,7 @@
 """The pages of the open questions: the mechanism of each on tiny models, and docs/open-questions.md against its JSON."""
 
+import functools
+import json
 import math
 import re
 from random import Random
@@ -8,7 +10,7 @@ import pytest
 import torch
 
 from extra.gpt import GPT, GPTConfig
-from extra.paper.open_questions import decoding, frame, hostile, newcomer, objectives, shift
+from extra.paper.open_questions import data, decoding, frame, hostile, newcomer, objectives, shift
 from extra.paper import variants
 from fusionroute import Router, naive_fused_greedy
 from model import generate
@@ -75,13 +77,13 @@ def test_the_nucleus_is_narrower_for_a_while():
 
 def test_shifted_prompts_are_right_and_new():
     """The checkers accept every shifted right answer, refuse the old or another one, and no training prompt has what is new."""
-    s = frame.Settings(prompts=60)
-    training = {b: [i.prompt for i in tasks.dataset(b, "train", 700, Random(f"words {b}"))] for b in tasks.BENCHMARKS}
+    s = frame.Settings(prompts=20)
+    training = {b: [i.prompt for i in tasks.dataset(b, "train", 400, Random(f"words {b}"))] for b in tasks.BENCHMARKS}
     seen = {b: set(re.findall(r"[A-Za-z]+", " ".join(prompts))) for b, prompts in training.items()}
     drawn = shift.shifted(s)
     for label, problems in drawn.items():
         for b, items in problems.items():
-            assert len(items) == 60
+            assert len(items) == 20
             for item in items:
                 assert shift.check(item, item.answer), (label, item)
                 assert not shift.check(item, item.answer[::-1]), (label, item)
@@ -158,14 +160,14 @@ def test_only_what_is_named_is_trained(what):
     experts = [toy.new_gpt().eval().requires_grad_(False) for _ in range(3)]
     router = Router(toy.new_gpt(), 3).requires_grad_(False)
     torch.nn.init.normal_(router.W.weight, std=0.1)
-    data = scored([toy.sample(item) for item in tasks.mixed("train", 18, Random(0))], experts)
-    new = newcomer.train(frame.Settings(), router, data, 1, what)
+    drawn = scored([toy.sample(item) for item in tasks.mixed("train", 18, Random(0))], experts)
+    new = newcomer.train(frame.Settings(), router, drawn, 1, what)
     moved = {name for name, p in new.named_parameters() if not torch.equal(p, router.get_parameter(name))}
     rows = [i for i in range(3) if not torch.equal(new.W.weight[i], router.W.weight[i])]
     assert rows == ([newcomer.CODE] if what == "row" else [0, 1, 2])
     assert (moved == {"W.weight"}) == (what != "all") and len(moved) == (1 if what != "all" else len(list(router.parameters())))
-    two = newcomer.only(data, [0, 2])
-    assert torch.equal(two.logp, data.logp[..., [0, 2]]) and torch.equal(two.choice, data.choice[..., [0, 2]]) and two.ids is data.ids
+    two = newcomer.only(drawn, [0, 2])
+    assert torch.equal(two.logp, drawn.logp[..., [0, 2]]) and torch.equal(two.choice, drawn.choice[..., [0, 2]]) and two.ids is drawn.ids
 
 
 # --- (g) objectives -------------------------------------------------------------------------------------------------------------------------
@@ -232,3 +234,48 @@ def test_a_recipe_can_name_the_objectives():
     for label, (loss, betas) in objectives.OBJECTIVES.items():
         assert loss in variants.PAIR_LOSSES and len(betas) == 3
         assert objectives.paper_train.Cdpo(loss=loss, beta=betas[0]).loss == loss
+
+
+# --- (h) data -------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_noise_exchanges_the_share_it_says():
+    pairs = [{"prompt": str(i), "chosen": f"right {i}", "rejected": f"wrong {i}"} for i in range(50)]
+    noisy = data.flipped(pairs, 0.3, 0)
+    changed = [i for i in range(50) if noisy[i] != pairs[i]]
+    assert len(changed) == 15 and all(noisy[i]["chosen"] == f"wrong {i}" and noisy[i]["rejected"] == f"right {i}" for i in changed)
+    assert data.flipped(pairs, 0.0, 0) == pairs and [p["prompt"] for p in noisy] == [p["prompt"] for p in pairs]
+
+
+def test_shares_of_domains():
+    half = data.sft_items(0, 60, data.weighted("math", True))
+    assert len(half) == 60 and sum(i.bench in tasks.DOMAINS["math"] for i in half) == 30
+    rest = data.sft_items(0, 60, data.weighted("general", False))
+    assert len(rest) == 60 and {i.bench for i in rest} == set(tasks.BENCHMARKS)
+    items = tasks.mixed("preference", 60, Random("preference 0"))
+    pairs = [{"prompt": i.prompt, "chosen": "", "rejected": ""} for i in items]
+    kept = data.without(pairs, "math", 0, 60)
+    assert [p["prompt"] for p in kept] == [i.prompt for i in items if i.bench not in tasks.DOMAINS["math"]] and len(kept) < 60
+
+
+def test_phase_2_on_the_usual_pairs_is_the_lesson_s(tmp_path, monkeypatch):
+    """data.phase2 with nothing changed gives router.pt to the bit."""
+    monkeypatch.setattr(toy, "STEPS", {"base": 4, "math": 2, "code": 2, "instruct": 2})
+    tiny = ["--out", str(tmp_path), "--device", "cpu"]
+    import train_cdpo
+    import train_sft
+    from extra import models as loading
+    from toy_experts import batch, pairs
+    monkeypatch.setattr(batch, "decode_batch", functools.partial(batch.decode_batch, max_new=6))
+    wrong = [{"prompt": i.prompt, "chosen": i.answer, "rejected": i.answer[::-1]} for i in tasks.mixed("preference", 18, Random(0))]
+    monkeypatch.setattr(pairs, "sample", lambda *given: wrong)  # untrained models write nothing that could be a pair
+    train_sft.main([*tiny, "--samples", "18", "--epochs", "1"])
+    train_cdpo.main([*tiny, "--prompts", "18", "--epochs", "1"])
+    s = loading.Settings(0, str(tmp_path), "cpu")
+    first, experts, _ = loading.load_router(s, "router_sft")
+    found = [json.loads(line) for line in (tmp_path / "seed0" / "pairs.jsonl").read_text().splitlines()]
+    sft = scored([toy.sample(i) for i in tasks.mixed("train", 18, Random("sft 0"))], experts)
+    monkeypatch.setattr(train_cdpo.Settings, "epochs", 1)
+    monkeypatch.setattr(data.train_cdpo, "Settings", functools.partial(train_cdpo.Settings, epochs=1))
+    again, wanted = data.phase2(s, first, experts, sft, found), loading.load_router(s, "router")[0]
+    assert all(torch.equal(p, again.get_parameter(name)) for name, p in wanted.named_parameters())
