@@ -1,4 +1,4 @@
-"""Breaks the ground floor, one line at a time, and reports the breakages that no test notices.
+"""Breaks the ground floor and extra/paper, one line at a time, and reports the breakages that no test notices.
 
     python tests/mutants.py            all of them, each with the tests named beside it
     python tests/mutants.py fuse W     only those whose name, file or text has one of these words
@@ -16,10 +16,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from paper.mutants import PAPER
+
 ROOT = Path(__file__).parent.parent
 SLOW_1, SLOW_2 = "test_phase_1_equals_a_slow", "test_phase_2_equals_a_slow"
 
-# (what is broken, file, old text, new text, the tests that should notice: a file and a word for pytest -k)
+# (what is broken, file, old text, new text, the tests that should notice: a file and words for pytest -k)
 MUTANTS = [
     # the method
     ("Eq. (1) without the expert's normalisation sign", "fusionroute.py", "F.log_softmax(router_logits, -1) + F",
@@ -174,7 +176,24 @@ MUTANTS = [
     ("attention has a second implementation", "model.py", "y = attention(q.transpose(1, 2), k, v, mask)",
      "y = F.scaled_dot_product_attention(q.transpose(1, 2), k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), mask[:, None])",
      "structure lesson"),
-]
+] + PAPER
+
+
+def command(where, all_tests=False):
+    """pytest's arguments for the tests named in a mutant."""
+    file, words = where.split(" ", 1)
+    folder, _, stem = file.rpartition("/")
+    if all_tests:
+        return sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests" / folder).glob("test_*.py"))
+    return [str(Path("tests") / folder / f"test_{stem}.py"), "-k", words]
+
+
+def passes(tree, tests):
+    p = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests], cwd=tree, text=True,
+                       capture_output=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+    assert p.returncode in (0, 1), p.stdout + p.stderr  # 5: the words fit no test
+    return p.returncode == 0
+
 
 def survives(mutant, all_tests):
     """Whether the tests pass with this breakage; None if the old text is not there exactly once."""
@@ -184,22 +203,18 @@ def survives(mutant, all_tests):
         return None
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
-        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv", "out", "__pycache__", "*.svg", "*.png", "results"))
+        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv", "out", "__pycache__"))
         (tree / name).write_text(text.replace(old, new))
-        file, word = where.split()
-        tests = [f"tests/test_{file}.py", "-k", word]
-        if all_tests:
-            tests = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests").glob("test_*.py"))
-        p = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests], cwd=tree, text=True,
-                           capture_output=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
-    assert p.returncode in (0, 1), p.stdout + p.stderr  # 5: the word fits no test
-    return p.returncode == 0
+        return passes(tree, command(where, all_tests))
 
 
 def main(words):
     all_tests, words = "--all" in words, [w for w in words if w != "--all"]
     left, begun = [], time.time()
     chosen = [m for m in MUTANTS if not words or any(w in " ".join(m) for w in words)]
+    for where in dict.fromkeys(m[4] for m in chosen):  # what fails anyway notices nothing
+        if not passes(ROOT, command(where)):
+            sys.exit(f"tests/{where}: fails without any breakage")
     for mutant in chosen:
         verdict = survives(mutant, all_tests)
         print(f"{ {True: 'SURVIVES', False: 'noticed', None: 'NOT FOUND'}[verdict]:9s}  {mutant[1]}: {mutant[0]}", flush=True)

@@ -39,7 +39,6 @@ class Sft:
     lr_w: float = train_sft.LR_W
     lam: float = train_sft.Settings.lam
     start: str = "instruct"                          # the model that the router starts from: a checkpoint of the run
-    order: int = 0                                   # another number shuffles the samples in another order
 
     def __post_init__(self):
         one_of(self, "loss", variants.SFT_LOSSES)
@@ -106,7 +105,6 @@ def changed(spec):
 
 # --- training -----------------------------------------------------------------------------------------------------------------------------
 
-ORDERS = 1_000_000  # what is added to the seed for another order of the samples
 MEMORY = {}  # what several trainings of one process share: samples and pairs with the experts' scores on them
 
 
@@ -173,7 +171,7 @@ def train_phase1(s, name, spec):
     choices = names | ({"router": ""} if spec.loss == "co_llm_self" else {})       # what W chooses among
     start = models.load_model(directory / f"{spec.start}.pt", hint, device)[0]
     router = Router(start, len(choices)).to(device)
-    settings = train_sft.Settings(seed=s.seed + ORDERS * spec.order, samples=spec.samples, epochs=spec.epochs, lr=spec.lr, lam=spec.lam)
+    settings = train_sft.Settings(seed=s.seed, samples=spec.samples, epochs=spec.epochs, lr=spec.lr, lam=spec.lam)
     with rate_of_W(train_sft, spec.lr_w):
         log = train_sft.train(settings, router.requires_grad_(True), sft, variants.sft_loss_for(spec.loss, experts))
     log.save(directory / f"{name}.log.jsonl")

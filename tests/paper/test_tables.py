@@ -5,6 +5,7 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -331,3 +332,60 @@ def test_tuning_judges_each_checkpoint_as_its_row_decodes(monkeypatch, tmp_path)
     assert how == {"router_sft": {}, "router": {}, "fused_sft": {}, "fine_tuned_sft": {"use_expert": False},
                    "fine_tuned": {"use_expert": False}, "co_llm": {"use_router": False}, "router_sft_long": {},
                    "fine_tuned_sft_long": {"use_expert": False}}
+
+
+# --- how answers are counted ----------------------------------------------------------------------------------------------------------------
+
+
+def test_in_batches_gives_each_item_its_own_answer():
+    items = tasks.mixed("train", 60, Random(0))
+    said = evaluate.in_batches(lambda prompts: [list(reversed(p)) for p in prompts], items, size=7)
+    assert said == [list(reversed(tokenizer.encode_prompt(item.prompt))) for item in items]
+
+
+def test_routing_shares_by_hand():
+    """S and the shares count the answer's tokens, the prompt's not at all."""
+    experts = [models.new_gpt("llama", SIZE).eval().requires_grad_(False) for _ in range(3)]
+    items = tasks.mixed("train", 6, Random(0))
+    answers = [batch.Trace(tokens=tokenizer.encode_answer(item.answer), pick=[k % 3] * len(tokenizer.encode_answer(item.answer))) for k, item in enumerate(items)]
+    inside = []
+    for item, trace in zip(items, answers):
+        text = tokenizer.encode_prompt(item.prompt)
+        for token in trace.tokens:
+            inside.append(len({int(e(torch.tensor([text]))[0][0, -1].argmax()) for e in experts}) > 1)
+            text.append(token)
+    picks = [p for t in answers for p in t.pick]
+    in_S = [p for p, s in zip(picks, inside) if s]
+    got = evaluate.routing(experts, items, answers)
+    assert 0 < len(in_S) < len(picks) and got["S_share"] == round(len(in_S) / len(picks), 4)
+    assert got["all"] == {e: round(picks.count(i) / len(picks), 4) for i, e in enumerate(toy.EXPERTS)}
+    assert got["S"] == {e: round(in_S.count(i) / len(in_S), 4) for i, e in enumerate(toy.EXPERTS)}
+
+
+def test_what_an_ablation_counts(monkeypatch, tmp_path):
+    """Averages, uncovered sub-skills and win rates by hand: fusionroute answers all but every second one right, the other none."""
+    s = ablate.Settings(out=str(tmp_path), device="cpu", prompts=4)
+    cell = ablate.Cell("x", {"fusionroute": ("router", {}), "fine_tuned": ("fine_tuned", ablate.ONLY_ROUTER)}, [])
+    monkeypatch.setattr(models, "ensure", lambda *given: None)
+    monkeypatch.setattr(run, "load", lambda *given: {"seconds": 1})
+    monkeypatch.setattr(models, "load_router", lambda here, name: (name, [torch.nn.Linear(1, 1)], None))
+    monkeypatch.setattr(evaluate, "traces", lambda router, experts, **how: router)
+    held = {b: tasks.held_out(b, 0.25, 0) for b in tasks.BENCHMARKS}
+    items = {b: tasks.dataset(b, "test", 4, Random(f"test {b} 0")) for b in evaluate.BENCHES}
+    half = {id_: k % 2 == 0 for drawn in items.values() for k, id_ in enumerate(i.prompt for i in drawn)}
+
+    class Said:
+        def __init__(self, text):
+            self.said = text
+
+        def text(self):
+            return self.said
+
+    monkeypatch.setattr(evaluate, "in_batches", lambda who, drawn: [Said(i.answer if who == "router" and half[i.prompt] else "") for i in drawn])
+    got = ablate.measure(s, cell)["methods"]
+    right = [half[i.prompt] for b in tasks.BENCHMARKS for i in items[b] if i.skill in held[b]]
+    assert got["fusionroute"]["average"] == 0.5 and got["fusionroute"]["general"] == 0.5 and got["fine_tuned"]["average"] == 0
+    if right:
+        assert got["fusionroute"]["uncovered"] == pytest.approx(np.mean(right), abs=1e-4)
+    assert got["fusionroute"]["win_rate"] == 0.75 and "win_rate" not in got["fine_tuned"]  # two wins, two ties
+    assert len(right) not in (0, 20)
