@@ -5,6 +5,7 @@
     python -m extra.paper.ablate routing         the set S against all positions, and the readings of log pi_agg
     python -m extra.paper.ablate preference      CDPO's bias, its gradient, DPO of the fused policy, no preference; where y_l comes from
     python -m extra.paper.ablate scale           size of router and experts: does the gain grow with it?
+    python -m extra.paper.ablate budget          passes over the SFT samples; and one generalist trained on the experts' own data
 
 Trains what is missing (experts with another gap or size in OUT/gap0, OUT/d48, ...), evaluates on test prompts, writes
 extra/results/ablation_NAME.json and .svg (with matplotlib). --seed N computes one seed only, and keeps it, so that seeds can be spread
@@ -108,7 +109,19 @@ def scale():
     return [Cell(f"{size[0]} x {size[1]}", *compared(), place, size=size) for size, place in sizes.items()]
 
 
-ABLATIONS = {"coverage": coverage, "data": data, "routing": routing, "preference": preference, "scale": scale}
+def budget():
+    """Four passes as on the ground floor, and what tune.py found best for both; beside them the generalist, a bound."""
+    names = ("router_sft", "router", "fine_tuned_sft", "fine_tuned")
+    long = [(f"{name}_long", TRAINING[f"{name}_long"]) for name in names]
+    methods = {"fusionroute": ("router_long", {}), "routing_only": ("router_long", ONLY_EXPERT), "sft_only": ("router_sft_long", {}),
+               "fine_tuned": ("fine_tuned_long", ONLY_ROUTER)}
+    one = {"generalist": ("generalist", ONLY_ROUTER)}
+    trained = [(name, TRAINING[name]) for name in ("router_sft", "union", "generalist")]
+    return [Cell(f"{Sft.epochs} passes", *compared()), Cell(f"{TRAINING['router_sft_long'].epochs} passes", methods, [("router_sft", Sft()), *long]),
+            Cell("generalist", one, trained)]
+
+
+ABLATIONS = {"coverage": coverage, "data": data, "routing": routing, "preference": preference, "scale": scale, "budget": budget}
 
 
 def measure(s, cell):
@@ -166,7 +179,7 @@ def plot(name, rows):
     figure, axis = plt.subplots(figsize=(7.5, 3.4), layout="constrained")
     methods = list(dict.fromkeys(m for r in rows for m in r["methods"]))
     for i, method in enumerate(methods):
-        colour = dict(zip(METHODS, ("#D55E00", "#0072B2", "#E69F00", "#666666")))[method]
+        colour = dict(zip(METHODS, ("#D55E00", "#0072B2", "#E69F00", "#666666", "#009E73")))[method]
         there = [(k, r["methods"][method]["average"]) for k, r in enumerate(rows) if method in r["methods"]]
         means = [100 * np.mean(v) for _, v in there]
         if name in ("routing", "preference"):
@@ -190,8 +203,8 @@ def plot(name, rows):
     return text.getvalue()
 
 
-METHODS = ["fusionroute", "routing_only", "sft_only", "fine_tuned"]
-X_LABELS = {"coverage": "share of sub-skills that no expert has", "data": "SFT samples of the router", "scale": "width x layers of every model"}
+METHODS = ["fusionroute", "routing_only", "sft_only", "fine_tuned", "generalist"]
+X_LABELS = {"coverage": "share of sub-skills that no expert has", "data": "SFT samples of the router", "budget": "passes over the SFT samples", "scale": "width x layers of every model"}
 
 
 def main(argv=None):

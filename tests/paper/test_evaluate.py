@@ -26,8 +26,8 @@ def test_the_ablations_are_what_they_say():
             seen.add((cell.place, cell.gap, cell.size, *cell.trained))
             for method, (checkpoint, how) in cell.methods.items():  # what a row decodes, and with what
                 spec = checkpoints[checkpoint]
-                assert how == {"routing_only": {"use_router": False}, "fine_tuned": {"use_expert": False}}.get(method, {})
-                assert isinstance(spec, Sft if name == "routing" or method == "sft_only" or checkpoint == "router_sft" else Cdpo)
+                assert how == {"routing_only": {"use_router": False}, "fine_tuned": {"use_expert": False}, "generalist": {"use_expert": False}}.get(method, {})
+                assert isinstance(spec, Sft if name == "routing" or method in ("sft_only", "generalist") or checkpoint == "router_sft" else Cdpo)
                 if isinstance(spec, Cdpo):
                     assert (spec.loss, checkpoints[spec.phase1].loss) == ("plain", "plain") or method != "fine_tuned"
                     assert method != "fine_tuned" or checkpoint != "fine_tuned" or spec.pairs_of == "router_sft"
