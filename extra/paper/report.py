@@ -203,9 +203,20 @@ def main_table(r, family):
     return "\n".join([
         f"Per cent right in content and form, mean over seeds {', '.join(map(str, meta['seeds']))}; {meta['prompts per benchmark']} test "
         "prompts per benchmark and seed; ± standard deviation over the seeds; FusionRoute's lead in points with its 95% interval over seeds "
-        f"(Student's t, on the same prompts).{kinds} `paper`: average of {SOURCE[family]}.", "", *table(rows), "",
+        f"(Student's t, on the same prompts).{kinds} `paper`: average of {SOURCE[family]}.", "", *table(rows), "", *repeats(meta),
         f"Training and evaluation took {min(seconds) / 60:.0f} to {max(seconds) / 60:.0f} minutes per seed on {meta['machine']}"
         + (", one thread a run, two runs side by side." if meta["threads"] == 1 else ".")])
+
+
+def repeats(meta):
+    """How many problems the test prompts are, and how near they are to training."""
+    if "distinct problems" not in meta:
+        return []
+    rows = [["benchmark", "problems found in 20,000 draws", f"distinct among {meta['prompts per benchmark']}", "over all seeds", "one token from an SFT prompt, %"]]
+    for b in BENCHES:
+        rows.append([b.removeprefix("toy-"), str(meta["problems found in 20,000 draws"][b]), f"{mean(meta['distinct problems'][b]):.0f}",
+                     str(meta["distinct problems of all seeds"][b]), f"{100 * mean(meta['share with a neighbour in the SFT data'][b]):.0f}"])
+    return ["Test prompts are different texts, but some are the same problem in other words, and most have a near neighbour in training:", "", *table(rows), ""]
 
 
 def rival(r, family):
