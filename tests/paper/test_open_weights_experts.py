@@ -36,6 +36,10 @@ def samples(n=18):
     return [toy.sample(item) for item in tasks.mixed("train", n, Random(0))]
 
 
+def samples_of_seed(n):
+    return [toy.sample(item) for item in tasks.mixed("train", n, Random("sft 0"))]
+
+
 def half_agreed():
     """Scored samples of which half of the positions are in S: untrained experts agree nearly nowhere."""
     sft = scored(samples(), three())
@@ -139,6 +143,8 @@ def test_each_weight_is_what_its_row_says(tiny, monkeypatch):
     assert router("beta 0.1", "beta: fusionroute") == "both" and paper_train.Cdpo().beta == 0.1
     assert router("S + rest", "S: fusionroute") == paper_train.Sft(loss="all")
     assert [router(label, "S: routing_only") for label in ("1/4 of S", "1/2 of S", "S + 1/2 of rest")] == ["share 1", "share 2", "share 3"]
+    usual = scored(samples_of_seed(18), frozen)
+    assert sets == [weights.in_S(weights.with_share(usual, share, 0)) for share in (0.25, 0.5, 1.5)]
     assert sets == [cells[label, "S: fusionroute"]["in L_expert"] for label in ("1/4 of S", "1/2 of S", "S + 1/2 of rest")] == sorted(sets)
     assert cells["S + rest", "S: fusionroute"]["in L_expert"] == 1 and 0 < sets[0] < sets[2] < 1
     assert all(row["decoder"][2] == ({"use_router": False} if "routing_only" in line else {}) for (_, line), row in cells.items())
@@ -180,8 +186,22 @@ def test_documents_are_of_the_expert_s_own_part(tiny, monkeypatch):
     assert set(experts.documents(toy.Settings(), "mbpp")) == {"the base's"}
 
 
+class Remembers(torch.nn.Module):
+    """An expert that writes after each token what followed it in one text."""
+
+    def __init__(self, text):
+        super().__init__()
+        follow = torch.zeros(tokenizer.VOCAB_SIZE, tokenizer.VOCAB_SIZE)
+        follow[text[:-1], text[1:]] = torch.arange(1.0, len(text))  # the last time counts
+        self.follow = torch.nn.Parameter(follow, requires_grad=False)
+
+    def forward(self, ids):
+        return self.follow[ids], None
+
+
 def test_what_the_experts_know_by_hand(tiny):
-    frozen, problems = three(), {b: tasks.dataset(b, "test", 2, Random(b)) for b in ("toy-mbpp", "toy-ifeval")}
+    problems = {b: tasks.dataset(b, "test", 2, Random(b)) for b in ("toy-mbpp", "toy-ifeval")}
+    frozen = [Remembers(toy.sample(items[0])[0]) for items in problems.values()] + three()[:1]
     differ = right = tokens = 0
     for item in problems["toy-mbpp"] + problems["toy-ifeval"]:
         prompt, answer = tokenizer.encode_prompt(item.prompt), tokenizer.encode_answer(item.answer)
@@ -190,6 +210,7 @@ def test_what_the_experts_know_by_hand(tiny):
             differ, right, tokens = differ + (len(own) > 1), right + (token in own), tokens + 1
     assert experts.known(problems | {"general": tasks.dataset("general", "test", 2, Random(0))}, frozen) == {
         "in S": round(differ / tokens, 4), "one is right": round(right / tokens, 4)}
+    assert 0 < right < tokens
 
 
 def test_rows_choose_among_their_experts(tiny, monkeypatch, tmp_path):
