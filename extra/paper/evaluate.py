@@ -31,7 +31,7 @@ from extra import gpt
 from extra.common import RESULTS, cached, fingerprints, one_of, several, write_family
 from extra import models
 from extra.paper import baselines
-from extra.paper.train import TRAINING, changed, needed, train
+from extra.paper.train import TRAINING, Sft, changed, needed, train
 from fusionroute import informative, score
 from model import GPT, generate
 from toy_experts import run, tasks, tokenizer
@@ -220,7 +220,24 @@ def evaluate(s, methods):
     seconds["evaluation"] = round(sum(known["seconds"].get(method, 0) for method in methods))
     return known | {"covered": {b: "".join(str(int(i.skill not in held[b])) for i in items[b]) for b in tasks.BENCHMARKS},
                     "keys": {b: [i.key for i in items[b]] for b in BENCHES},
+                    "neighbours": {b: neighbours(items[b], tasks.mixed("train", Sft.samples, Random(f"sft {s.seed}"))) for b in BENCHES},
                     "meta": {"gap": gap, "held_out": held, "seconds": seconds | {"total": sum(seconds.values())}}}
+
+
+def neighbours(items, training):
+    """The share of items whose prompt differs in at most one token from the prompt of a training item."""
+    def holes(item):
+        ids = tokenizer.encode_prompt(item.prompt)
+        return {(k, *ids[:k], *ids[k + 1:]) for k in range(len(ids))}
+
+    known = set().union(*map(holes, training))
+    return float(np.mean([bool(holes(item) & known) for item in items]))
+
+
+def space(b, split, draws=20_000):
+    """How many different problems of a benchmark's split so many random draws find: a lower bound of how many there are."""
+    rng = Random(0)
+    return len({tasks.draw(b, split, rng).key for _ in range(draws)})
 
 
 def sources(m, methods):
@@ -379,6 +396,8 @@ def main(argv=None):
             "gap": results[0]["meta"]["gap"], "torch": torch.__version__.split("+")[0], "python": platform.python_version(),
             "machine": f"{os.cpu_count()} CPU cores", "threads": torch.get_num_threads(),
             "distinct problems": {b: [len(set(r["keys"][b])) for r in results] for b in BENCHES},
+            "problems found in 20,000 draws": {b: space(b, runs[0].split) for b in BENCHES},
+            "share with a neighbour in the SFT data": {b: [round(r["neighbours"][b], 4) for r in results] for b in BENCHES},
             "distinct problems of all seeds": {b: len({key for r in results for key in r["keys"][b]}) for b in BENCHES},
             "run time in seconds": {s.seed: r["meta"]["seconds"] for s, r in zip(runs, results)},
             "settings": {name: changed(spec) for name, spec in TRAINING.items()} | {

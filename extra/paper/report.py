@@ -108,7 +108,25 @@ def short_table(r):
         rows.append([NAMES[method] + marker, spread(averages[method]) + marker, signed(d) if d else ""])
     return "\n".join([
         f"Per cent right, average of five benchmarks: mean ± standard deviation over {len(meta['seeds'])} seeds, "
-        f"{meta['prompts per benchmark']} test prompts a benchmark; the lead in points with a 95% interval over seeds (Student's t).{note}", "", *table(rows)])
+        f"{meta['prompts per benchmark']} test prompts a benchmark; the lead in points with a 95% interval over seeds (Student's t).{note}", "", *table(rows),
+        "", longer(r)])
+
+
+def longer(r):
+    """What is left of the lead when both are trained with more passes over the data: one sentence."""
+    now, before = lead(r, None), lead(r, 4)
+    return (f"Trained longer ({now[0]['router_sft_long']} passes each, not 4; phase 1; validation prompts of {len(now[1])} seeds), FusionRoute leads the "
+            f"Fine-tuned Model by {mean(now[1]):.1f} points, not {mean(before[1]):.1f}.")
+
+
+def lead(r, epochs):
+    """Of phase 1: the passes of each, and FusionRoute's lead over the Fine-tuned Model in points for each tuning seed. epochs None: each one's best."""
+    best = {}
+    for what in BUDGETS:
+        tried = [t for t in r["tuning"]["llama"][what]["tried"] if epochs in (None, t["settings"]["epochs"])]
+        best[what] = max(tried, key=lambda t: mean(t["accuracy"]))
+    return ({what: t["settings"]["epochs"] for what, t in best.items()},
+            [100 * (a - b) for a, b in zip(*(best[what]["accuracy"] for what in BUDGETS))])
 
 
 def times(r):
@@ -185,9 +203,20 @@ def main_table(r, family):
     return "\n".join([
         f"Per cent right in content and form, mean over seeds {', '.join(map(str, meta['seeds']))}; {meta['prompts per benchmark']} test "
         "prompts per benchmark and seed; ± standard deviation over the seeds; FusionRoute's lead in points with its 95% interval over seeds "
-        f"(Student's t, on the same prompts).{kinds} `paper`: average of {SOURCE[family]}.", "", *table(rows), "",
+        f"(Student's t, on the same prompts).{kinds} `paper`: average of {SOURCE[family]}.", "", *table(rows), "", *repeats(meta),
         f"Training and evaluation took {min(seconds) / 60:.0f} to {max(seconds) / 60:.0f} minutes per seed on {meta['machine']}"
         + (", one thread a run, two runs side by side." if meta["threads"] == 1 else ".")])
+
+
+def repeats(meta):
+    """How many problems the test prompts are, and how near they are to training."""
+    if "distinct problems" not in meta:
+        return []
+    rows = [["benchmark", "problems found in 20,000 draws", f"distinct among {meta['prompts per benchmark']}", "over all seeds", "one token from an SFT prompt, %"]]
+    for b in BENCHES:
+        rows.append([b.removeprefix("toy-"), str(meta["problems found in 20,000 draws"][b]), f"{mean(meta['distinct problems'][b]):.0f}",
+                     str(meta["distinct problems of all seeds"][b]), f"{100 * mean(meta['share with a neighbour in the SFT data'][b]):.0f}"])
+    return ["Test prompts are different texts, but some are the same problem in other words, and most have a near neighbour in training:", "", *table(rows), ""]
 
 
 def rival(r, family):
@@ -231,12 +260,10 @@ def budgets(r):
             cell = {t["settings"]["epochs"]: t["accuracy"] for t in tuned[what]["tried"] if t["settings"]["lr"] == lr}
             rows.append([f"{name}, {lr:g}", *(f"{100 * mean(cell[e]):.1f} ({', '.join(f'{100 * x:.0f}' for x in cell[e])})" if e in cell else "" for e in epochs)])
     seeds = ", ".join(map(str, meta["seeds"]))
-    won = {what: tuned[what]["won"] for what in BUDGETS}
-    best = {what: next(t["accuracy"] for t in tuned[what]["tried"] if t["settings"] == won[what]) for what in BUDGETS}
-    lead = [100 * (a - b) for a, b in zip(best["router_sft_long"], best["fine_tuned_sft_long"])]
+    won, points = lead(r, None)
     return "\n".join([f"Average of the benchmarks on validation prompts, per cent: mean over the tuning seeds {seeds} (each of them).", "", *table(rows), "",
-                      f"The best budget of each: {won['router_sft_long']['epochs']} passes for FusionRoute, {won['fine_tuned_sft_long']['epochs']} for the "
-                      f"Fine-tuned Model. Then FusionRoute's phase 1 leads by {mean(lead):.1f} points ({', '.join(f'{x:.1f}' for x in lead)})."])
+                      f"The best budget of each: {won['router_sft_long']} passes for FusionRoute, {won['fine_tuned_sft_long']} for the "
+                      f"Fine-tuned Model. Then FusionRoute's phase 1 leads by {mean(points):.1f} points ({', '.join(f'{x:.1f}' for x in points)})."])
 
 
 BUDGETS = {"router_sft_long": "FusionRoute", "fine_tuned_sft_long": "Fine-tuned Model"}

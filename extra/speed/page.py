@@ -78,6 +78,14 @@ def block_line(size, x):
             + ", ".join(f"{c:.2f} (T = {T})" for T, c in x["width_cost"].items()) + ".")
 
 
+def fair_line(size, x):
+    """Block decoding beside one expert where both have the same help."""
+    m = x["methods"]
+    both = m["block"]["tokens_per_second"]["median"] / m["expert_with_guesses"]["tokens_per_second"]["median"]
+    return (f"The fair rows, {size}: block decoding over one expert, both without guesses {ratio(m['block_without_guesses']['over_expert'])}; both with "
+            f"the same guesses {both:.2f} (ratio of the medians of one run).")
+
+
 def head(meta):
     return (f"{meta['machine']}, {meta['threads']} threads, torch {meta['torch']}, "
             + (f"the trained run of seed {meta['seed']}" if meta["trained"] else "random weights that share a base")
@@ -102,7 +110,7 @@ def figures(r):
     if large:
         said.append("At large size one expert, block and Hugging Face answered all prompts, the others one of each benchmark.")
     for size, x in d.items():
-        said += [block_line(size, x), hf_line(size, x)]
+        said += [fair_line(size, x), block_line(size, x), hf_line(size, x)]
     if "one_pass" in toy:
         passes = "; ".join(f"{name} {x['operations']} operations, {x['microseconds']:.0f} microseconds"
                            for name, x in toy["one_pass"].items())

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from extra.gpt import GPT, GPTConfig
+from extra.paper.open_questions import __main__ as report
 from extra.paper.open_questions import data, decoding, frame, hostile, newcomer, objectives, shift
 from extra.paper import variants
 from fusionroute import Router, naive_fused_greedy
@@ -279,3 +280,29 @@ def test_phase_2_on_the_usual_pairs_is_the_lesson_s(tmp_path, monkeypatch):
     monkeypatch.setattr(data.train_cdpo, "Settings", functools.partial(train_cdpo.Settings, epochs=1))
     again, wanted = data.phase2(s, first, experts, sft, found), loading.load_router(s, "router")[0]
     assert all(torch.equal(p, again.get_parameter(name)) for name, p in wanted.named_parameters())
+
+
+# --- the page -------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_says_what_the_results_say(monkeypatch, tmp_path):
+    assert report.PAGE.read_text() == report.page(), "run python -m extra.paper.open_questions"
+    measured = [name for name in report.PAGE_TEXT if (report.RESULTS / f"open_{name}.json").exists()]
+    assert {"decoding", "shift"} <= set(measured)
+    for name in measured:  # and each table would notice a change
+        text = (report.RESULTS / f"open_{name}.json").read_text()
+        assert (report.RESULTS / f"open_{name}.svg").exists()
+        changed = json.loads(text)
+        changed["rows"][0]["average"][0] += 0.05
+        (tmp_path / f"open_{name}.json").write_text(json.dumps(changed))
+        before = report.block(name)
+        with monkeypatch.context() as patch:
+            patch.setattr(report, "RESULTS", tmp_path)
+            assert report.block(name) != before
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "empty")
+    assert report.block("data").startswith("Not measured yet")
+
+
+def test_every_page_has_its_place():
+    pages = {p.stem for p in (report.Path(report.__file__).parent).glob("*.py")} - {"__init__", "__main__", "frame"}
+    assert pages == set(report.PAGE_TEXT) and all(f"<!-- begin: {name}, " in report.PAGE.read_text() for name in pages)

@@ -389,3 +389,12 @@ def test_what_an_ablation_counts(monkeypatch, tmp_path):
         assert got["fusionroute"]["uncovered"] == pytest.approx(np.mean(right), abs=1e-4)
     assert got["fusionroute"]["win_rate"] == 0.75 and "win_rate" not in got["fine_tuned"]  # two wins, two ties
     assert len(right) not in (0, 20)
+
+
+def test_neighbours_by_hand():
+    item = lambda prompt: tasks.Item("", "", "", prompt, "", "", None)
+    train = [item("What is 38 mod 5?"), item("Write green and lamp.")]
+    test = [item("What is 39 mod 5?"), item("What is 38 mod 5?"), item("What is 49 mod 5?"), item("Write green and river."), item("Write green lamp.")]
+    assert evaluate.neighbours(test[:1], train) == 1 and evaluate.neighbours(test[2:3], train) == 0
+    assert evaluate.neighbours(test, train) == 3 / 5  # a token less is not a token exchanged
+    assert evaluate.space("toy-math500", "test", 300) < 300

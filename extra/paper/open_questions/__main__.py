@@ -13,24 +13,36 @@ from toy_experts import run
 
 THIS = "python -m extra.paper.open_questions"
 PAGE = Path(__file__).parents[3] / "docs" / "open-questions.md"
-NAMES = ["decoding", "shift", "newcomer", "hostile", "objectives", "data"]
+PAGE_TEXT = {  # page: what its picture shows, for those who do not see it
+    "experts": "Accuracy for each number and kind of experts.",
+    "weights": "Accuracy for each lambda, beta and share of S.",
+    "decoding": "Accuracy for each way of decoding: FusionRoute, the picked expert alone, the router alone.",
+    "shift": "Accuracy for each kind of shift: FusionRoute, the picked expert alone, the router alone, the best expert.",
+    "newcomer": "Accuracy after each kind of update.",
+    "hostile": "Accuracy beside each changed expert.",
+    "objectives": "Accuracy after each objective of phase 2.",
+    "data": "Accuracy for each change of the data.",
+}
 
 
 def block(name):
-    """The table of one question with the command that makes it."""
-    path = RESULTS / f"open_{name}.json"
+    """The table of one question with the command that makes it, and its picture. Where nothing was measured it says so."""
+    path, line = RESULTS / f"open_{name}.json", f"{THIS}.{name} --seeds 2 3"
+    if not path.exists():
+        return f"Not measured yet: `{line}` does it."
     try:
         r = json.loads(path.read_text())
     except (OSError, ValueError) as e:
-        raise run.UserError(f"{path} cannot be read ({e}): run python -m extra.paper.open_questions.{name} --seeds 2 3") from e
+        raise run.UserError(f"{path} cannot be read ({e}): run {line}") from e
     meta, seeds = r["meta"], " ".join(map(str, r["meta"]["seeds"]))
     minutes = sum(meta["run time in seconds"].values()) / 60
-    return "\n".join([f"`{THIS}.{name} --seeds {seeds}`: {minutes:.0f} minutes of one core for both seeds, after the run's own training. Per cent right on "
-                      f"{meta['prompts per benchmark']} test prompts a benchmark, mean over seeds {seeds.replace(' ', ', ')} (each in brackets).", "", as_table(r["rows"])])
+    text = (f"`{THIS}.{name} --seeds {seeds}`: {minutes:.0f} minutes of one core, after the run's own training. Per cent right on "
+            f"{meta['prompts per benchmark']} test prompts a benchmark, mean over seeds {seeds.replace(' ', ', ')} (each in brackets).")
+    return "\n\n".join([text, as_table(r["rows"]), f"![{PAGE_TEXT[name]}](../extra/results/open_{name}.svg)"])
 
 
 def page():
-    return fill(PAGE.read_text(), {name: block(name) for name in NAMES}, THIS)
+    return fill(PAGE.read_text(), {name: block(name) for name in PAGE_TEXT}, THIS)
 
 
 def main(argv=None):
