@@ -36,10 +36,6 @@ def samples(n=18):
     return [toy.sample(item) for item in tasks.mixed("train", n, Random(0))]
 
 
-def samples_of_seed(n):
-    return [toy.sample(item) for item in tasks.mixed("train", n, Random("sft 0"))]
-
-
 def half_agreed():
     """Scored samples of which half of the positions are in S: untrained experts agree nearly nowhere."""
     sft = scored(samples(), three())
@@ -132,6 +128,7 @@ def test_each_weight_is_what_its_row_says(tiny, monkeypatch):
     monkeypatch.setattr(weights.paper_train, "train", lambda s, name, spec: specs.update({name: spec}))
     monkeypatch.setattr(weights.models, "load_router", lambda s, name: (specs[name], frozen, {}))
     monkeypatch.setattr(weights.data, "phase1", lambda s, experts, sft: sets.append(weights.in_S(sft)) or f"share {len(sets)}")
+    monkeypatch.setattr(weights, "scored", lambda drawn, those, sft=half_agreed(): sft)
     monkeypatch.setattr(weights.train_sft.Settings, "samples", 18)
     cells = recorded(monkeypatch, weights)
     router = lambda label, line: cells[label, line]["decoder"][0]
@@ -143,7 +140,7 @@ def test_each_weight_is_what_its_row_says(tiny, monkeypatch):
     assert router("beta 0.1", "beta: fusionroute") == "both" and paper_train.Cdpo().beta == 0.1
     assert router("S + rest", "S: fusionroute") == paper_train.Sft(loss="all")
     assert [router(label, "S: routing_only") for label in ("1/4 of S", "1/2 of S", "S + 1/2 of rest")] == ["share 1", "share 2", "share 3"]
-    usual = scored(samples_of_seed(18), frozen)
+    usual = weights.scored([], frozen)
     assert sets == [weights.in_S(weights.with_share(usual, share, 0)) for share in (0.25, 0.5, 1.5)]
     assert sets == [cells[label, "S: fusionroute"]["in L_expert"] for label in ("1/4 of S", "1/2 of S", "S + 1/2 of rest")] == sorted(sets)
     assert cells["S + rest", "S: fusionroute"]["in L_expert"] == 1 and 0 < sets[0] < sets[2] < 1
