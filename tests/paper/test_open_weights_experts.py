@@ -238,6 +238,10 @@ def test_rows_choose_among_their_experts(tiny, monkeypatch, tmp_path):
     written = (tmp_path / "seed0" / "open_expert_drills.pt").stat().st_mtime_ns
     again = experts.expert(s, "drills")
     assert run.fingerprint(again) == load("open_expert_drills") and (tmp_path / "seed0" / "open_expert_drills.pt").stat().st_mtime_ns == written
+    base = models.load_model(tmp_path / "seed0" / "base.pt", "")[0].requires_grad_(True)
+    with paper_train.steps_of("drills", 2, toy.LR["math"]):  # the same by hand: from the base
+        toy.train("drills", base, experts.documents(toy.Settings(0), "drills"), list(experts.PARTS).index("drills"))
+    assert run.fingerprint(base) == run.fingerprint(again)
     monkeypatch.setattr(experts, "PARTS", experts.PARTS | {"drills": (None, slice(None), 3)})
     with pytest.raises(run.UserError, match="was made with steps = 2, but 3 is asked"):
         experts.expert(s, "drills")
