@@ -5,7 +5,7 @@
 
 --model is the directory that convert_smollm2.py writes. Both sides have the same weights in float32, the same token ids, padding and
 batches in the same order, the same AdamW (torch's fused one), learning rates, clipping and threads, and neither computes activations
-twice (gradient checkpointing). They take turns: some training steps each, another one first in each round; decoders, prompt by prompt.
+twice (gradient checkpointing). They take turns: trainings after each step, decoders after each prompt.
 
 The times would mean nothing if the two did not compute the same. So the losses of all steps are compared first, and all answers. Our DPO
 step is the CDPO step of train_cdpo.py with experts that give every token a log-probability of 0: the bias of Eq. (3) is 0, and the loss
@@ -17,12 +17,13 @@ import json
 import os
 import platform
 import tempfile
+import threading
 import time
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
-from statistics import mean
+from statistics import median
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -58,11 +59,11 @@ LOOKUP = 10   # tokens of a guess at most that transformers takes from the promp
 class Settings:
     model: str = "smollm2"  # DIR: a Llama in the format of Hugging Face, for both sides
     out: str = "own"        # a result that is not made with the default settings and SmolLM2-135M goes to OUT/beside.json
-    rounds: int = 3         # of each comparison
-    steps: int = 3          # training steps a round that count, after one that does not
+    steps: int = 10         # training steps of each kind that count, after one that does not
     batch: int = 4          # answers a training step: SFT samples, or twice as many as pairs
-    prompts: int = 6        # to answer, of all benchmarks in turn
-    new: int = 64           # tokens of an answer
+    prompts: int = 5        # to answer
+    new: int = 48           # tokens of an answer
+    rounds: int = 2         # of all answers, after one that does not count
 
     def __post_init__(self):
         run.positive(self, "rounds", "steps", "batch", "prompts", "new")
@@ -82,7 +83,7 @@ def needed(package):
 
 
 def samples(s, tokenizer):
-    """SFT samples and pairs for one round, as token ids: [(prompt, answer)], [(prompt, chosen, rejected)]. Another prompt's answer is
+    """SFT samples and pairs for all steps, as token ids: [(prompt, answer)], [(prompt, chosen, rejected)]. Another prompt's answer is
     the rejected one."""
     n = s.batch * (s.steps + 1)
     items = tasks.mixed("train", 2 * n, Random("beside"), tasks.BENCHMARKS)
@@ -99,7 +100,7 @@ def packed(found, n, scores):
 
 
 def trainings(s, lm, hf, tokenizer, scratch):
-    """"sft" and "dpo" -> name -> function that trains a copy for one round and returns the loss of each step."""
+    """"sft" and "dpo" -> name -> function that trains a copy and returns the loss of each step."""
     trl, Dataset, AutoTokenizer = needed("trl"), needed("datasets").Dataset, needed("transformers").AutoTokenizer
     steps, sft, pairs = s.steps + 1, *samples(s, tokenizer)
     phase1, phase2 = train_sft.Settings(batch=s.batch), train_cdpo.Settings(batch=s.batch // 2, mix=0)
@@ -143,15 +144,44 @@ def trainings(s, lm, hf, tokenizer, scratch):
                     "TRL, reference in each step": lambda: dpo(ref_model=hf)}}, plain, both
 
 
-def seconds_a_step(train):
-    """Call train(), which takes training steps; returns the mean time from one update to the next, and what train() returned."""
-    ends = []
-    hook = register_optimizer_step_post_hook(lambda *_: ends.append(time.perf_counter()))
-    try:
-        result = train()
-    finally:
-        hook.remove()
-    return mean(b - a for a, b in zip(ends, ends[1:])), result
+def in_turns(runs):
+    """Trainings (name -> function), which take turns after each update; returns what each returned, and the seconds of all its steps but
+    the first. A busy moment of the machine then falls on all of them alike."""
+    names, seconds, begun, results = list(runs), {name: [] for name in runs}, {}, {}
+    batons, ring = {name: threading.Semaphore(0) for name in runs}, list(runs)
+    after = lambda name: batons[ring[(ring.index(name) + 1) % len(ring)]]
+
+    def wait(name):
+        batons[name].acquire()
+        begun[name] = time.perf_counter()
+
+    def updated(*_):
+        name = threading.current_thread().name
+        seconds[name].append(time.perf_counter() - begun[name])
+        after(name).release()
+        wait(name)
+
+    def whole(name):
+        wait(name)
+        try:
+            results[name] = runs[name]()
+        except BaseException as e:  # raised below, when nobody waits any more
+            results[name] = e
+        baton = after(name)
+        ring.remove(name)
+        baton.release()
+
+    hook, threads = register_optimizer_step_post_hook(updated), [threading.Thread(target=whole, args=(name,), name=name) for name in names]
+    for thread in threads:
+        thread.start()
+    batons[names[0]].release()
+    for thread in threads:
+        thread.join()
+    hook.remove()
+    for result in results.values():
+        if isinstance(result, BaseException):
+            raise result
+    return results, {name: x[1:] for name, x in seconds.items()}
 
 
 def agree(losses):
@@ -167,22 +197,15 @@ def training_section(s, lm, hf, tokenizer, scratch):
     kinds, plain, both = trainings(s, lm, hf, tokenizer, scratch)
     out = {}
     for kind, runs in kinds.items():
-        seconds, names, apart = {name: [] for name in runs}, list(runs), 0
-        for r in range(s.rounds):
-            losses = {}
-            for name in names[r % len(names):] + names[:r % len(names)]:
-                x, losses[name] = seconds_a_step(runs[name])
-                seconds[name].append(x)
-            apart = max(apart, agree(losses))
-            print(f"{kind}, round {r + 1}: " + ", ".join(f"{name} {x[-1]:.2f} s" for name, x in seconds.items()))
-        out[kind] = {"seconds": {name: spread(x) for name, x in seconds.items()}, "losses_apart": apart, "losses": losses[names[0]],
-                     "trl_over": {name: over(seconds["TRL"], x) for name, x in seconds.items()}}
-        data = both if kind == "dpo" else plain
-        out[kind] |= {"tokens": int(data.lengths.sum()) // (s.steps + 1), "loss_tokens": int(data.mask.sum()) // (s.steps + 1)}
-    times = []
-    for _ in range(s.rounds):
+        (losses, seconds), data = in_turns(runs), both if kind == "dpo" else plain
+        out[kind] = {"seconds": {name: spread(x) for name, x in seconds.items()}, "losses_apart": agree(losses),
+                     "losses": losses[next(iter(runs))], "trl_over": {name: over(seconds["TRL"], x) for name, x in seconds.items()},
+                     "tokens": int(data.lengths.sum()) // (s.steps + 1), "loss_tokens": int(data.mask.sum()) // (s.steps + 1)}
+        print(f"{kind}: " + ", ".join(f"{name} {median(x):.2f} s" for name, x in seconds.items()))
+    times, ids, lengths = [], plain.ids, plain.lengths
+    for _ in range(3):
         begun = time.perf_counter()
-        score([lm], plain.ids, plain.lengths, rows_a_pass(lm.config.vocab_size, plain.ids.size(1)))
+        score([lm], ids, lengths, rows_a_pass(lm.config.vocab_size, ids.size(1)))
         times.append((time.perf_counter() - begun) / (s.steps + 1))
     step = out["sft"]["seconds"]["phase 1"]["median"]
     return out | {"scoring": {"seconds": spread(times), "over_step": spread([x / step for x in times])}}
@@ -270,8 +293,8 @@ def block(r):
     score = t["scoring"]
     return "\n\n".join([
         f"{m['model']}, float32, {m['machine']}, {m['threads']} threads, torch {m['torch']}, TRL {m['trl']}, transformers {m['transformers']} "
-        f"(attention: {m['attention']}); {m['seconds']} seconds. Median (lowest to highest) of {m['settings']['rounds']} rounds of "
-        f"{m['settings']['steps']} steps each, after one that does not count.",
+        f"(attention: {m['attention']}); {m['seconds']} seconds. Median (lowest to highest): of {m['settings']['steps']} training steps, "
+        f"and of {m['settings']['rounds']} rounds of all answers. Ratios are of steps and answers beside each other.",
         "\n".join(table(steps)),
         f"The losses of all steps differ by {max(t[k]['losses_apart'] for k in ('sft', 'dpo')):.0e} of their size at most. Scores come before "
         f"phase 1, once: {ratio(score['seconds'])} seconds for an expert and a batch, so {3 * score['over_step']['median']:.2f} of a step "

@@ -273,6 +273,8 @@ def decode_section(runs, rounds, seen, c):
                           "predicted_over_expert": round(cost_of(*seen["expert"]) / cost_of(*seen[name]), 4)}
         if name in HF and "hf" in runs:
             out[name]["over_hf"] = over(speed[name], speed["hf"])
+        if name == "block" and "expert_with_guesses" in runs:  # the same guesses on both sides
+            out[name]["over_expert_with_guesses"] = over(speed[name], speed["expert_with_guesses"])
     return out
 
 

@@ -11,7 +11,7 @@ import torch
 
 from extra.gpt import GPT, GPTConfig
 from extra.paper.open_questions import __main__ as report
-from extra.paper.open_questions import data, decoding, frame, hostile, newcomer, objectives, shift
+from extra.paper.open_questions import data, decoding, frame, hostile, newcomer, objectives, router_size, shift
 from extra.paper import variants
 from fusionroute import Router, naive_fused_greedy
 from model import generate
@@ -306,3 +306,29 @@ def test_the_page_says_what_the_results_say(monkeypatch, tmp_path):
 def test_every_page_has_its_place():
     pages = {p.stem for p in (report.Path(report.__file__).parent).glob("*.py")} - {"__init__", "__main__", "frame"}
     assert pages == set(report.PAGE_TEXT) and all(f"<!-- begin: {name}, " in report.PAGE.read_text() for name in pages)
+
+
+# --- (i), (j): routers and experts of other sizes and families ------------------------------------------------------------------------------
+
+
+def test_other_architectures_under_one_router(tmp_path, monkeypatch):
+    """A smaller router beside ordinary experts, and experts of both families: trained, kept, and decoded as Eq. (1) says."""
+    from extra import models as loading
+    monkeypatch.setattr(toy, "STEPS", {"base": 3, "math": 2, "code": 2, "instruct": 2})
+    monkeypatch.setattr(router_size.train_sft.Settings, "samples", 12)
+    monkeypatch.setattr(router_size.train_sft, "Settings", functools.partial(router_size.train_sft.Settings, epochs=1))
+    router_size.train_sft.Settings.samples = 12
+    s = loading.Settings(0, str(tmp_path), "cpu")
+    loading.ensure(s)
+    math_expert, instruct = loading.load_experts(s, "")[::2]
+    small, gemma = router_size.other(s, "instruct", "llama", (24, 1)), router_size.other(s, "code", "gemma", (24, 1))
+    assert router_size.parameters(small) < router_size.parameters(instruct) and gemma.config.gelu and small.config.d_model == 24
+    stamp = (tmp_path / "seed0" / "open_llama_24x1_instruct.pt").stat().st_mtime_ns
+    assert torch.equal(router_size.other(s, "instruct", "llama", (24, 1)).embed.weight, small.embed.weight)
+    assert (tmp_path / "seed0" / "open_llama_24x1_instruct.pt").stat().st_mtime_ns == stamp  # not trained a second time
+    experts = [math_expert, gemma, instruct]
+    router = router_size.phase1(s, experts, small)
+    assert router.W.in_features == 24
+    prompt = tokenizer.encode_prompt("Write green.")
+    for use in (experts, [small, gemma, gemma]):
+        assert decode_batch(router, use, [prompt], 6)[0].answer()[:6] == naive_fused_greedy(router, use, prompt, tokenizer.END, 6)[0]

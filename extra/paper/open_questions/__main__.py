@@ -22,6 +22,8 @@ PAGE_TEXT = {  # page: what its picture shows, for those who do not see it
     "hostile": "Accuracy beside each changed expert.",
     "objectives": "Accuracy after each objective of phase 2.",
     "data": "Accuracy for each change of the data.",
+    "router_size": "Accuracy for each size of the router.",
+    "mixed": "Accuracy for each set of experts.",
 }
 
 

@@ -7,7 +7,8 @@ the picked expert alone, and the router's language model alone.
 
 Beam search is over the fused distribution of Eq. (1): at each token every hypothesis asks the router, which picks its expert, and the
 WIDTH hypotheses with the highest sum of log-probabilities stay. An answer's sum is not divided by its length. For one model alone it
-is ordinary beam search. The paper decodes greedily.
+is ordinary beam search. (Not for the picked expert alone: on the prompts that it was not trained for, its hypotheses do not end, and nothing here has
+a cache.) The paper decodes greedily.
 """
 
 import contextlib
@@ -81,8 +82,9 @@ def measure(s, cell):
         for label, options in WAYS.items():
             with nucleus(0.9 if "top-p" in label else 1.0):
                 cell(label, line, lambda: frame.judged(s, frame.fused(router, experts, **how, **options), problems))
-        cell(f"beam of {WIDTH}", line, lambda: frame.judged(s, lambda prompts: [
-            answer for start in range(0, len(prompts), 32) for answer in beam_search(router, experts, prompts[start:start + 32], **how)], problems))
+        if line != "routing_only":
+            cell(f"beam of {WIDTH}", line, lambda: frame.judged(s, lambda prompts: [
+                answer for start in range(0, len(prompts), 32) for answer in beam_search(router, experts, prompts[start:start + 32], **how)], problems))
 
 
 if __name__ == "__main__":

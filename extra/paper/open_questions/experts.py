@@ -26,7 +26,6 @@ import time
 from copy import deepcopy
 from random import Random
 
-import torch
 
 import train_sft
 from extra import models

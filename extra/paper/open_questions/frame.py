@@ -133,8 +133,8 @@ def as_table(rows):
     columns = list(dict.fromkeys(c for r in rows for c in r if c not in ("label", "line")))
 
     def entry(values, column):
-        if column == "beta":  # a setting, not a share
-            return ", ".join(f"{v:g}" for v in values)
+        if column in ("beta", "cost"):  # no shares
+            return ", ".join(f"{v:g}" for v in dict.fromkeys(values))
         each = f" ({', '.join(f'{100 * v:.0f}' for v in values)})" if column == columns[0] else ""
         return f"{100 * np.mean(values):.1f}{each}"
 
