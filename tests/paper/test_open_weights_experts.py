@@ -56,7 +56,7 @@ def test_the_set_S_is_a_part_or_more(tiny):
     assert not sets[0].any() and torch.equal(sets[1.0], S) and sets[2.0].all()
     for small, large in zip(list(sets.values())[:-1], list(sets.values())[1:]):
         assert not (small & ~large).any()
-    assert float(sets[0.25].sum() / S.sum()) == pytest.approx(0.25, abs=0.06) and float(sets[0.5].sum() / S.sum()) == pytest.approx(0.5, abs=0.06)
+    assert [float(sets[share].sum() / S.sum()) for share in (0.25, 0.5)] == pytest.approx([0.25, 0.5], abs=0.06)
     assert float((sets[1.5] & ~S).sum() / (~S).sum()) == pytest.approx(0.5, abs=0.06)
     changed = weights.with_share(sft, 0.5, 7)
     assert all(getattr(changed, name) is getattr(sft, name) for name in ("ids", "mask", "lengths", "logp"))
@@ -88,13 +88,14 @@ def test_L_expert_is_summed_over_that_set(tiny):
 
 def test_share_of_answer_tokens(tiny):
     sft = half_agreed()
-    counted = [(bool(m), len(set(c)) > 1) for mask, choice in zip(sft.mask[:, 1:].tolist(), sft.choice.tolist()) for m, c in zip(mask, choice)]
+    rows = zip(sft.mask[:, 1:].tolist(), sft.choice.tolist())
+    counted = [(bool(m), len(set(c)) > 1) for mask, choice in rows for m, c in zip(mask, choice)]
     assert weights.in_S(sft) == round(sum(m and s for m, s in counted) / sum(m for m, _ in counted), 4)
     assert weights.in_S(weights.with_share(sft, 2.0, 0)) == 1
 
 
 def test_without_lambda_nothing_trains_W(tiny):
-    """lambda = 0: W stays 0 and the first expert is picked; theta_LM becomes what it becomes beside one expert, whichever it is (experts.py)."""
+    """lambda = 0: W stays 0 and the first expert is picked; theta_LM becomes what it becomes beside one expert, whichever it is."""
     frozen = three()
     start = toy.new_gpt().requires_grad_(False)
 
@@ -128,19 +129,23 @@ def test_each_weight_is_what_its_row_says(tiny, monkeypatch):
     monkeypatch.setattr(weights.paper_train, "train", lambda s, name, spec: specs.update({name: spec}))
     monkeypatch.setattr(weights.models, "load_router", lambda s, name: (specs[name], frozen, {}))
     monkeypatch.setattr(weights.data, "phase1", lambda s, experts, sft: sets.append(weights.in_S(sft)) or f"share {len(sets)}")
+    monkeypatch.setattr(weights, "scored", lambda drawn, those, sft=half_agreed(): sft)
     monkeypatch.setattr(weights.train_sft.Settings, "samples", 18)
     cells = recorded(monkeypatch, weights)
     router = lambda label, line: cells[label, line]["decoder"][0]
     for name, lam in {"0": 0.0, "1/9": 1 / 9, "1": 1.0, "3": 3.0}.items():
-        assert router(f"lambda {name}", "lambda: fusionroute") == router(f"lambda {name}", "lambda: routing_only") == paper_train.Sft(lam=lam)
+        for line in weights.WAYS:
+            assert router(f"lambda {name}", f"lambda: {line}") == paper_train.Sft(lam=lam)
     assert router("lambda 1/3", "lambda: fusionroute") == router("S", "S: fusionroute") == "usual"
     for beta in (0.01, 0.03, 0.3, 1.0):
         assert router(f"beta {beta:g}", "beta: fusionroute") == paper_train.Cdpo(beta=beta)
     assert router("beta 0.1", "beta: fusionroute") == "both" and paper_train.Cdpo().beta == 0.1
-    assert router("S + rest", "S: fusionroute") == paper_train.Sft(loss="all")
-    assert [router(label, "S: routing_only") for label in ("1/4 of S", "1/2 of S", "S + 1/2 of rest")] == ["share 1", "share 2", "share 3"]
-    assert sets == [cells[label, "S: fusionroute"]["in L_expert"] for label in ("1/4 of S", "1/2 of S", "S + 1/2 of rest")] == sorted(sets)
-    assert cells["S + rest", "S: fusionroute"]["in L_expert"] == 1 and 0 < sets[0] < sets[2] < 1
+    assert router("all", "S: fusionroute") == paper_train.Sft(loss="all")
+    assert [router(label, "S: routing_only") for label in ("1/4 of S", "1/2 of S", "S + rest/2")] == ["share 1", "share 2", "share 3"]
+    usual = weights.scored([], frozen)
+    assert sets == [weights.in_S(weights.with_share(usual, share, 0)) for share in (0.25, 0.5, 1.5)]
+    assert sets == [cells[label, "S: fusionroute"]["in L_expert"] for label in ("1/4 of S", "1/2 of S", "S + rest/2")] == sorted(sets)
+    assert cells["all", "S: fusionroute"]["in L_expert"] == 1 and 0 < sets[0] < sets[2] < 1
     assert all(row["decoder"][2] == ({"use_router": False} if "routing_only" in line else {}) for (_, line), row in cells.items())
     assert {row["decoder"][1] is frozen for row in cells.values()} == {True} and len(cells) == 25
 
@@ -167,7 +172,7 @@ def test_documents_are_of_the_expert_s_own_part(tiny, monkeypatch):
     """Only its benchmark and sub-skills, apart from the replay; drills alone for the one that is of no use."""
     monkeypatch.setattr(toy, "REPLAY", 0.0)
     drawn, real = [], tasks.draw
-    monkeypatch.setattr(tasks, "draw", lambda bench, split, rng, skills=None: drawn.append((bench, split, *skills)) or real(bench, split, rng, skills))
+    monkeypatch.setattr(tasks, "draw", lambda bench, split, rng, skills: drawn.append((bench, split, *skills)) or real(bench, split, rng, skills))
     skills = toy.covered(toy.Settings(), "toy-math500")
     for name, own in (("math500", skills), ("math500-1", skills[::2]), ("math500-2", skills[1::2])):
         drawn.clear()
@@ -180,8 +185,22 @@ def test_documents_are_of_the_expert_s_own_part(tiny, monkeypatch):
     assert set(experts.documents(toy.Settings(), "mbpp")) == {"the base's"}
 
 
+class Remembers(torch.nn.Module):
+    """An expert that writes after each token what followed it in one text."""
+
+    def __init__(self, text):
+        super().__init__()
+        follow = torch.zeros(tokenizer.VOCAB_SIZE, tokenizer.VOCAB_SIZE)
+        follow[text[:-1], text[1:]] = torch.arange(1.0, len(text))  # the last time counts
+        self.follow = torch.nn.Parameter(follow, requires_grad=False)
+
+    def forward(self, ids):
+        return self.follow[ids], None
+
+
 def test_what_the_experts_know_by_hand(tiny):
-    frozen, problems = three(), {b: tasks.dataset(b, "test", 2, Random(b)) for b in ("toy-mbpp", "toy-ifeval")}
+    problems = {b: tasks.dataset(b, "test", 2, Random(b)) for b in ("toy-mbpp", "toy-ifeval")}
+    frozen = [Remembers(toy.sample(items[0])[0]) for items in problems.values()] + three()[:1]
     differ = right = tokens = 0
     for item in problems["toy-mbpp"] + problems["toy-ifeval"]:
         prompt, answer = tokenizer.encode_prompt(item.prompt), tokenizer.encode_answer(item.answer)
@@ -190,6 +209,7 @@ def test_what_the_experts_know_by_hand(tiny):
             differ, right, tokens = differ + (len(own) > 1), right + (token in own), tokens + 1
     assert experts.known(problems | {"general": tasks.dataset("general", "test", 2, Random(0))}, frozen) == {
         "in S": round(differ / tokens, 4), "one is right": round(right / tokens, 4)}
+    assert 0 < right < tokens
 
 
 def test_rows_choose_among_their_experts(tiny, monkeypatch, tmp_path):
@@ -204,7 +224,8 @@ def test_rows_choose_among_their_experts(tiny, monkeypatch, tmp_path):
     paper_train.train(s, "router_sft", paper_train.Sft())
     beside = []
     real = experts.phase1
-    monkeypatch.setattr(experts, "phase1", lambda s, those, start: beside.append((len(those), run.fingerprint(start))) or real(s, those, start))
+    noted = lambda those, start: beside.append((len(those), run.fingerprint(start)))
+    monkeypatch.setattr(experts, "phase1", lambda s, those, start: noted(those, start) or real(s, those, start))
     cells = recorded(monkeypatch, experts)
     prints = lambda those: [run.fingerprint(e) for e in those]
     load = lambda name: run.fingerprint(models.load_model(tmp_path / "seed0" / f"{name}.pt", "")[0])
@@ -217,9 +238,14 @@ def test_rows_choose_among_their_experts(tiny, monkeypatch, tmp_path):
     alone = [cells[f"1 ({e})", "fusionroute"]["decoder"][0].lm for e in toy.EXPERTS]
     assert len(set(prints(alone))) == 1 and set(prints(alone)) != set(prints([cells["3", "fusionroute"]["decoder"][0].lm]))
     assert all(cells[f"1 ({e})", "fusionroute"]["in S"] == 0 for e in toy.EXPERTS)
-    written = (tmp_path / "seed0" / "open_expert_drills.pt").stat().st_mtime_ns
+    written = lambda: (tmp_path / "seed0" / "open_expert_drills.pt").stat().st_mtime_ns
+    before = written()
     again = experts.expert(s, "drills")
-    assert run.fingerprint(again) == load("open_expert_drills") and (tmp_path / "seed0" / "open_expert_drills.pt").stat().st_mtime_ns == written
+    assert run.fingerprint(again) == load("open_expert_drills") and written() == before
+    base = models.load_model(tmp_path / "seed0" / "base.pt", "")[0].requires_grad_(True)
+    with paper_train.steps_of("drills", 2, toy.LR["math"]):  # the same by hand: from the base
+        toy.train("drills", base, experts.documents(toy.Settings(0), "drills"), list(experts.PARTS).index("drills"))
+    assert run.fingerprint(base) == run.fingerprint(again)
     monkeypatch.setattr(experts, "PARTS", experts.PARTS | {"drills": (None, slice(None), 3)})
     with pytest.raises(run.UserError, match="was made with steps = 2, but 3 is asked"):
         experts.expert(s, "drills")

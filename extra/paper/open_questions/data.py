@@ -75,7 +75,8 @@ def phase2(s, phase1, experts, sft, found):
 
 
 def phase1(s, experts, sft):
-    router = Router(deepcopy(experts[toy.EXPERTS.index("instruct")]), len(experts)).requires_grad_(True)
+    start = deepcopy(experts[toy.EXPERTS.index("instruct")])
+    router = Router(start, len(experts)).to(start.embed.weight.device).requires_grad_(True)
     torch.manual_seed(s.seed)
     train_sft.train(train_sft.Settings(seed=s.seed), router, sft)
     return router.requires_grad_(False)

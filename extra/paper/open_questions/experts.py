@@ -9,17 +9,18 @@ Varied: what the router chooses among.
     3                                   as always: one a domain
     5                                   one a benchmark
     8                                   toy-gsm8k, toy-math500 and toy-ifeval split once more, by sub-skill, two experts for each
-    5 + 3 useless                       the five, a copy of one of them, an expert trained on the base's exercises only, and the base model itself
+    5 + 3 useless                       the five, a copy of one of them, an expert trained on the base's exercises only, and the base itself
 
-Held fixed: the base, and the number of training steps of all experts together, 4,600 in rows 3, 5 and 8: a narrower expert is trained for fewer
-steps on fewer sub-skills, each of them about as often as before. Experts are trained as always, by toy_experts.train.train, a share of the base's documents
-included; in all rows they learn the same sub-skills, so that what nobody knows is the same. Row "5 + 3 useless" spends 300 more on its second useless
-expert. The router starts from the instruction expert of row 3 in every row, so the rows below 3 lack an expert, but not what the router knows of its
-domain. With one expert phase 1 is ordinary fine-tuning, whichever expert it is: these rows have one router, that of lambda = 0 (weights.py).
+Held fixed: the base, and the number of training steps of all experts together, 4,600 in rows 3, 5 and 8. A narrower expert is trained
+for fewer steps on fewer sub-skills, each of them about as often as before. Experts are trained as always, by toy_experts.train.train, a
+share of the base's documents included; in these rows they learn the same sub-skills, so that what nobody knows is the same. Row "5 + 3
+useless" spends 300 steps more, on the exercises. The router starts from the instruction expert of row 3 in every row, so the rows below
+3 lack an expert, but not what the router knows of its domain. With one expert phase 1 is ordinary fine-tuning, whichever expert it is:
+these rows have one router, that of lambda = 0 (weights.py).
 
-Lines: FusionRoute after phase 1 (phase 2 is left out), and the picked expert alone (routing_only). The columns "in S" and "one is right" are shares of
-the answer tokens of the right answers to the same test prompts: those where the experts' own choices differ, and those that at least one expert would
-write itself. The second is what a perfect choice could reach (Assumption 4.2).
+Lines: FusionRoute after phase 1 (phase 2 is left out), and the picked expert alone (routing_only). The columns "in S" and "one is
+right" are shares of the tokens of the right answers to the same test prompts: those where the experts' own choices differ, and those
+that at least one expert would write itself. The second is what a perfect choice could reach (Assumption 4.2).
 """
 
 import time
@@ -62,18 +63,19 @@ def documents(s, name):
 
 
 def expert(s, name):
-    """A model of the run, frozen: the base, one of the three experts, or one of PARTS, which is trained from the base unless it is there."""
+    """A model of the run, frozen: the base, one of the three experts, or one of PARTS, trained from the base unless it is there."""
     directory, device, hint = models.folder(s), run.device(s.device), "run python -m extra.paper.evaluate" + models.flags(s)
     if name not in PARTS:
         return models.load_model(directory / f"{name}.pt", hint, device)[0]
     base, content = models.load_model(directory / "base.pt", hint, device)
     bench, which, steps = PARTS[name]
     skills = toy.covered(toy.Settings(**content["recipe"]), bench)[which] if bench else []
-    path, recipe = directory / f"open_expert_{name}.pt", content["recipe"] | {"base": run.fingerprint(base), "skills": skills, "steps": steps}
+    path = directory / f"open_expert_{name}.pt"
+    recipe = content["recipe"] | {"base": run.fingerprint(base), "skills": skills, "steps": steps}
     if not path.exists():
-        begun = time.time()
+        begun, drawn = time.time(), documents(toy.Settings(**content["recipe"]), name)
         with paper_train.steps_of(name, steps, toy.LR["math"]):
-            model = toy.train(name, base.requires_grad_(True), documents(toy.Settings(**content["recipe"]), name), s.seed * 1000 + list(PARTS).index(name))
+            model = toy.train(name, base.requires_grad_(True), drawn, s.seed * 1000 + list(PARTS).index(name))
         run.save_model(path, model, recipe, time.time() - begun)
     model, content = models.load_model(path, hint, device)
     run.check_same(path, content["recipe"], recipe)
@@ -85,7 +87,8 @@ def known(problems, experts):
     items = [item for b, drawn in problems.items() if b != "general" for item in drawn]
     gold = scored([toy.sample(item) for item in items], experts)
     mask, right = gold.mask[:, 1:], (gold.choice == gold.ids[:, 1:, None]).any(-1)                    # (N, T-1) twice
-    return {"in S": round(float(informative(gold.choice)[mask].float().mean()), 4), "one is right": round(float(right[mask].float().mean()), 4)}
+    where = {"in S": informative(gold.choice), "one is right": right}
+    return {name: round(float(positions[mask].float().mean()), 4) for name, positions in where.items()}
 
 
 def phase1(s, experts, start):

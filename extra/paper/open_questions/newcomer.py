@@ -102,7 +102,8 @@ def measure(s, cell):
     def before():
         def make():
             torch.manual_seed(s.seed)
-            router = Router(deepcopy(experts[toy.EXPERTS.index("instruct")]), len(two))
+            start = deepcopy(experts[toy.EXPERTS.index("instruct")])
+            router = Router(start, len(two)).to(start.embed.weight.device)
             return train(s, router, only(data(), rest), train_sft.Settings.epochs, "all")
         return once("before", make)
 

@@ -14,7 +14,7 @@ pi_expert(y_l)), so that Eq. (3) is -log sigmoid(beta (m + b)). Then
 
 Held fixed: phase 1, the pairs, the number of steps, half of them SFT steps, and the learning rates. Each objective's beta (REINFORCE has none) is chosen
 among three on validation prompts of the same seed, and judged on test prompts; the column beta says which. For REINFORCE each pair step becomes a step on
-BATCH / SAMPLES prompts of the preference split: it looks at as many answers as a pair step, but must sample them, which takes longer.
+BATCH / SAMPLES prompts of the preference split: it looks at half as many answers as a pair step, and must sample them, which takes longer.
 """
 
 from copy import deepcopy
@@ -86,22 +86,22 @@ def reinforce_loss(logits, w, targets, mask, reward, full):
 
 def reinforce(s, router, experts, sft, plan):
     """Phase 2 with REINFORCE in the place of each pair step of the plan; train_cdpo.train's optimiser and schedule. In place."""
-    defaults, size = train_cdpo.Settings(), train_cdpo.BATCH // SAMPLES
+    defaults, size, device = train_cdpo.Settings(), train_cdpo.BATCH // SAMPLES, router.W.weight.device
     items = tasks.mixed("preference", size * sum(kind == "pair" for kind, _ in plan), Random(f"reinforce {s.seed}"))
     optimizer = torch.optim.AdamW([{"params": router.lm.parameters(), "lr": defaults.lr}, {"params": router.W.parameters(), "lr": train_cdpo.LR_W}],
                                   betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: toy.schedule(step, len(plan), warmup=20))
     for step, (kind, rows) in enumerate(tqdm(plan, desc="REINFORCE", mininterval=1.0)):
         if kind == "sft":
-            x, mask, logp, choice = sft.batch(rows, "cpu")
+            x, mask, logp, choice = sft.batch(rows, device)
             loss = sft_loss(*router(x[:, :-1]), x[:, 1:], mask, logp, choice, defaults.lam)[0]
         else:
             drawn = [item for item in (items.pop() for _ in range(size)) for _ in range(SAMPLES)]
             prompts = [tokenizer.encode_prompt(item.prompt) for item in drawn]
             traces = decode_batch(router, experts, prompts, temperature=1.0, seed=step * 1000)
             reward = torch.tensor([float(tasks.check(item, t.text())) for item, t in zip(drawn, traces)])
-            x, mask, _ = pack([answer_only(p, t.tokens) for p, t in zip(prompts, traces)])
-            loss = reinforce_loss(*router(x[:, :-1]), x[:, 1:], mask[:, 1:], reward, variants.read(experts, x[:, :-1]))
+            x, mask, _ = (v.to(device) for v in pack([answer_only(p, t.tokens) for p, t in zip(prompts, traces)]))
+            loss = reinforce_loss(*router(x[:, :-1]), x[:, 1:], mask[:, 1:], reward.to(device), variants.read(experts, x[:, :-1]))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(router.parameters(), 1.0)
