@@ -59,10 +59,10 @@ LOOKUP = 10   # tokens of a guess at most that transformers takes from the promp
 class Settings:
     model: str = "smollm2"  # DIR: a Llama in the format of Hugging Face, for both sides
     out: str = "own"        # a result that is not made with the default settings and SmolLM2-135M goes to OUT/beside.json
-    steps: int = 10         # training steps of each kind that count, after one that does not
+    steps: int = 8          # training steps of each kind that count, after one that does not
     batch: int = 4          # answers a training step: SFT samples, or twice as many as pairs
-    prompts: int = 5        # to answer
-    new: int = 48           # tokens of an answer
+    prompts: int = 4        # to answer
+    new: int = 40           # tokens of an answer
     rounds: int = 2         # of all answers, after one that does not count
 
     def __post_init__(self):
