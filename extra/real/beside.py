@@ -28,7 +28,7 @@ from statistics import median
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from extra.common import RESULTS, fill, table
+from extra.common import RESULTS, cached, fill, table
 from extra.gpt import Router
 from extra.real import pretrained, train_cdpo, train_sft
 from extra.real.costs import parameters
@@ -58,15 +58,16 @@ LOOKUP = 10   # tokens of a guess at most that transformers takes from the promp
 @dataclass
 class Settings:
     model: str = "smollm2"  # DIR: a Llama in the format of Hugging Face, for both sides
-    out: str = "own"        # a result that is not made with the default settings and SmolLM2-135M goes to OUT/beside.json
-    steps: int = 10         # training steps of each kind that count, after one that does not
+    out: str = "own"        # where parts are kept until all is measured, and a result with other settings or another model
+    threads: int = 1        # of the CPU; other work on the machine disturbs one thread less than several
+    steps: int = 6          # training steps of each kind that count, after one that does not
     batch: int = 4          # answers a training step: SFT samples, or twice as many as pairs
-    prompts: int = 5        # to answer
-    new: int = 48           # tokens of an answer
+    prompts: int = 4        # to answer
+    new: int = 40           # tokens of an answer
     rounds: int = 2         # of all answers, after one that does not count
 
     def __post_init__(self):
-        run.positive(self, "rounds", "steps", "batch", "prompts", "new")
+        run.positive(self, "threads", "steps", "batch", "prompts", "new", "rounds")
         if self.batch % 2:
             raise UserError(f"--batch is {self.batch}, and must be even: a pair is two answers")
 
@@ -193,8 +194,13 @@ def agree(losses):
     return apart
 
 
-def training_section(s, lm, hf, tokenizer, scratch):
-    kinds, plain, both = trainings(s, lm, hf, tokenizer, scratch)
+def training_section(s, lm, hf, tokenizer):
+    with tempfile.TemporaryDirectory() as scratch:
+        return trained(s, lm, *trainings(s, lm, hf, tokenizer, scratch))
+
+
+def trained(s, lm, kinds, plain, both):
+    """Of `trainings`: seconds of their steps, TRL's over each, and how far their losses are apart; and what a batch's scores cost."""
     out = {}
     for kind, runs in kinds.items():
         (losses, seconds), data = in_turns(runs), both if kind == "dpo" else plain
@@ -203,7 +209,7 @@ def training_section(s, lm, hf, tokenizer, scratch):
                      "tokens": int(data.lengths.sum()) // (s.steps + 1), "loss_tokens": int(data.mask.sum()) // (s.steps + 1)}
         print(f"{kind}: " + ", ".join(f"{name} {median(x):.2f} s" for name, x in seconds.items()))
     times, ids, lengths = [], plain.ids, plain.lengths
-    for _ in range(3):
+    for _ in range(2):
         begun = time.perf_counter()
         score([lm], ids, lengths, rows_a_pass(lm.config.vocab_size, ids.size(1)))
         times.append((time.perf_counter() - begun) / (s.steps + 1))
@@ -292,8 +298,8 @@ def block(r):
         rows.append([name, passes, ratio(x["tokens_per_second"]), ratio(x["over_generate"])])
     score = t["scoring"]
     return "\n\n".join([
-        f"{m['model']}, float32, {m['machine']}, {m['threads']} threads, torch {m['torch']}, TRL {m['trl']}, transformers {m['transformers']} "
-        f"(attention: {m['attention']}); {m['seconds']} seconds. Median (lowest to highest): of {m['settings']['steps']} training steps, "
+        f"{m['model']}, float32, {m['machine']}, --threads {m['settings']['threads']}, torch {m['torch']}, TRL {m['trl']}, transformers {m['transformers']} "
+        f"(attention: {m['attention']}). Median (lowest to highest): of {m['settings']['steps']} training steps, "
         f"and of {m['settings']['rounds']} rounds of all answers. Ratios are of steps and answers beside each other.",
         "\n".join(table(steps)),
         f"The losses of all steps differ by {max(t[k]['losses_apart'] for k in ('sft', 'dpo')):.0e} of their size at most. Scores come before "
@@ -309,26 +315,26 @@ def main(argv=None):
     transformers, trl = [needed(name) for name in ("transformers", "trl", "datasets", "accelerate")][:2]
     if not Path(s.model).is_dir():
         raise UserError(f"there is no directory {s.model} (--model); python -m extra.real.convert_smollm2 makes one")
-    begun, tokenizer = time.time(), Tokenizer(s.model)
+    torch.set_num_threads(s.threads)
+    tokenizer, place, settings = Tokenizer(s.model), Path(s.out), {k: v for k, v in asdict(s).items() if k not in ("model", "out")}
     lm = pretrained.load(s.model).eval().requires_grad_(False)
     hf = transformers.AutoModelForCausalLM.from_pretrained(s.model, dtype=torch.float32).eval()
     size, smol = sum(p.numel() for p in lm.parameters()), parameters("SmolLM2-135M")
-    with tempfile.TemporaryDirectory() as scratch:
-        result = {"training": training_section(s, lm, hf, tokenizer, scratch), "decode": decode_section(s, lm, hf, tokenizer)}
-    result["meta"] = {"model": "SmolLM2-135M-Instruct" if size == smol else f"{size} parameters", "settings": asdict(s),
-                      "torch": torch.__version__.split("+")[0], "transformers": transformers.__version__, "trl": trl.__version__,
-                      "attention": hf.config._attn_implementation, "threads": torch.get_num_threads(), "python": platform.python_version(),
-                      "machine": f"{os.cpu_count()} CPU cores", "seconds": round(time.time() - begun)}
-    result["meta"]["settings"].pop("model")
-    result["meta"]["settings"].pop("out")
+    meta = {"model": "SmolLM2-135M-Instruct" if size == smol else f"{size} parameters", "settings": settings,
+            "torch": torch.__version__.split("+")[0], "transformers": transformers.__version__, "trl": trl.__version__,
+            "attention": hf.config._attn_implementation, "python": platform.python_version(), "machine": f"{os.cpu_count()} CPU cores"}
+    sections, result = {"training": training_section, "decode": decode_section}, {"meta": meta}
+    place.mkdir(parents=True, exist_ok=True)
+    for name, section in sections.items():  # an interrupted run goes on with the second
+        result[name] = cached(place / f"beside-{name}.json", meta, lambda: section(s, lm, hf, tokenizer))
     print(block(result))
-    default = {k: v for k, v in asdict(Settings()).items() if k not in ("model", "out")}
-    published = size == smol and result["meta"]["settings"] == default
-    path = RESULT if published else Path(s.out) / "beside.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    published = size == smol and settings == {k: getattr(Settings, k) for k in settings}
+    path = RESULT if published else place / "beside.json"
     write(path, json.dumps(result, indent=1) + "\n")
     if published:
         write(PAGE, fill(PAGE.read_text(), {"beside": block(result)}, COMMAND))
+    for name in sections:
+        (place / f"beside-{name}.json").unlink()
     print(f"saved {path}" + " and docs/speed.md" * published)
 
 

@@ -52,7 +52,7 @@ class FusedLM(LM):
         super().__init__()
         self.setup, self.router, self.experts, self.method = setup, router, experts, method
         self.tokenizer, self.max_len = setup.tokenizer, router.lm.config.max_len
-        self.how = options(method, setup.names)
+        self.how, self.asked = options(method, setup.names), 0
 
     # what lm-eval asks of a model
 
@@ -129,12 +129,15 @@ class FusedLM(LM):
         until = how.get("until") or []
         until = [until] if isinstance(until, str) else until
         temperature = float(how.get("temperature") or 0) if how.get("do_sample", True) else 0.0
+        self.asked += 1  # the seed: a task that asks the same several times wants several answers
+        cut = {"top_k": max(0, int(how.get("top_k") or 0)), "top_p": float(how.get("top_p") or 1)} if temperature else {}
         new = min(int(how.get("max_gen_toks") or self.setup.max_new), self.max_len - 1)
         ids = self.encode(context)[-(self.max_len - new):]                                    # the end of what is too long
-        if self.method == "fusionroute":
-            trace = block_decode(self.router, self.experts, ids, self.setup.ends, new, 32, Lookup([ids]), temperature)
+        if self.method == "fusionroute" and cut in ({}, {"top_k": 0, "top_p": 1}):
+            trace = block_decode(self.router, self.experts, ids, self.setup.ends, new, 32, Lookup([ids]), temperature, self.asked)
         else:
-            trace = decode_batch(self.router, self.experts, [ids], self.setup.ends, new, temperature=temperature, **self.how)[0]
+            sampling = {"temperature": temperature, "seed": self.asked, **cut}
+            trace = decode_batch(self.router, self.experts, [ids], self.setup.ends, new, **sampling, **self.how)[0]
         text = self.tokenizer.decode(answer_ids(trace, self.setup.ends))
         return text[:min([text.find(stop) for stop in until if stop and stop in text], default=len(text))]
 

@@ -86,6 +86,18 @@ def test_answers_are_those_of_the_definition_up_to_a_stop(lm):
     assert lm.generate("x" * 500, {"max_gen_toks": 12}) == lm.generate("x" * 52, {"max_gen_toks": 12})  # the end of it
 
 
+@pytest.mark.parametrize("method", ["fusionroute", "math"])
+def test_sampling_does_what_the_task_says(method, lm):
+    """Asked twice, two answers; the likeliest token only, by top_k or top_p, is the greedy answer; do_sample false is, too."""
+    lm = lm(method)
+    say = lambda **how: lm.generate("what is", {"max_gen_toks": 12, **how})
+    greedy = say()
+    assert len({say(temperature=1.0) for _ in range(3)}) == 3 and greedy == say()
+    for how in ({"top_k": 1}, {"top_p": 1e-6}, {"do_sample": False}):
+        assert [say(temperature=1.0, **how) for _ in range(2)] == [greedy] * 2
+    assert say(temperature=1.0, top_k=-1) != greedy  # all tokens
+
+
 def test_a_rendered_template_is_not_begun_twice(lm):
     lm = lm()
     text = lm.apply_chat_template([{"role": "user", "content": "the"}])
