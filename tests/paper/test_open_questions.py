@@ -76,28 +76,64 @@ def test_the_nucleus_is_narrower_for_a_while():
 # --- (d) shift ------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_shifted_prompts_are_right_and_new():
-    """The checkers accept every shifted right answer, refuse the old or another one, and no training prompt has what is new."""
-    s = frame.Settings(prompts=20)
-    training = {b: [i.prompt for i in tasks.dataset(b, "train", 400, Random(f"words {b}"))] for b in tasks.BENCHMARKS}
-    seen = {b: set(re.findall(r"[A-Za-z]+", " ".join(prompts))) for b, prompts in training.items()}
-    drawn = shift.shifted(s)
-    for label, problems in drawn.items():
+@pytest.fixture(scope="module")
+def trained_on():
+    """Training prompts of every benchmark and of the general ones."""
+    return {b: [i.prompt for i in tasks.dataset(b, "train", 1000, Random(f"words {b}"))] for b in [*tasks.BENCHMARKS, "general"]}
+
+
+@pytest.fixture(scope="module")
+def shifted():
+    return shift.shifted(frame.Settings(prompts=100))
+
+
+def words_of(text):
+    return set(re.findall(r"[A-Za-z]+", text))
+
+
+def test_shifted_prompts_have_their_right_answers(shifted):
+    """The checkers accept each, and refuse another problem's answer and one with another number or word."""
+    for label, problems in shifted.items():
         for b, items in problems.items():
-            assert len(items) == 20
-            for item in items:
+            assert len(items) == 100, (label, b)
+            for item in items[::7]:
                 assert shift.check(item, item.answer), (label, item)
                 assert not shift.check(item, item.answer[::-1]), (label, item)
-                words = set(re.findall(r"[A-Za-z]+", item.prompt))
-                if label in ("new names and words", "new phrasings"):
-                    assert words - seen[b] - {"python"}, (label, item.prompt)
-    for b in ("toy-gsm8k", "toy-mbpp"):  # the names of tasks.py are gone
-        left = [w for item in drawn["new names and words"][b] for w in re.findall(r"[A-Za-z]+", item.prompt) if w in shift.NEW.get(b, {})]
-        assert not left
-    largest = {b: max(int(n) for p in training[b] for n in re.findall(r"\d+", p)) for b in ("toy-mbpp", "toy-humaneval")}
-    for b, most in largest.items():  # constants beyond those of training
-        numbers = [int(n) for item in drawn["larger numbers"][b] for n in re.findall(r"\d+", item.prompt)]
-        assert min(n for n in numbers if n != 0) > 0 and sum(n > most for n in numbers) > len(numbers) / 2
+            refused = sum(not shift.check(item, other.answer) for item, other in zip(items[:20], items[1:]) if other.answer != item.answer)
+            assert refused >= 15, (label, b)
+    for item in shifted["numbers out of range"]["toy-humaneval"][::4]:  # the grid of cases reaches as far as the constants do
+        wrong = re.sub(r"(\d+)(\D*)\Z", lambda n: f"{int(n[1]) + 1}{n[2]}", item.answer)
+        assert item.skill == "choose" or not shift.check(item, wrong), item
+    for before, item in zip(shifted["as trained"]["toy-ifeval"], shifted["new words"]["toy-ifeval"]):
+        assert not shift.check(item, before.answer)
+
+
+def test_no_training_prompt_has_the_new_words(shifted, trained_on):
+    seen = words_of(" ".join(p for prompts in trained_on.values() for p in prompts))
+    for b, names in shift.NEW.items():
+        assert not seen & set(names.values()), b
+        assert set(names) <= words_of(" ".join(trained_on[b])), b  # and the old ones are what training has
+        for before, item in zip(shifted["as trained"][b], shifted["new words"][b]):
+            new = words_of(item.prompt) - words_of(before.prompt)
+            assert not words_of(item.prompt) & (set(names) - {"a"}) and (new or not words_of(before.prompt) & set(names)), item
+    for b, items in shifted["new phrasings"].items():
+        assert all(words_of(item.prompt) - words_of(before.prompt) - seen for before, item in zip(shifted["as trained"][b], items)), b
+    assert all(words_of(i.prompt) - seen for i in shifted["a sixth benchmark"]["sixth"] if i.skill == "larger")
+
+
+def test_numbers_are_out_of_the_range_of_training(shifted):
+    """By phrasing without its numbers, and place: some number is larger than all that training has there."""
+    assert set(shifted["numbers out of range"]) == {"toy-gsm8k", "toy-math500", "toy-mbpp", "toy-humaneval"}
+    for b, items in shifted["numbers out of range"].items():
+        largest, kind = {}, lambda prompt: re.sub(r"\b[A-Z][a-z]+\b|\b[a-z]{3,}s\b", "*", re.sub(r"\d+", "#", prompt)) if b == "toy-gsm8k" else \
+            re.sub(r"\d+", "#", prompt)
+        for i in tasks.dataset(b, "train", 2000, Random(f"numbers {b}")):
+            numbers = list(map(int, re.findall(r"\d+", i.prompt)))
+            largest[kind(i.prompt)] = [max(pair) for pair in zip(largest.get(kind(i.prompt), numbers), numbers)]
+        known = [i for i in items if kind(i.prompt) in largest]
+        assert len(known) > 5, b
+        for i in known:
+            assert any(n > most for n, most in zip(map(int, re.findall(r"\d+", i.prompt)), largest[kind(i.prompt)])), i
 
 
 def test_new_words_keep_capitals():
