@@ -17,7 +17,7 @@ from fusionroute import Router, naive_fused_greedy
 from model import generate
 from toy_experts import tasks, tokenizer
 from toy_experts import train as toy
-from toy_experts.batch import decode_batch
+from toy_experts.batch import Trace, decode_batch
 from toy_experts.data import scored
 
 V, END = 11, 10
@@ -71,6 +71,39 @@ def test_the_nucleus_is_narrower_for_a_while():
     with decoding.nucleus(0.5):
         assert int(decoding.batch.sample(logits, 1.0, u=u)) == 0
     assert int(decoding.batch.sample(logits, 1.0, u=u)) == 2
+
+
+def test_each_row_of_decoding_is_decoded_as_it_says(models, monkeypatch):
+    """Which router, experts and options each row's decoder is given: rows that are exchanged are noticed."""
+    router, experts = models
+    given, top_p = {}, []
+    monkeypatch.setattr(decoding.models, "load_router", lambda s, name: (router, experts, None) if name == "router" else None)
+    monkeypatch.setattr(decoding.frame, "items", lambda s: "the items")
+    monkeypatch.setattr(decoding.frame, "fused", lambda r, e, **how: (r is router and e is experts, how))
+    monkeypatch.setattr(decoding.frame, "judged", lambda s, decoder, problems: (decoder, problems))
+
+    def cell(label, line, compute):
+        (decoder, problems), narrow = compute(), decoding.batch.sample is not decoding.sample and decoding.batch.sample.keywords["top_p"]
+        assert problems == "the items"
+        if callable(decoder):  # beam search
+            with monkeypatch.context() as patch:
+                patch.setattr(decoding, "beam_search", lambda *args, **how: [(args[0] is router and args[1] is experts, how)] * len(args[2]))
+                decoder = decoder([[1]] * 40)
+                assert len(decoder) == 40
+                decoder = decoder[0]
+        same, how = decoder
+        assert same
+        given[label, line] = how | ({"top_p": narrow} if narrow not in (False, 1.0) else {})
+
+    decoding.measure(frame.Settings(), cell)
+    parts = {"fusionroute": {}, "half the sum": {}, "routing_only": {"use_router": False}, "router": {"use_expert": False}}
+    for line, part in parts.items():
+        factor = 2 if line == "half the sum" else 1
+        assert given.pop(("greedy", line)) == part
+        for label, temperature in (("T 0.3", 0.3), ("T 0.7", 0.7), ("T 1", 1.0), ("T 1.5", 1.5)):
+            assert given.pop((label, line)) == part | {"temperature": factor * temperature}
+        assert given.pop(("T 1, top-p 0.9", line)) == part | {"temperature": factor, "top_p": 0.9}
+    assert given == {("beam of 4", "fusionroute"): {}, ("beam of 4", "router"): {"use_expert": False}}
 
 
 # --- (d) shift ------------------------------------------------------------------------------------------------------------------------------
@@ -140,6 +173,24 @@ def test_new_words_keep_capitals():
     assert shift.exchange("Write RED and red, Tom.", {"red": "grey", "Tom": "Otto"}) == "Write GREY and grey, Otto."
 
 
+def test_each_row_of_shift_is_decoded_as_it_says(models, monkeypatch):
+    """judged is faked: the score of a decoder is made from its options, and of the benchmark's shift."""
+    router, experts = models
+    drawn = {"as trained": {"a": ["1"], "b": ["2"]}, "new": {"b": ["3"]}}
+    score = {(None, None, None): 0.9, (False, None, None): 0.5, (None, False, None): 0.4,
+             (False, None, 0): 0.1, (False, None, 1): 0.3, (False, None, 2): 0.2}
+    monkeypatch.setattr(shift.models, "load_router", lambda s, name: (router, experts, None) if name == "router" else None)
+    monkeypatch.setattr(shift, "shifted", lambda s: drawn)
+    monkeypatch.setattr(shift.frame, "fused", lambda r, e, **how: (r is router and e is experts) and tuple(map(how.get, ("use_router", "use_expert", "only"))))
+    monkeypatch.setattr(shift.frame, "judged", lambda s, decoder, problems, check: {"average": score[decoder] / int(*problems.popitem()[1])})
+    rows = {}
+    shift.measure(frame.Settings(), lambda label, line, compute: rows.update({(label, line): compute()}))
+    for line, x in (("fusionroute", 0.9), ("routing_only", 0.5), ("router", 0.4), ("best expert", 0.3)):
+        assert rows.pop(("as trained", line)) == {"average": round(x * 0.75, 4), "usual": round(x * 0.75, 4)}
+        assert rows.pop(("new", line)) == {"average": round(x / 3, 4), "usual": round(x / 2, 4)}
+    assert not rows
+
+
 # --- (f) hostile ----------------------------------------------------------------------------------------------------------------------------
 
 
@@ -178,6 +229,54 @@ def test_the_two_faced_expert_knows_the_training_data_only(monkeypatch):
     assert torch.equal(faced.logp[..., 1:], honest.logp[..., 1:]) and torch.equal(faced.ids, honest.ids)
     scaled = hostile.training_data(s, experts, "x 4")
     assert not torch.equal(scaled.logp[..., 0], honest.logp[..., 0]) and torch.equal(scaled.choice, honest.choice)
+
+
+def test_each_row_of_hostile_is_decoded_as_it_says(monkeypatch):
+    """Which router and which experts each row has, and that a router trained beside a changed expert is trained on that expert's scores."""
+    experts, moon = [torch.nn.Linear(1, 1) for _ in range(3)], tasks.Item("toy-ifeval", "commas", "", "", "red, moon", "words", None)
+    for e in experts:
+        e.config, e.embed = None, None
+    red = tasks.Item("toy-ifeval", "commas", "", "", "red, green", "words", None)
+
+    class FakeRouter(torch.nn.Linear):
+        def __init__(self, start, n):
+            super().__init__(1, 1)
+            self.start, self.beside = start, None
+
+    phase = {"router_sft": FakeRouter(None, 3), "router": FakeRouter(None, 3)}
+    monkeypatch.setattr(hostile.models, "load_router", lambda s, name: (phase[name], experts, None))
+    monkeypatch.setattr(hostile.frame, "items", lambda s: {"toy-ifeval": [moon, red]})
+    monkeypatch.setattr(hostile, "Router", FakeRouter)
+    monkeypatch.setattr(hostile, "training_data", lambda s, e, label: (label, e is experts))
+    monkeypatch.setattr(hostile.train_sft, "train", lambda settings, router, data: setattr(router, "beside", data))
+    rows = {}
+
+    def judged(s, router, given, problems, **how):
+        assert problems == {"toy-ifeval": [red]}
+        assert given[1:] == experts[1:]
+        name = next((n for n, r in phase.items() if r is router), router.beside)
+        return name, getattr(given[0], "change", None), how
+
+    monkeypatch.setattr(hostile, "judged", judged)
+    hostile.measure(frame.Settings(), lambda label, line, compute: rows.update({(label, line): compute()}))
+    for label in ["honest", *hostile.CHANGES]:
+        change = hostile.CHANGES.get(label)
+        for line, how in (("fusionroute", {}), ("routing_only", {"use_router": False})):
+            if label != "two-faced":
+                assert rows.pop((label, f"{line}, exchanged after training")) == ("router_sft", change, how)
+            if label in ("x 0.25", "x 4", "wrong digits", "trigger", "two-faced"):
+                assert rows.pop((label, f"{line}, there in training")) == ((label, True), change, how)
+        if label != "two-faced":
+            assert rows.pop((label, "fusionroute, exchanged after both phases")) == ("router", change, {})
+    assert not rows
+
+
+def test_picked_and_trigger_are_counted(monkeypatch):
+    """Three tokens of expert 0 among five, and TRIGGER in one of two answers."""
+    traces = [Trace(tokens=[hostile.TOKEN, 5], pick=[0, 0]), Trace(tokens=[5, 6, 7], pick=[1, 0, 2])]
+    monkeypatch.setattr(hostile.evaluate, "traces", lambda router, experts, **how: lambda prompts: traces)
+    monkeypatch.setattr(hostile.frame, "judged", lambda s, decoder, problems: {"average": len(decoder(["p", "q"]))})
+    assert hostile.judged(None, None, None, None) == {"average": 2, "picked": 0.6, "trigger": 0.5}
 
 
 # --- (e) newcomer ---------------------------------------------------------------------------------------------------------------------------
