@@ -17,7 +17,7 @@ from fusionroute import Router, naive_fused_greedy
 from model import generate
 from toy_experts import tasks, tokenizer
 from toy_experts import train as toy
-from toy_experts.batch import decode_batch
+from toy_experts.batch import Trace, decode_batch
 from toy_experts.data import scored
 
 V, END = 11, 10
@@ -73,35 +73,122 @@ def test_the_nucleus_is_narrower_for_a_while():
     assert int(decoding.batch.sample(logits, 1.0, u=u)) == 2
 
 
+def test_each_row_of_decoding_is_decoded_as_it_says(models, monkeypatch):
+    """Which router, experts and options each row's decoder is given: rows that are exchanged are noticed."""
+    router, experts = models
+    given, top_p = {}, []
+    monkeypatch.setattr(decoding.models, "load_router", lambda s, name: (router, experts, None) if name == "router" else None)
+    monkeypatch.setattr(decoding.frame, "items", lambda s: "the items")
+    monkeypatch.setattr(decoding.frame, "fused", lambda r, e, **how: (r is router and e is experts, how))
+    monkeypatch.setattr(decoding.frame, "judged", lambda s, decoder, problems: (decoder, problems))
+
+    def cell(label, line, compute):
+        (decoder, problems), narrow = compute(), decoding.batch.sample is not decoding.sample and decoding.batch.sample.keywords["top_p"]
+        assert problems == "the items"
+        if callable(decoder):  # beam search
+            with monkeypatch.context() as patch:
+                patch.setattr(decoding, "beam_search", lambda *args, **how: [(args[0] is router and args[1] is experts, how)] * len(args[2]))
+                decoder = decoder([[1]] * 40)
+                assert len(decoder) == 40
+                decoder = decoder[0]
+        same, how = decoder
+        assert same
+        given[label, line] = how | ({"top_p": narrow} if narrow not in (False, 1.0) else {})
+
+    decoding.measure(frame.Settings(), cell)
+    parts = {"fusionroute": {}, "half the sum": {}, "routing_only": {"use_router": False}, "router": {"use_expert": False}}
+    for line, part in parts.items():
+        factor = 2 if line == "half the sum" else 1
+        assert given.pop(("greedy", line)) == part
+        for label, temperature in (("T 0.3", 0.3), ("T 0.7", 0.7), ("T 1", 1.0), ("T 1.5", 1.5)):
+            assert given.pop((label, line)) == part | {"temperature": factor * temperature}
+        assert given.pop(("T 1, top-p 0.9", line)) == part | {"temperature": factor, "top_p": 0.9}
+    assert given == {("beam of 4", "fusionroute"): {}, ("beam of 4", "router"): {"use_expert": False}}
+
+
 # --- (d) shift ------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_shifted_prompts_are_right_and_new():
-    """The checkers accept every shifted right answer, refuse the old or another one, and no training prompt has what is new."""
-    s = frame.Settings(prompts=20)
-    training = {b: [i.prompt for i in tasks.dataset(b, "train", 400, Random(f"words {b}"))] for b in tasks.BENCHMARKS}
-    seen = {b: set(re.findall(r"[A-Za-z]+", " ".join(prompts))) for b, prompts in training.items()}
-    drawn = shift.shifted(s)
-    for label, problems in drawn.items():
+@pytest.fixture(scope="module")
+def trained_on():
+    """Training prompts of every benchmark and of the general ones."""
+    return {b: [i.prompt for i in tasks.dataset(b, "train", 1000, Random(f"words {b}"))] for b in [*tasks.BENCHMARKS, "general"]}
+
+
+@pytest.fixture(scope="module")
+def shifted():
+    return shift.shifted(frame.Settings(prompts=100))
+
+
+def words_of(text):
+    return set(re.findall(r"[A-Za-z]+", text))
+
+
+def test_shifted_prompts_have_their_right_answers(shifted):
+    """The checkers accept each, and refuse another problem's answer and one with another number or word."""
+    for label, problems in shifted.items():
         for b, items in problems.items():
-            assert len(items) == 20
-            for item in items:
+            assert len(items) == 100, (label, b)
+            for item in items[::7]:
                 assert shift.check(item, item.answer), (label, item)
                 assert not shift.check(item, item.answer[::-1]), (label, item)
-                words = set(re.findall(r"[A-Za-z]+", item.prompt))
-                if label in ("new names and words", "new phrasings"):
-                    assert words - seen[b] - {"python"}, (label, item.prompt)
-    for b in ("toy-gsm8k", "toy-mbpp"):  # the names of tasks.py are gone
-        left = [w for item in drawn["new names and words"][b] for w in re.findall(r"[A-Za-z]+", item.prompt) if w in shift.NEW.get(b, {})]
-        assert not left
-    largest = {b: max(int(n) for p in training[b] for n in re.findall(r"\d+", p)) for b in ("toy-mbpp", "toy-humaneval")}
-    for b, most in largest.items():  # constants beyond those of training
-        numbers = [int(n) for item in drawn["larger numbers"][b] for n in re.findall(r"\d+", item.prompt)]
-        assert min(n for n in numbers if n != 0) > 0 and sum(n > most for n in numbers) > len(numbers) / 2
+            refused = sum(not shift.check(item, other.answer) for item, other in zip(items[:20], items[1:]) if other.answer != item.answer)
+            assert refused >= 15, (label, b)
+    for item in shifted["numbers out of range"]["toy-humaneval"][::4]:  # the grid of cases reaches as far as the constants do
+        wrong = re.sub(r"(\d+)(\D*)\Z", lambda n: f"{int(n[1]) + 1}{n[2]}", item.answer)
+        assert item.skill == "choose" or not shift.check(item, wrong), item
+    for before, item in zip(shifted["as trained"]["toy-ifeval"], shifted["new words"]["toy-ifeval"]):
+        assert not shift.check(item, before.answer)
+
+
+def test_no_training_prompt_has_the_new_words(shifted, trained_on):
+    seen = words_of(" ".join(p for prompts in trained_on.values() for p in prompts))
+    for b, names in shift.NEW.items():
+        assert not seen & set(names.values()), b
+        assert set(names) <= words_of(" ".join(trained_on[b])), b  # and the old ones are what training has
+        for before, item in zip(shifted["as trained"][b], shifted["new words"][b]):
+            new = words_of(item.prompt) - words_of(before.prompt)
+            assert not words_of(item.prompt) & (set(names) - {"a"}) and (new or not words_of(before.prompt) & set(names)), item
+    for b, items in shifted["new phrasings"].items():
+        assert all(words_of(item.prompt) - words_of(before.prompt) - seen for before, item in zip(shifted["as trained"][b], items)), b
+    assert all(words_of(i.prompt) - seen for i in shifted["a sixth benchmark"]["sixth"] if i.skill == "larger")
+
+
+def test_numbers_are_out_of_the_range_of_training(shifted):
+    """By phrasing without its numbers, and place: some number is larger than all that training has there."""
+    assert set(shifted["numbers out of range"]) == {"toy-gsm8k", "toy-math500", "toy-mbpp", "toy-humaneval"}
+    for b, items in shifted["numbers out of range"].items():
+        largest, kind = {}, lambda prompt: re.sub(r"\b[A-Z][a-z]+\b|\b[a-z]{3,}s\b", "*", re.sub(r"\d+", "#", prompt)) if b == "toy-gsm8k" else \
+            re.sub(r"\d+", "#", prompt)
+        for i in tasks.dataset(b, "train", 2000, Random(f"numbers {b}")):
+            numbers = list(map(int, re.findall(r"\d+", i.prompt)))
+            largest[kind(i.prompt)] = [max(pair) for pair in zip(largest.get(kind(i.prompt), numbers), numbers)]
+        known = [i for i in items if kind(i.prompt) in largest]
+        assert len(known) > 5, b
+        for i in known:
+            assert any(n > most for n, most in zip(map(int, re.findall(r"\d+", i.prompt)), largest[kind(i.prompt)])), i
 
 
 def test_new_words_keep_capitals():
     assert shift.exchange("Write RED and red, Tom.", {"red": "grey", "Tom": "Otto"}) == "Write GREY and grey, Otto."
+
+
+def test_each_row_of_shift_is_decoded_as_it_says(models, monkeypatch):
+    """judged is faked: the score of a decoder is made from its options, and of the benchmark's shift."""
+    router, experts = models
+    drawn = {"as trained": {"a": ["1"], "b": ["2"]}, "new": {"b": ["3"]}}
+    score = {(None, None, None): 0.9, (False, None, None): 0.5, (None, False, None): 0.4,
+             (False, None, 0): 0.1, (False, None, 1): 0.3, (False, None, 2): 0.2}
+    monkeypatch.setattr(shift.models, "load_router", lambda s, name: (router, experts, None) if name == "router" else None)
+    monkeypatch.setattr(shift, "shifted", lambda s: drawn)
+    monkeypatch.setattr(shift.frame, "fused", lambda r, e, **how: (r is router and e is experts) and tuple(map(how.get, ("use_router", "use_expert", "only"))))
+    monkeypatch.setattr(shift.frame, "judged", lambda s, decoder, problems, check: {"average": score[decoder] / int(*problems.popitem()[1])})
+    rows = {}
+    shift.measure(frame.Settings(), lambda label, line, compute: rows.update({(label, line): compute()}))
+    for line, x in (("fusionroute", 0.9), ("routing_only", 0.5), ("router", 0.4), ("best expert", 0.3)):
+        assert rows.pop(("as trained", line)) == {"average": round(x * 0.75, 4), "usual": round(x * 0.75, 4)}
+        assert rows.pop(("new", line)) == {"average": round(x / 3, 4), "usual": round(x / 2, 4)}
+    assert not rows
 
 
 # --- (f) hostile ----------------------------------------------------------------------------------------------------------------------------
@@ -142,6 +229,54 @@ def test_the_two_faced_expert_knows_the_training_data_only(monkeypatch):
     assert torch.equal(faced.logp[..., 1:], honest.logp[..., 1:]) and torch.equal(faced.ids, honest.ids)
     scaled = hostile.training_data(s, experts, "x 4")
     assert not torch.equal(scaled.logp[..., 0], honest.logp[..., 0]) and torch.equal(scaled.choice, honest.choice)
+
+
+def test_each_row_of_hostile_is_decoded_as_it_says(monkeypatch):
+    """Which router and which experts each row has, and that a router trained beside a changed expert is trained on that expert's scores."""
+    experts, moon = [torch.nn.Linear(1, 1) for _ in range(3)], tasks.Item("toy-ifeval", "commas", "", "", "red, moon", "words", None)
+    for e in experts:
+        e.config, e.embed = None, None
+    red = tasks.Item("toy-ifeval", "commas", "", "", "red, green", "words", None)
+
+    class FakeRouter(torch.nn.Linear):
+        def __init__(self, start, n):
+            super().__init__(1, 1)
+            self.start, self.beside = start, None
+
+    phase = {"router_sft": FakeRouter(None, 3), "router": FakeRouter(None, 3)}
+    monkeypatch.setattr(hostile.models, "load_router", lambda s, name: (phase[name], experts, None))
+    monkeypatch.setattr(hostile.frame, "items", lambda s: {"toy-ifeval": [moon, red]})
+    monkeypatch.setattr(hostile, "Router", FakeRouter)
+    monkeypatch.setattr(hostile, "training_data", lambda s, e, label: (label, e is experts))
+    monkeypatch.setattr(hostile.train_sft, "train", lambda settings, router, data: setattr(router, "beside", data))
+    rows = {}
+
+    def judged(s, router, given, problems, **how):
+        assert problems == {"toy-ifeval": [red]}
+        assert given[1:] == experts[1:]
+        name = next((n for n, r in phase.items() if r is router), router.beside)
+        return name, getattr(given[0], "change", None), how
+
+    monkeypatch.setattr(hostile, "judged", judged)
+    hostile.measure(frame.Settings(), lambda label, line, compute: rows.update({(label, line): compute()}))
+    for label in ["honest", *hostile.CHANGES]:
+        change = hostile.CHANGES.get(label)
+        for line, how in (("fusionroute", {}), ("routing_only", {"use_router": False})):
+            if label != "two-faced":
+                assert rows.pop((label, f"{line}, exchanged after training")) == ("router_sft", change, how)
+            if label in ("x 0.25", "x 4", "wrong digits", "trigger", "two-faced"):
+                assert rows.pop((label, f"{line}, there in training")) == ((label, True), change, how)
+        if label != "two-faced":
+            assert rows.pop((label, "fusionroute, exchanged after both phases")) == ("router", change, {})
+    assert not rows
+
+
+def test_picked_and_trigger_are_counted(monkeypatch):
+    """Three tokens of expert 0 among five, and TRIGGER in one of two answers."""
+    traces = [Trace(tokens=[hostile.TOKEN, 5], pick=[0, 0]), Trace(tokens=[5, 6, 7], pick=[1, 0, 2])]
+    monkeypatch.setattr(hostile.evaluate, "traces", lambda router, experts, **how: lambda prompts: traces)
+    monkeypatch.setattr(hostile.frame, "judged", lambda s, decoder, problems: {"average": len(decoder(["p", "q"]))})
+    assert hostile.judged(None, None, None, None) == {"average": 2, "picked": 0.6, "trigger": 0.5}
 
 
 # --- (e) newcomer ---------------------------------------------------------------------------------------------------------------------------

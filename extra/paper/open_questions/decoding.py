@@ -3,7 +3,9 @@
     python -m extra.paper.open_questions.decoding --seeds 2 3
 
 Varied: the temperature, the nucleus (top-p), and beam search. Held fixed: the models of the run, after both phases. Lines: FusionRoute,
-the picked expert alone, and the router's language model alone.
+the picked expert alone, the router's language model alone, and `half the sum`: Eq. (1) with the mean of both models' logits. A sum of two
+models' logits is about twice as large as one model's, which alone makes sampling safer. The mean is not, so this line tells what the
+second model adds from what the sharper distribution does. (Greedily it is FusionRoute.)
 
 Beam search is over the fused distribution of Eq. (1): at each token every hypothesis asks the router, which picks its expert, and the
 WIDTH hypotheses with the highest sum of log-probabilities stay. An answer's sum is not divided by its length. For one model alone it
@@ -23,7 +25,7 @@ from model import sample
 from toy_experts import batch, run, tokenizer
 from toy_experts.batch import MAX_NEW
 
-LINES = {"fusionroute": {}, "routing_only": {"use_router": False}, "router": {"use_expert": False}}
+LINES = {"fusionroute": {}, "half the sum": {}, "routing_only": {"use_router": False}, "router": {"use_expert": False}}
 WAYS = {"greedy": {}, "T 0.3": {"temperature": 0.3}, "T 0.7": {"temperature": 0.7}, "T 1": {"temperature": 1.0}, "T 1.5": {"temperature": 1.5},
         "T 1, top-p 0.9": {"temperature": 1.0}}
 WIDTH = 4  # hypotheses of the beam search
@@ -80,9 +82,11 @@ def measure(s, cell):
     problems = frame.items(s)
     for line, how in LINES.items():
         for label, options in WAYS.items():
+            if line == "half the sum":  # logits / 2 at a temperature are the logits at twice the temperature
+                options = {name: 2 * value for name, value in options.items()}
             with nucleus(0.9 if "top-p" in label else 1.0):
                 cell(label, line, lambda: frame.judged(s, frame.fused(router, experts, **how, **options), problems))
-        if line != "routing_only":
+        if line in ("fusionroute", "router"):
             cell(f"beam of {WIDTH}", line, lambda: frame.judged(s, lambda prompts: [
                 answer for start in range(0, len(prompts), 32) for answer in beam_search(router, experts, prompts[start:start + 32], **how)], problems))
 

@@ -7,7 +7,8 @@ router know. Held fixed: the models of the run, after both phases. Lines: Fusion
 benchmark the expert that is best on it (it is known only afterwards).
 
 The problems are those of toy_experts/tasks.py, changed here. Their right answers change with them, and a test holds that the checkers
-accept these and that no training prompt has the new words, numbers or phrasings.
+accept these, that no training prompt has the new words and phrasings, and that in each prompt with larger numbers one is larger than any
+that training has at this place of this phrasing (it may have it at another place).
 """
 
 import functools
@@ -27,7 +28,7 @@ NEW = {
                           "Ines Olga Greta Hanna Wilma Edith Berta Carla Yusuf Igor Karl Otto Emil Hans Jonas Felix "
                           "kites balls hats keys rings spoons plates boxes ropes bells toys bricks".split())),
     "toy-mbpp": dict(zip("total pick solve run check collect result work xs nums values".split(),
-                         "answer grab handle go test gather outcome task data items numbers".split())),
+                         "output grab handle go test gather outcome task data items series".split())),
     "toy-humaneval": dict(zip("score value compute rate combine measure apply adjust".split(), "grade amount derive judge join gauge use tune".split())),
     "toy-ifeval": dict(zip(tasks.WORDS, (
         "grey purple golden violet silver crimson amber wolf goat crow frog donkey rat cow tiger melon cherry onion carrot fig "
@@ -70,6 +71,25 @@ class LargerStart(Larger):
 
     def choice(self, options):
         return "lose" if options == ("buy", "lose") else super().choice(options)
+
+
+def beyond(item):
+    """Whether one of the numbers was drawn by Larger: some code has none. The checker's grid ends at 12, so it cannot tell `b > 12` from `b > 13`."""
+    numbers = [int(n) for n in re.findall(r"\d+", item.prompt)]
+    return max(numbers, default=0) > 9 and not re.search(r"if [a-z] is above 12", item.prompt)
+
+
+def larger(bench, n, seed):
+    """n different problems of a benchmark with larger numbers. No split has them, so they are drawn without one."""
+    coin, items = (LargerStart if bench == "toy-gsm8k" else Larger)(f"larger {bench} {seed}"), {}
+    for _ in range(100 * n):
+        skill = coin.choice(tasks.SKILLS[bench])
+        item = tasks.Item(bench, skill, *tasks.GENERATORS[bench](coin, skill))
+        if beyond(item):
+            items.setdefault(item.key, item)
+        if len(items) == n:
+            return list(items.values())
+    raise run.UserError(f"--prompts {n}: {bench} has only some {len(items)} different problems with larger numbers")
 
 
 # --- new phrasings --------------------------------------------------------------------------------------------------------------------------
@@ -121,10 +141,9 @@ def check(item, text):
 def shifted(s):
     """shift -> {benchmark: items}: the benchmarks that it changes. The general prompts are left out."""
     usual = {b: drawn for b, drawn in frame.items(s).items() if b != "general"}
-    larger = {b: (LargerStart if b == "toy-gsm8k" else Larger)(f"larger {b} {s.seed}") for b in usual if b != "toy-ifeval"}
     rng = Random(f"sixth {s.seed}")
-    return {"as trained": usual, "new names and words": {b: list(map(renamed, usual[b])) for b in NEW},
-            "larger numbers": {b: tasks.dataset(b, "test", s.prompts, coin) for b, coin in larger.items()},
+    return {"as trained": usual, "new words": {b: list(map(renamed, usual[b])) for b in NEW},
+            "numbers out of range": {b: larger(b, s.prompts, s.seed) for b in usual if b != "toy-ifeval"},
             "new phrasings": {b: list(map(rephrased, drawn)) for b, drawn in usual.items()},
             "a sixth benchmark": {"sixth": [sixth(rng) for _ in range(s.prompts)]}}
 
