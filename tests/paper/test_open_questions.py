@@ -11,7 +11,7 @@ import torch
 
 from extra.gpt import GPT, GPTConfig
 from extra.paper.open_questions import __main__ as report
-from extra.paper.open_questions import data, decoding, frame, hostile, newcomer, objectives, router_size, shift
+from extra.paper.open_questions import answers, data, decoding, frame, hostile, newcomer, objectives, router_size, shift
 from extra.paper import variants
 from fusionroute import Router, naive_fused_greedy
 from model import generate
@@ -176,13 +176,14 @@ def test_new_words_keep_capitals():
 def test_each_row_of_shift_is_decoded_as_it_says(models, monkeypatch):
     """judged is faked: the score of a decoder is made from its options, and of the benchmark's shift."""
     router, experts = models
+    NAMES = ("use_router", "use_expert", "only")
     drawn = {"as trained": {"a": ["1"], "b": ["2"]}, "new": {"b": ["3"]}}
     score = {(None, None, None): 0.9, (False, None, None): 0.5, (None, False, None): 0.4,
              (False, None, 0): 0.1, (False, None, 1): 0.3, (False, None, 2): 0.2}
     monkeypatch.setattr(shift.models, "load_router", lambda s, name: (router, experts, None) if name == "router" else None)
     monkeypatch.setattr(shift, "shifted", lambda s: drawn)
-    monkeypatch.setattr(shift.frame, "fused", lambda r, e, **how: (r is router and e is experts) and tuple(map(how.get, ("use_router", "use_expert", "only"))))
-    monkeypatch.setattr(shift.frame, "judged", lambda s, decoder, problems, check: {"average": score[decoder] / int(*problems.popitem()[1])})
+    monkeypatch.setattr(shift.frame, "fused", lambda r, e, **how: (r is router and e is experts) and tuple(map(how.get, NAMES)))
+    monkeypatch.setattr(shift.frame, "judged", lambda s, decoder, problems, check: {"average": score[decoder] / int(*[*problems.values()][0])})
     rows = {}
     shift.measure(frame.Settings(), lambda label, line, compute: rows.update({(label, line): compute()}))
     for line, x in (("fusionroute", 0.9), ("routing_only", 0.5), ("router", 0.4), ("best expert", 0.3)):
@@ -417,6 +418,63 @@ def test_phase_2_on_the_usual_pairs_is_the_lesson_s(tmp_path, monkeypatch):
     assert all(torch.equal(p, again.get_parameter(name)) for name, p in wanted.named_parameters())
 
 
+# --- the answers ---------------------------------------------------------------------------------------------------------------------------
+
+
+def rows_of(labels, lines, **columns):
+    """Rows in which each figure is that of its line: 0.6 in the first, 0.5 in the second, and so on, and a little less in the second seed."""
+    return [{"label": label, "line": line} | {c: [x - i / 10, x - i / 10 - 0.05] for c, x in columns.items()}
+            for label in labels for i, line in enumerate(lines)]
+
+
+def changed(rows, label, line, values, column="average"):
+    return [r | {column: values} if (r["label"], r["line"]) == (label, line) else r for r in rows]
+
+
+def test_the_answer_of_decoding_follows_its_rows():
+    rows = rows_of(["greedy", "T 1.5", "beam of 4"], ["fusionroute", "half the sum", "router", "routing_only"], average=0.9)
+    says = lambda *change: answers.answer("decoding", changed(rows, *change) if change else rows)
+    assert says().startswith("**Yes, and not by sharpness alone**") and "FusionRoute has 90 and 85 per cent" in says()
+    assert "half the sum, which is as flat as one model, 80 and 75" in says()
+    assert "the better of its two parts alone 70 and 65" in says() and "is within two points of greedy" in says()
+    assert says("T 1.5", "fusionroute", [0.9, 0.1]).startswith("**Not shown")  # the seeds disagree
+    assert says("T 1.5", "fusionroute", [0.2, 0.1]).startswith("**No,")
+    assert "but by sharpness alone" in says("T 1.5", "half the sum", [0.2, 0.1])
+    assert "whether by more than sharpness is not shown" in says("T 1.5", "half the sum", [0.9, 0.1])
+    assert "alone 88 and 65" in says("T 1.5", "routing_only", [0.88, 0.1])  # the better part of each seed
+    assert "is not the same as greedy" in says("beam of 4", "fusionroute", [0.9, 0.5])
+    with pytest.raises(report.run.UserError, match="open_decoding.json has no average of T 1.5, half the sum"):
+        answers.answer("decoding", [r for r in rows if r["line"] != "half the sum"])
+
+
+def test_the_answer_of_shift_follows_its_rows():
+    rows = rows_of(["as trained", "new words", "new phrasings"], ["fusionroute", "best expert", "routing_only", "router"], average=0.6) + \
+        rows_of(["a sixth benchmark"], ["fusionroute", "best expert", "routing_only", "router"], average=0.35)
+    rows = [r | {"usual": [0.8, 0.8]} for r in rows]
+    says = lambda *change: answers.answer("shift", changed(rows, *change) if change else rows)
+    assert "it loses 28 per cent" in says() and "the best expert 41" in says() and "the picked expert alone 53" in says()
+    assert "ahead of choosing alone under new words, new phrasings and a sixth benchmark, and ahead of the best expert under new words, new" in says()
+    assert "in both seeds) under new words and new phrasings. Of the sixth benchmark FusionRoute has 35 and 30 per cent" in says()
+    once = says("new words", "fusionroute", [0.6, 0.1])
+    assert "choosing alone under new phrasings and a sixth benchmark, and ahead of the best expert under new phrasings and" in once
+    assert "in both seeds) under new phrasings." in says("new words", "routing_only", [0.9, 0.1])
+
+
+def test_the_answer_of_hostile_follows_its_rows():
+    lines = [f"{line}, {when}" for when in ("exchanged after training", "there in training") for line in ("routing_only", "fusionroute")]
+    rows = rows_of(["honest", "trigger", "wrong digits", "two-faced"], lines, average=0.9, picked=0.5, trigger=0.8)
+    after, there = lines[1], lines[3]
+    says = lambda *change: answers.answer("hostile", changed(rows, *change) if change else rows)
+    assert "added logits protect in part.** Per cent of the answers that have the trigger: 80 and 75 without added logits, 70 and 65 with them" in says()
+    assert "do not protect" in says("trigger", after, [0.9, 0.9], "trigger")
+    assert "are not shown to protect" in says("trigger", after, [0.9, 0.1], "trigger")
+    assert "bad already in training: not shown.**" in says() and "for 20 and 15 per cent (trigger)" in says() and "the honest one for 40 and 35" in says()
+    assert "bad already in training: trigger.**" in says("trigger", there, [0.1, 0.1], "picked")
+    assert "training data cannot draw" in says() and "its trigger is in 50 and 45 per cent" in says()
+    drawn = says("two-faced", there, [0.99, 0.98], "picked")
+    assert "training data can draw" in drawn and "picked for 99 and 98 per cent" in drawn
+
+
 # --- the page -------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -439,7 +497,7 @@ def test_the_page_says_what_the_results_say(monkeypatch, tmp_path):
 
 
 def test_every_page_has_its_place():
-    pages = {p.stem for p in (report.Path(report.__file__).parent).glob("*.py")} - {"__init__", "__main__", "frame"}
+    pages = {p.stem for p in (report.Path(report.__file__).parent).glob("*.py")} - {"__init__", "__main__", "frame", "answers"}
     assert pages == set(report.PAGE_TEXT) and all(f"<!-- begin: {name}, " in report.PAGE.read_text() for name in pages)
 
 

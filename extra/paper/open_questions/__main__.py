@@ -1,4 +1,5 @@
-"""Puts what the pages of this folder found into docs/open-questions.md: a table and the run time for each, from extra/results/open_NAME.json.
+"""Puts what the pages of this folder found into docs/open-questions.md: table, run time and, for those of answers.py, the answer, from
+extra/results/open_NAME.json.
 
     python -m extra.paper.open_questions
 """
@@ -8,6 +9,7 @@ import json
 from pathlib import Path
 
 from extra.common import RESULTS, fill
+from extra.paper.open_questions.answers import answer
 from extra.paper.open_questions.frame import as_table
 from toy_experts import run
 
@@ -16,7 +18,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "open-questions.md"
 PAGE_TEXT = {  # page: what its picture shows, for those who do not see it
     "experts": "Accuracy for each number and kind of experts.",
     "weights": "Accuracy for each lambda, beta and share of S.",
-    "decoding": "Accuracy for each way of decoding: FusionRoute, the picked expert alone, the router alone.",
+    "decoding": "Accuracy for each way of decoding: FusionRoute, half the sum, the picked expert alone, the router alone.",
     "shift": "Accuracy for each kind of shift: FusionRoute, the picked expert alone, the router alone, the best expert.",
     "newcomer": "Accuracy after each kind of update.",
     "hostile": "Accuracy beside each changed expert.",
@@ -40,7 +42,7 @@ def block(name):
     minutes = sum(meta["run time in seconds"].values()) / 60
     text = (f"`{THIS}.{name} --seeds {seeds}`: {minutes:.0f} minutes of one core, after the run's own training. Per cent right on "
             f"{meta['prompts per benchmark']} test prompts a benchmark, mean over seeds {seeds.replace(' ', ', ')} (each in brackets).")
-    return "\n\n".join([text, as_table(r["rows"]), f"![{PAGE_TEXT[name]}](../extra/results/open_{name}.svg)"])
+    return "\n\n".join([*filter(None, [answer(name, r["rows"])]), text, as_table(r["rows"]), f"![{PAGE_TEXT[name]}](../extra/results/open_{name}.svg)"])
 
 
 def page():

@@ -11,7 +11,8 @@ Varied: what the math expert's logits become.
 
 Held fixed: the other experts, and phase 1 as always. Lines: FusionRoute and the picked expert alone, with phase 1's router trained beside
 the honest experts (`exchanged after training`), and with one trained beside the changed expert (`there in training`); and FusionRoute with
-the router of both phases (`exchanged after both phases`), which must be trained beside honest experts, as its pairs come from them. "picked": the share of all tokens for which the changed expert is picked. "trigger": the share of answers with TRIGGER.
+the router of both phases, trained beside the honest experts (`exchanged after both phases`). "picked": the share of all tokens for which the
+changed expert is picked. "trigger": the share of answers with TRIGGER.
 """
 
 from copy import deepcopy
