@@ -1,11 +1,11 @@
 """Speed beside what one would take instead: TRL's SFTTrainer and DPOTrainer, and transformers' generate. A real model, on this machine.
 
     pip install -r requirements-real.txt -r requirements-trl.txt
-    python -m extra.real.beside --model smollm2      ten minutes on two idle cores: extra/results/beside.json and docs/speed.md
+    python -m extra.real.beside --model smollm2      ten minutes on an idle core: extra/results/beside.json and docs/speed.md
 
 --model is the directory that convert_smollm2.py writes. Both sides have the same weights in float32, the same token ids, padding and
-batches in the same order, the same AdamW (torch's fused one), learning rates, clipping and threads, and neither computes activations
-twice (gradient checkpointing). They take turns: trainings after each step, decoders after each prompt.
+batches in the same order, the same AdamW (torch's fused one), learning rates, clipping and one thread, and neither computes activations
+twice (gradient checkpointing). They take turns: trainings after each step, decoders after each prompt. Seconds are of CPU time.
 
 The times would mean nothing if the two did not compute the same. So the losses of all steps are compared first, and all answers. Our DPO
 step is the CDPO step of train_cdpo.py with experts that give every token a log-probability of 0: the bias of Eq. (3) is 0, and the loss
@@ -51,6 +51,7 @@ from toy_experts.train import schedule
 RESULT, COMMAND = RESULTS / "beside.json", "python -m extra.real.beside"
 NAMES = [f"expert{i}" for i in range(3)]
 CLOSE = 1e-4  # how far two losses may be apart, relative to their size
+clock = time.process_time  # with one thread what an idle machine takes, and other work on the machine does not count
 NEVER = ()    # the end tokens of an answer: none, so that all answers have the same length
 LOOKUP = 10   # tokens of a guess at most that transformers takes from the prompt, as in its documentation
 
@@ -59,15 +60,14 @@ LOOKUP = 10   # tokens of a guess at most that transformers takes from the promp
 class Settings:
     model: str = "smollm2"  # DIR: a Llama in the format of Hugging Face, for both sides
     out: str = "own"        # where parts are kept until all is measured, and a result with other settings or another model
-    threads: int = 1        # of the CPU; other work on the machine disturbs one thread less than several
-    steps: int = 6          # training steps of each kind that count, after one that does not
+    steps: int = 4          # training steps of each kind that count, after one that does not
     batch: int = 4          # answers a training step: SFT samples, or twice as many as pairs
     prompts: int = 4        # to answer
-    new: int = 40           # tokens of an answer
-    rounds: int = 2         # of all answers, after one that does not count
+    new: int = 32           # tokens of an answer
+    rounds: int = 1         # of all answers, after one that does not count
 
     def __post_init__(self):
-        run.positive(self, "threads", "steps", "batch", "prompts", "new", "rounds")
+        run.positive(self, "steps", "batch", "prompts", "new", "rounds")
         if self.batch % 2:
             raise UserError(f"--batch is {self.batch}, and must be even: a pair is two answers")
 
@@ -154,11 +154,11 @@ def in_turns(runs):
 
     def wait(name):
         batons[name].acquire()
-        begun[name] = time.perf_counter()
+        begun[name] = clock()
 
     def updated(*_):
         name = threading.current_thread().name
-        seconds[name].append(time.perf_counter() - begun[name])
+        seconds[name].append(clock() - begun[name])
         after(name).release()
         wait(name)
 
@@ -210,9 +210,9 @@ def trained(s, lm, kinds, plain, both):
         print(f"{kind}: " + ", ".join(f"{name} {median(x):.2f} s" for name, x in seconds.items()))
     times, ids, lengths = [], plain.ids, plain.lengths
     for _ in range(2):
-        begun = time.perf_counter()
+        begun = clock()
         score([lm], ids, lengths, rows_a_pass(lm.config.vocab_size, ids.size(1)))
-        times.append((time.perf_counter() - begun) / (s.steps + 1))
+        times.append((clock() - begun) / (s.steps + 1))
     step = out["sft"]["seconds"]["phase 1"]["median"]
     return out | {"scoring": {"seconds": spread(times), "over_step": spread([x / step for x in times])}}
 
@@ -265,15 +265,16 @@ def decoders(s, lm, hf):
 
 def decode_section(s, lm, hf, tokenizer):
     prompts = [tokenizer.encode_prompt(i.prompt) for i in tasks.mixed("test", s.prompts, Random("beside"), tasks.BENCHMARKS)]
-    runs, passes = decoders(s, lm, hf), {}
-    right = [runs["generate"](p)[0] for p in prompts]
+    runs, passes, right = decoders(s, lm, hf), {}, None
     for name, answer in runs.items():  # this warms up, too
         found = [answer(p) for p in prompts]
+        right = right or [tokens for tokens, _ in found]
         if [tokens for tokens, _ in found] != right:
             raise UserError(f"{name} says something else than transformers' generate, and their times cannot be compared")
         passes[name] = {k: round(sum(x.get(k, 0) for _, x in found) / (s.new * len(prompts)), 4) for k in ("model", "draft")}
     print("all answers are equal")
-    speed = rates({name: lambda p, answer=answer: len(answer(p)[0]) for name, answer in runs.items()}, [[(p,) for p in prompts]] * s.rounds)
+    speed = rates({name: lambda p, answer=answer: len(answer(p)[0]) for name, answer in runs.items()}, [[(p,)] for p in prompts] * s.rounds,
+                  clock)
     return {"prompt_tokens": [len(p) for p in prompts], "methods": {
         name: {"tokens_per_second": spread(x), "over_generate": over(x, speed["generate"]), "passes": passes[name]} for name, x in speed.items()}}
 
@@ -298,9 +299,9 @@ def block(r):
         rows.append([name, passes, ratio(x["tokens_per_second"]), ratio(x["over_generate"])])
     score = t["scoring"]
     return "\n\n".join([
-        f"{m['model']}, float32, {m['machine']}, --threads {m['settings']['threads']}, torch {m['torch']}, TRL {m['trl']}, transformers {m['transformers']} "
+        f"{m['model']}, float32, {m['machine']}, 1 thread, torch {m['torch']}, TRL {m['trl']}, transformers {m['transformers']} "
         f"(attention: {m['attention']}). Median (lowest to highest): of {m['settings']['steps']} training steps, "
-        f"and of {m['settings']['rounds']} rounds of all answers. Ratios are of steps and answers beside each other.",
+        f"and of all answers. Ratios are of steps on the same batch, and of answers to the same prompt. Seconds of CPU time.",
         "\n".join(table(steps)),
         f"The losses of all steps differ by {max(t[k]['losses_apart'] for k in ('sft', 'dpo')):.0e} of their size at most. Scores come before "
         f"phase 1, once: {ratio(score['seconds'])} seconds for an expert and a batch, so {3 * score['over_step']['median']:.2f} of a step "
@@ -315,7 +316,7 @@ def main(argv=None):
     transformers, trl = [needed(name) for name in ("transformers", "trl", "datasets", "accelerate")][:2]
     if not Path(s.model).is_dir():
         raise UserError(f"there is no directory {s.model} (--model); python -m extra.real.convert_smollm2 makes one")
-    torch.set_num_threads(s.threads)
+    torch.set_num_threads(1)
     tokenizer, place, settings = Tokenizer(s.model), Path(s.out), {k: v for k, v in asdict(s).items() if k not in ("model", "out")}
     lm = pretrained.load(s.model).eval().requires_grad_(False)
     hf = transformers.AutoModelForCausalLM.from_pretrained(s.model, dtype=torch.float32).eval()

@@ -76,7 +76,7 @@ def test_trainings_take_turns_after_each_step():
 def test_a_step_is_timed_in_its_own_turn_only(monkeypatch):
     """By a clock that only the slow one of two moves on."""
     now = [0.0]
-    monkeypatch.setattr(beside.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(beside, "clock", lambda: now[0])
     slow = training([], 4)
 
     def moving():
