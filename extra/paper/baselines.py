@@ -173,7 +173,7 @@ def sequence_selection(experts, judge, prompts, end, max_new, mean=False):
 def score_whole(judge, prompts, answers, end, max_new, mean):
     """The judge's score of whole answers, (B,). An answer that stopped at max_new has no end token."""
     ids, _, lengths = pack([answer_only(p, a + [end] * (len(a) < max_new)) for p, a in zip(prompts, answers)])
-    if not isinstance(judge, Router):
+    if not hasattr(judge, "W"):  # a language model
         return likelihood(judge, ids, torch.tensor([len(p) for p in prompts]), lengths, mean)         # (B,)
     r = judge(ids.to(judge.W.weight.device))[1][..., 0].cpu()                                         # (B, T)
     return r.gather(1, lengths[:, None] - 1)[:, 0]                                                    # (B,)
@@ -220,7 +220,7 @@ def look_ahead(expert, cache, judge, judge_cache, rows, token, text, have, end, 
         if not len(active) or step + 1 == lookahead:
             break
         token = read_on(expert, cache, active, trial, count)[0].argmax(-1)                            # (a,)
-    if isinstance(judge, Router):
+    if hasattr(judge, "W"):  # a reward model
         score = read_on(judge, judge_cache, rows, trial, count)[1][:, 0]                              # (s,)
     else:
         score = likelihood(judge, trial[rows, :int(count[rows].max())], have[rows], count[rows], mean)  # (s,)

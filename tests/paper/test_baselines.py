@@ -409,7 +409,7 @@ def test_unknown_neighbours_and_names_are_refused(mistake, tmp_path):
 
     s = models.Settings(out=str(tmp_path), device="cpu")
     refused(lambda: Sft(loss="hinge"), "--loss", "one of paper")
-    refused(lambda: Cdpo(loss="hinge"), "--loss", "one of paper")
+    refused(lambda: Cdpo(loss="no such loss"), "--loss", "one of paper")
     refused(lambda: Cdpo(rejected="you"), "--rejected", "one of fused")
     refused(lambda: Cdpo(mix=2), "--mix", "0, 1")
     for name in ("../x", "", ".hidden"):
