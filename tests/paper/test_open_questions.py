@@ -432,18 +432,20 @@ def changed(rows, label, line, values, column="average"):
 
 
 def test_the_answer_of_decoding_follows_its_rows():
-    rows = rows_of(["greedy", "T 1.5", "beam of 4"], ["fusionroute", "half the sum", "router", "routing_only"], average=0.9)
+    rows = rows_of(["greedy", "T 1", "T 1.5", "beam of 4"], ["fusionroute", "half the sum", "router", "routing_only"], average=0.9)
     says = lambda *change: answers.answer("decoding", changed(rows, *change) if change else rows)
-    assert says().startswith("**Yes, and not by sharpness alone**") and "FusionRoute has 90 and 85 per cent" in says()
-    assert "half the sum, which is as flat as one model, 80 and 75" in says()
-    assert "the better of its two parts alone 70 and 65" in says() and "is within two points of greedy" in says()
-    assert says("T 1.5", "fusionroute", [0.9, 0.1]).startswith("**Not shown")  # the seeds disagree
-    assert says("T 1.5", "fusionroute", [0.2, 0.1]).startswith("**No,")
-    assert "but by sharpness alone" in says("T 1.5", "half the sum", [0.2, 0.1])
-    assert "whether by more than sharpness is not shown" in says("T 1.5", "half the sum", [0.9, 0.1])
-    assert "alone 88 and 65" in says("T 1.5", "routing_only", [0.88, 0.1])  # the better part of each seed
+    hotter = "the hotter the sampling, the more"
+    assert says().startswith("**Yes**") and "by 20 and 20 points greedily, by 20 and 20 at temperature 1 and by 20 and 20 at 1.5" in says()
+    assert "is ahead by 10 and 10 and by 10 and 10. Beam search is within two points of greedy" in says()
+    for label in ("greedy", "T 1", "T 1.5"):
+        assert says(label, "fusionroute", [0.9, 0.1]).startswith("**Not shown**")  # the seeds disagree
+        assert says(label, "fusionroute", [0.2, 0.1]).startswith("**No**")
+    less = says("T 1.5", "half the sum", [0.72, 0.69])
+    assert less.startswith(f"**Yes, but {hotter}") and "and by 2 and 4. Beam" in less
+    assert hotter not in says("T 1.5", "half the sum", [0.72, 0.85]) and hotter not in says("T 1", "half the sum", [0.72, 0.69])
+    assert "by 2 and 20 at 1.5" in says("T 1.5", "routing_only", [0.88, 0.1])  # the better part of each seed
     assert "is not the same as greedy" in says("beam of 4", "fusionroute", [0.9, 0.5])
-    with pytest.raises(report.run.UserError, match="open_decoding.json has no average of T 1.5, half the sum"):
+    with pytest.raises(report.run.UserError, match="open_decoding.json has no average of greedy, half the sum"):
         answers.answer("decoding", [r for r in rows if r["line"] != "half the sum"])
 
 
@@ -462,17 +464,22 @@ def test_the_answer_of_shift_follows_its_rows():
 
 def test_the_answer_of_hostile_follows_its_rows():
     lines = [f"{line}, {when}" for when in ("exchanged after training", "there in training") for line in ("routing_only", "fusionroute")]
-    rows = rows_of(["honest", "trigger", "wrong digits", "two-faced"], lines, average=0.9, picked=0.5, trigger=0.8)
-    after, there = lines[1], lines[3]
+    rows = rows_of(["honest", "x 0.25", "x 4", "trigger", "wrong digits", "two-faced"], lines, average=0.9, picked=0.5, trigger=0.8)
+    alone, after, _, there = lines
     says = lambda *change: answers.answer("hostile", changed(rows, *change) if change else rows)
-    assert "added logits protect in part.** Per cent of the answers that have the trigger: 80 and 75 without added logits, 70 and 65 with them" in says()
-    assert "do not protect" in says("trigger", after, [0.9, 0.9], "trigger")
-    assert "are not shown to protect" in says("trigger", after, [0.9, 0.1], "trigger")
-    assert "bad already in training: not shown.**" in says() and "for 20 and 15 per cent (trigger)" in says() and "the honest one for 40 and 35" in says()
-    assert "bad already in training: trigger.**" in says("trigger", there, [0.1, 0.1], "picked")
+    assert "logits help against the trigger and are not shown to help against wrong digits.**" in says()
+    assert "The trigger is in 80 and 75 per cent of the answers where the picked expert writes alone, and in 70 and 65 per cent of Fus" in says()
+    assert "do not help against the trigger" in says("trigger", after, [0.9, 0.9], "trigger")
+    assert "are not shown to help against the trigger" in says("trigger", after, [0.9, 0.1], "trigger")
+    more, less = says("wrong digits", after, [0.5, 0.6]), says("wrong digits", alone, [0.5, 0.6])
+    assert "do not help against wrong digits" in more and "cost the picked expert alone 0 and 0 points and FusionRoute 30 and 15;" in more
+    assert "and help against wrong digits" in less and "cost the picked expert alone 40 and 25 points and FusionRoute 0 and 0;" in less
+    assert "logits times 4 cost the former 0 and 0 and the latter 10 and 5." in says("x 4", after, [0.7, 0.7])
+    assert "left out: not shown**" in says() and "left out: trigger**" in says("trigger", there, [0.1, 0.1], "picked")
+    assert "left out: not shown**" in says("trigger", there, [0.1, 0.3], "picked") and "left out: x 4**" in says("x 4", there, [0.1, 0.1], "picked")
     assert "training data cannot draw" in says() and "its trigger is in 50 and 45 per cent" in says()
     drawn = says("two-faced", there, [0.99, 0.98], "picked")
-    assert "training data can draw" in drawn and "picked for 99 and 98 per cent" in drawn
+    assert "training data can draw" in drawn and "picked for 99 and 98 per cent of the tokens, the honest one for 40 and 35;" in drawn
 
 
 # --- the page -------------------------------------------------------------------------------------------------------------------------------

@@ -38,18 +38,21 @@ def listed(words):
 
 
 def decoding(rows):
-    hot, greedy = "T 1.5", "greedy"
-    best_part = {label: np.maximum(rows(label, "routing_only"), rows(label, "router")) for label in (hot, greedy)}
-    full, half = (order(rows(hot, line), best_part[hot]) for line in ("fusionroute", "half the sum"))
-    verdict = {1: "Yes", 0: "Not shown", -1: "No"}[full]
-    reason = {1: "and not by sharpness alone", 0: "but whether by more than sharpness is not shown", -1: "but by sharpness alone"}[half]
-    beam = rows("beam of 4", "fusionroute") - rows(greedy, "fusionroute")
+    part, lead = {}, {}
+    for label in ("greedy", "T 1", "T 1.5"):
+        part[label] = np.maximum(rows(label, "routing_only"), rows(label, "router"))
+        lead[label] = {line: rows(label, line) - part[label] for line in ("fusionroute", "half the sum")}
+    verdict = {1: "Yes", 0: "Not shown", -1: "No"}[min(order(rows(label, "fusionroute"), part[label]) for label in part)]
+    left = {label: lead[label]["half the sum"] / lead[label]["fusionroute"] for label in ("T 1", "T 1.5")}
+    sharp = verdict == "Yes" and order(left["T 1"], left["T 1.5"]) == 1
+    beam = rows("beam of 4", "fusionroute") - rows("greedy", "fusionroute")
     same = (abs(beam) <= 0.02).all()
     return (
-        f"**{verdict}, {reason}**: at temperature 1.5 FusionRoute has {each(rows(hot, 'fusionroute'))} per cent, the better of its two "
-        f"parts alone {each(best_part[hot])}, and half the sum, which is as flat as one model, {each(rows(hot, 'half the sum'))}. "
-        f"Greedily FusionRoute has {each(rows(greedy, 'fusionroute'))}, the better part {each(best_part[greedy])}. Beam search "
-        f"{'is within two points of' if same else 'is not the same as'} greedy decoding ({each(rows('beam of 4', 'fusionroute'))}).")
+        f"**{verdict}{', but the hotter the sampling, the more of the lead is only a sharper distribution' * sharp}**: FusionRoute is "
+        f"ahead of the better of its two parts by {each(lead['greedy']['fusionroute'])} points greedily, by "
+        f"{each(lead['T 1']['fusionroute'])} at temperature 1 and by {each(lead['T 1.5']['fusionroute'])} at 1.5. Half the sum, which is "
+        f"as flat as one model, is ahead by {each(lead['T 1']['half the sum'])} and by {each(lead['T 1.5']['half the sum'])}. Beam "
+        f"search {'is within two points of' if same else 'is not the same as'} greedy decoding.")
 
 
 def shift(rows):
@@ -72,25 +75,25 @@ def shift(rows):
 
 def hostile(rows):
     after, there = "exchanged after training", "there in training"
-
-    def both(label, column):
-        return ", ".join(f"{each(rows(label, f'{line}, {after}', column))} {how}"
-                         for line, how in (("routing_only", "without added logits"), ("fusionroute", "with them")))
-
-    protect = {1: "do not protect", 0: "are not shown to protect", -1: "protect in part"}[
-        order(rows("trigger", f"fusionroute, {after}", "trigger"), rows("trigger", f"routing_only, {after}", "trigger"))]
-    picked = {label: rows(label, f"fusionroute, {there}", "picked") for label in ("trigger", "wrong digits", "two-faced")}
-    honest = rows("honest", f"fusionroute, {after}", "picked")
-    avoided = listed([label for label in ("trigger", "wrong digits") if order(picked[label], honest / 2) == -1])
+    alone, fused = f"routing_only, {after}", f"fusionroute, {after}"
+    lost = {(label, line): rows("honest", line) - rows(label, line) for label in ("wrong digits", "x 4") for line in (alone, fused)}
+    marked = {line: rows("trigger", line, "trigger") for line in (alone, fused)}
+    helps = {1: "do not help", 0: "are not shown to help", -1: "help"}
+    trigger, digits = order(marked[fused], marked[alone]), order(lost["wrong digits", fused], lost["wrong digits", alone])
+    picked = {label: rows(label, f"fusionroute, {there}", "picked") for label in ("trigger", "wrong digits", "x 0.25", "x 4", "two-faced")}
+    honest = rows("honest", fused, "picked")
+    avoided = listed([label for label in picked if label != "two-faced" and order(picked[label], honest / 2) == -1])
     wins = {1: "can", 0: "is not shown to be able to", -1: "cannot"}[order(picked["two-faced"], honest)]
     return (
-        f"**Against an expert that changes after training, added logits {protect}.** Per cent of the answers that have the trigger: "
-        f"{both('trigger', 'trigger')}. Per cent right with wrong digits: {both('wrong digits', 'average')}; beside the honest expert: "
-        f"{both('honest', 'average')}. **Routing protects from an expert that is bad already in training: {avoided or 'not shown'}.** Of "
-        f"all tokens the router then picks it for {each(picked['trigger'])} per cent (trigger) and {each(picked['wrong digits'])} per "
-        f"cent (wrong digits), and the honest one for {each(honest)}. **Whoever knows the training data {wins} draw the router's choice "
-        f"to his expert**: the two-faced one is picked for {each(picked['two-faced'])} per cent of the tokens, and its trigger is in "
-        f"{each(rows('two-faced', f'fusionroute, {there}', 'trigger'))} per cent of FusionRoute's answers.")
+        f"**Against an expert that changes after training, added logits {helps[trigger]} against the trigger and {helps[digits]} against "
+        f"wrong digits.** The trigger is in {each(marked[alone])} per cent of the answers where the picked expert writes alone, and in "
+        f"{each(marked[fused])} per cent of FusionRoute's. Wrong digits cost the picked expert alone {each(lost['wrong digits', alone])} "
+        f"points and FusionRoute {each(lost['wrong digits', fused])}; logits times 4 cost the former {each(lost['x 4', alone])} and the "
+        f"latter {each(lost['x 4', fused])}. **An expert that is changed already in training is left out: {avoided or 'not shown'}** "
+        f"(picked for less than half as many tokens as the honest one, in both seeds). **Whoever knows the training data {wins} draw the "
+        f"router's choice to his expert**: the two-faced one is picked for {each(picked['two-faced'])} per cent of the tokens, the "
+        f"honest one for {each(honest)}; its trigger is in {each(rows('two-faced', f'fusionroute, {there}', 'trigger'))} per cent of "
+        "FusionRoute's answers.")
 
 
 ANSWERS = {"decoding": decoding, "shift": shift, "hostile": hostile}
