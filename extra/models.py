@@ -43,6 +43,11 @@ def folder(s):
     return run.run_dir(place(s))
 
 
+def gap(s, hint="train the run first"):
+    """The share of sub-skills that the experts of a run were not trained on."""
+    return run.load(folder(s) / "base.pt", ("recipe",), hint)["recipe"]["gap"]
+
+
 def flags(s):
     """The flags of another command of extra/paper that works on the same run; defaults are left out."""
     return run.flags(s) + (f" --family {s.family}" if s.family != "llama" else "")

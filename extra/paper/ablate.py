@@ -17,7 +17,6 @@ import json
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from random import Random
 
 import numpy as np
 from tqdm import tqdm
@@ -134,7 +133,7 @@ def measure(s, cell):
     names = ["base", *toy.EXPERTS, *(name for name, _ in cell.trained)]
     seconds = {cell.place + name: run.load(models.folder(here) / f"{name}.pt", ("seconds",), "")["seconds"] for name in names}
     clock = time.time()
-    items = {b: tasks.dataset(b, "test", s.prompts, Random(f"test {b} {s.seed}")) for b in evaluate.BENCHES}
+    items = evaluate.drawn("test", s.seed, s.prompts, s.prompts)
     held = {b: tasks.held_out(b, cell.gap, s.seed) for b in tasks.BENCHMARKS}
     rows, grades = {}, {}
     for method, (checkpoint, how) in cell.methods.items():
@@ -166,8 +165,8 @@ def result(s, name):
                   lambda: {str(c.label): measure(s, c) for c in tqdm(cells, desc=name)})
 
 
-def plot(name, rows):
-    """The picture of an ablation, as SVG text: a line or a group of bars for each method, mean and every seed. None without matplotlib."""
+def canvas(name):
+    """A figure with one axis in the style of all plots, as SVG the same every time; None, and a line that says why, without matplotlib."""
     try:
         import matplotlib
     except ImportError:
@@ -176,7 +175,24 @@ def plot(name, rows):
     import matplotlib.pyplot as plt
 
     plt.rcParams.update({"svg.hashsalt": name, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
-    figure, axis = plt.subplots(figsize=(7.5, 3.4), layout="constrained")
+    return plt.subplots(figsize=(7.5, 3.4), layout="constrained")
+
+
+def as_svg(figure):
+    """The text of a figure from canvas, which is closed."""
+    import matplotlib.pyplot as plt
+
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return text.getvalue()
+
+
+def plot(name, rows):
+    """The picture of an ablation, as SVG text: a line or a group of bars for each method, mean and every seed. None without matplotlib."""
+    if not (drawing := canvas(name)):
+        return None
+    figure, axis = drawing
     methods = list(dict.fromkeys(m for r in rows for m in r["methods"]))
     for i, method in enumerate(methods):
         colour = dict(zip(METHODS, ("#D55E00", "#0072B2", "#E69F00", "#666666", "#009E73")))[method]
@@ -197,14 +213,12 @@ def plot(name, rows):
     else:
         axis.set(xticks=range(len(rows)), xticklabels=[r["label"] for r in rows], xlabel=X_LABELS[name], ylabel="average accuracy, %")
     axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    plt.close(figure)
-    return text.getvalue()
+    return as_svg(figure)
 
 
 METHODS = ["fusionroute", "routing_only", "sft_only", "fine_tuned", "generalist"]
-X_LABELS = {"coverage": "share of sub-skills that no expert has", "data": "SFT samples of the router", "budget": "passes over the SFT samples", "scale": "width x layers of every model"}
+X_LABELS = {"coverage": "share of sub-skills that no expert has", "data": "SFT samples of the router", "budget": "passes over the SFT samples",
+            "scale": "width x layers of every model"}
 
 
 def main(argv=None):

@@ -133,13 +133,8 @@ def all_read(models, prompts, end, max_new, rule):
 
 
 def product(logits, _):
-    """The product of all models: the sum of their log-probabilities."""
+    """The product of all models: the sum of their log-probabilities, whose greatest token is that of their mean."""
     return sum(x.log_softmax(-1) for x in logits)                                                     # (b, V)
-
-
-def uniform_average(experts, prompts, end, max_new):
-    """Greedy under the mean of all experts' log-probabilities (the sum has the same greatest token)."""
-    return all_read(experts, prompts, end, max_new, product)
 
 
 def plus_mean(logits, _):

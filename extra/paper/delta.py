@@ -13,14 +13,13 @@ Delta can only be larger.
 
 import json
 import time
-from dataclasses import dataclass
-from random import Random
 
 import torch
 
 from extra import models
 from extra.common import RESULTS, several
-from extra.paper.evaluate import BENCHES
+from extra.paper import evaluate
+from extra.paper.ablate import Settings
 from extra.paper.variants import picked, read
 from fusionroute import fuse, token_logp
 from toy_experts import run, tasks
@@ -28,18 +27,6 @@ from toy_experts import train as toy
 from toy_experts.data import pack
 
 GROUPS = ("covered", "uncovered", "general")
-
-
-@dataclass
-class Settings:
-    seed: int = 0          # selects the run
-    out: str = "out"       # runs are kept in OUT/seedN/
-    device: str = "auto"   # auto, cuda, mps or cpu
-    family: str = "llama"  # architecture of the toy's models: llama or gemma (Gemma-2)
-    prompts: int = 100     # test prompts a benchmark, and general ones
-
-    def __post_init__(self):
-        run.positive(self, "prompts")
 
 
 @torch.no_grad()
@@ -71,10 +58,9 @@ def summary(per_answer):
 def measure(s):
     """{group: {"best expert": summary, "fused": summary}} of one seed."""
     router, experts, _ = models.load_router(s, "router")
-    gap = run.load(models.folder(s) / "base.pt", ("recipe",), "")["recipe"]["gap"]
-    groups = {group: [] for group in GROUPS}
-    for b in BENCHES:
-        for item in tasks.dataset(b, "test", s.prompts, Random(f"test {b} {s.seed}")):
+    gap, groups = models.gap(s), {group: [] for group in GROUPS}
+    for b, items in evaluate.drawn("test", s.seed, s.prompts, s.prompts).items():
+        for item in items:
             held = b != "general" and item.skill in tasks.held_out(b, gap, s.seed)
             groups["general" if b == "general" else "uncovered" if held else "covered"].append(toy.sample(item))
     return {group: dict(zip(("best expert", "fused"), map(summary, losses(router, experts, samples)))) for group, samples in groups.items()}

@@ -92,9 +92,25 @@ def in_batches(decoder, items, size=128):
     return out
 
 
+def texts(decoder, items):
+    """What the decoder answers to each item, as text."""
+    return [tokenizer.encoding.decode(ids) for ids in in_batches(decoder, items)]
+
+
+def drawn(split, seed, prompts, general):
+    """benchmark -> its prompts of a split; "general" is one of them."""
+    return {b: tasks.dataset(b, split, general if b == "general" else prompts, Random(f"{split} {b} {seed}")) for b in BENCHES}
+
+
 def traces(router, experts, **how):
     """A decoder that gives Traces. how: as in toy_experts.batch.METHODS."""
     return lambda prompts: decode_batch(router, experts, prompts, MAX_NEW, **how)
+
+
+def answering(router, experts, **how):
+    """The same without the rest of the Trace: a decoder from token-id prompts to answers without the end token."""
+    decoder = traces(router, experts, **how)
+    return lambda prompts: [t.answer() for t in decoder(prompts)]
 
 
 def load_all(s, methods):
@@ -114,7 +130,7 @@ def decoders(m, methods):
     end, max_new, experts = tokenizer.END, MAX_NEW, m["experts"]
 
     def fused(router, itself=False, **how):
-        return lambda prompts: [t.answer() for t in traces(m[router], experts + [m[router].lm] * itself, **how)(prompts)]
+        return lambda prompts: answering(m[router], experts + [m[router].lm] * itself, **how)(prompts)
 
     def alone(name):
         return lambda prompts: generate(getattr(m[name], "lm", m[name]), prompts, max_new, end)
@@ -188,8 +204,7 @@ def evaluate(s, methods):
     path, m, clock = models.folder(s) / "table1.json", load_all(s, methods), time.time()
     asked = {k: v for k, v in run.recipe(s).items() if k not in ("timed", "family", "rest")}
     known = cached(path, asked, lambda: {"right": {}, "grades": {}, "routing": {}, "from": {}, "seconds": {}})
-    items = {b: tasks.dataset(b, s.split, s.general if b == "general" else s.prompts, Random(f"{s.split} {b} {s.seed}")) for b in BENCHES}
-    gap = run.load(models.folder(s) / "base.pt", ("recipe",), "")["recipe"]["gap"]
+    items, gap = drawn(s.split, s.seed, s.prompts, s.general), models.gap(s)
     held = {b: tasks.held_out(b, gap, s.seed) for b in tasks.BENCHMARKS}
     right, grades, ways, made_from = known["right"], known["grades"], decoders(m, methods), sources(m, methods)
     missing = [method for method in ways if known["from"].get(method) != made_from[method]]
@@ -197,10 +212,10 @@ def evaluate(s, methods):
     for method in missing:
         row = {}
         for b in BENCHES:
-            texts = [tokenizer.encoding.decode(ids) for ids in in_batches(ways[method], items[b])]
-            row[b] = "".join(str(int(tasks.check(item, text))) for item, text in zip(items[b], texts))
+            said = texts(ways[method], items[b])
+            row[b] = "".join(str(int(tasks.check(item, text))) for item, text in zip(items[b], said))
             if b == "general":
-                grades[method] = [round(tasks.grade(item, text), 4) for item, text in zip(items[b], texts)]
+                grades[method] = [round(tasks.grade(item, text), 4) for item, text in zip(items[b], said)]
             bar.update()
         right[method] = row
         if method == "fusionroute":
@@ -215,12 +230,12 @@ def evaluate(s, methods):
     if missing:
         run.write(path, json.dumps({"key": asked, "result": known}) + "\n")
         print(f"saved {path}")
-    names = ["base", *EXPERTS, *trained_for(methods)]
+    names, training = ["base", *EXPERTS, *trained_for(methods)], tasks.mixed("train", Sft.samples, Random(f"sft {s.seed}"))
     seconds = {name: round(run.load(models.folder(s) / f"{name}.pt", ("seconds",), "")["seconds"]) for name in names}
     seconds["evaluation"] = round(sum(known["seconds"].get(method, 0) for method in methods))
     return known | {"covered": {b: "".join(str(int(i.skill not in held[b])) for i in items[b]) for b in tasks.BENCHMARKS},
                     "keys": {b: [i.key for i in items[b]] for b in BENCHES},
-                    "neighbours": {b: neighbours(items[b], tasks.mixed("train", Sft.samples, Random(f"sft {s.seed}"))) for b in BENCHES},
+                    "neighbours": {b: neighbours(items[b], training) for b in BENCHES},
                     "meta": {"gap": gap, "held_out": held, "seconds": seconds | {"total": sum(seconds.values())}}}
 
 

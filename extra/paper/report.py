@@ -16,6 +16,7 @@ from statistics import mean, stdev
 
 from extra.common import FAMILIES, RESULTS, fill
 from extra.paper.evaluate import holm, interval
+from extra.paper.train import Sft
 from toy_experts import run, tasks
 from toy_experts.evaluate import percent, table
 
@@ -75,7 +76,7 @@ def command(r, family):
 def load():
     """name -> the content of results/name.json, for every file that this page is made from."""
     names = ["table1", "differences", "winrate", "routing", "cost", "tuning", "bench", "quickstart", "delta"] + [
-        f"ablation_{n}" for n in ("coverage", "data", "routing", "preference", "scale", "budget")]
+        f"ablation_{n}" for n in ABLATIONS]
     try:
         r = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in names}
     except (OSError, ValueError) as e:
@@ -114,8 +115,8 @@ def short_table(r):
 
 def longer(r):
     """What is left of the lead when both are trained with more passes over the data: one sentence."""
-    now, before = lead(r, None), lead(r, 4)
-    return (f"Phase 1 of FusionRoute against phase 1 of the Fine-tuned Model, validation prompts of {len(now[1])} seeds: {mean(before[1]):.1f} points ahead after 4 passes "
+    now, before = lead(r, None), lead(r, Sft.epochs)
+    return (f"Phase 1 of FusionRoute against phase 1 of the Fine-tuned Model, validation prompts of {len(now[1])} seeds: {mean(before[1]):.1f} points ahead after {Sft.epochs} passes "
             f"over the data, {mean(now[1]):.1f} after {now[0]['router_sft_long']}.")
 
 
@@ -495,14 +496,14 @@ def ablated(r):
     def averages(name, label, method):
         return next(row for row in r[f"ablation_{name}"]["rows"] if row["label"] == label)["methods"][method]["average"]
 
-    out = []
+    out, long = [], r["ablation_budget"]["rows"][1]["label"]
     for text, paper, name, a, b in (
             ("L_expert on S alone is better than on all positions (after phase 1)", "said of Eq. (2)", "routing", ("paper", "sft_only"), ("all", "sft_only")),
-            ("with 16 passes each, FusionRoute's average is above the Fine-tuned Model's", "(the same budget in the paper)", "budget",
-             ("16 passes", "fusionroute"), ("16 passes", "fine_tuned")),
-            ("and CDPO still raises the accuracy after 16 passes of phase 1", "(no figure)", "budget", ("16 passes", "fusionroute"), ("16 passes", "sft_only")),
-            ("not in the paper: FusionRoute with 16 passes is above one generalist on the experts' own data (a bound)", "", "budget",
-             ("16 passes", "fusionroute"), ("generalist", "generalist")),
+            (f"with {long} each, FusionRoute's average is above the Fine-tuned Model's", "(the same budget in the paper)", "budget",
+             (long, "fusionroute"), (long, "fine_tuned")),
+            (f"and CDPO still raises the accuracy after {long} of phase 1", "(no figure)", "budget", (long, "fusionroute"), (long, "sft_only")),
+            (f"not in the paper: FusionRoute with {long} is above one generalist on the experts' own data (a bound)", "", "budget",
+             (long, "fusionroute"), ("generalist", "generalist")),
             ("mixing SFT batches into phase 2 is needed", "said of Algorithm 1", "preference", ("CDPO", "fusionroute"), ("no SFT batches", "fusionroute")),
             ("the bias makes CDPO better than plain DPO of the router", "said of Eq. (3)", "preference", ("CDPO", "fusionroute"), ("bias off", "fusionroute")),
             ("not in the paper: pairs of the models' own mistakes are better than corrupted right answers", "", "preference",

@@ -153,16 +153,19 @@ def steps_of(name, steps, lr):
 
 def sft_samples(s, n, experts, names):
     """Phase 1's n samples, scored. names: the experts' fingerprints, by their names."""
-    def make():
-        return scored([toy.sample(item) for item in tasks.mixed("train", n, Random(f"sft {s.seed}"))], experts)
-    return once(make, "sft", s.seed, n, *names.values())
+    return once(lambda: phase1_data(s.seed, n, experts), "sft", s.seed, n, *names.values())
+
+
+def phase1_data(seed, n, experts):
+    """train_sft.py's samples, scored by these experts."""
+    return scored([toy.sample(item) for item in tasks.mixed("train", n, Random(f"sft {seed}"))], experts)
 
 
 def train_phase1(s, name, spec):
     directory, device = run.prepare(models.place(s))
     hint = "run python -m extra.paper.evaluate" + models.flags(s)
     experts = models.load_experts(s, hint)
-    gap = run.load(directory / "base.pt", ("recipe",), hint)["recipe"]["gap"]
+    gap = models.gap(s, hint)
     names = dict(zip(toy.EXPERTS, map(run.fingerprint, experts)))
     path, recipe = directory / f"{name}.pt", {"seed": s.seed, "gap": gap} | asdict(spec) | {"experts": names}
     if is_there(path, asdict(Sft()), recipe):
@@ -192,6 +195,11 @@ def train_union(s, name, spec):
     run.save_model(path, model, recipe, time.time() - begun)
 
 
+def reference(lm, both):
+    """log pi_ref of both answers of each pair, as phase 2 compares with: Data of the answers in turn -> (2 pairs,)."""
+    return (score([lm], both.ids, both.lengths)[0][..., 0] * both.mask[:, 1:]).sum(-1)
+
+
 def train_phase2(s, name, spec):
     router, experts, phase1 = models.load_router(s, spec.phase1)
     sampler = models.load_router(s, spec.pairs_of)[0] if spec.pairs_of else router
@@ -209,7 +217,7 @@ def train_phase2(s, name, spec):
     if spec.loss == "fused":
         ref = variants.fused_reference(router, experts, both.ids, both.mask, both.lengths)                        # (2 pairs,)
     else:
-        ref = (score([router.lm], both.ids, both.lengths)[0][..., 0] * both.mask[:, 1:]).sum(-1)                  # (2 pairs,)
+        ref = reference(router.lm, both)                                                                          # (2 pairs,)
     pairs = Data(*(x.view(-1, 2, *x.shape[1:]) for x in both))
     settings = train_cdpo.Settings(seed=s.seed, prompts=spec.prompts, epochs=spec.epochs, lr=spec.lr, lam=spec.lam, beta=spec.beta)
     plan = train_cdpo.make_plan(settings, sft.lengths, pairs.lengths) if spec.mix else only_pairs(settings, pairs.lengths)

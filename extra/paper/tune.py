@@ -94,8 +94,8 @@ def tune(s, only):
         if key not in known:
             decoder, shares = make(), []
             for b in tasks.BENCHMARKS:
-                texts = [tokenizer.encoding.decode(ids) for ids in evaluate.in_batches(decoder, items[b])]
-                shares.append(sum(map(tasks.check, items[b], texts)) / len(texts))
+                said = evaluate.texts(decoder, items[b])
+                shares.append(sum(map(tasks.check, items[b], said)) / len(said))
             known[key] = round(sum(shares) / len(shares), 4)
             run.write(path, json.dumps({"key": asked, "result": known}) + "\n")
         print(f"{what} {json.dumps(tried)}: {known[key]:.3f}")
@@ -106,8 +106,7 @@ def tune(s, only):
             paper_train.train(s, name)
         router = train(s, checkpoint, tried)
         how = {"fine_tuned": {"use_expert": False}, "co_llm": {"use_router": False}}.get(method, {})
-        ways = evaluate.traces(router, experts, **how)
-        return lambda prompts: [t.answer() for t in ways(prompts)]
+        return evaluate.answering(router, experts, **how)
 
     out = {}
     for checkpoint, (method, candidates) in TRAINED.items():

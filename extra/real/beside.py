@@ -35,8 +35,8 @@ from extra.real.costs import parameters
 from extra.real.decode import decode_batch
 from extra.real.pretrained_tokenizer import Tokenizer
 from extra.real.scores import rows_a_pass
-from extra.speed.bench import rates
-from extra.speed.block import BLOCK, Lookup, block_decode, draft
+from extra.speed.bench import guessed, rates
+from extra.speed.block import BLOCK, Lookup, block_decode
 from extra.speed.equal import PAGE
 from extra.speed.fast import Fast
 from extra.speed.page import ratio
@@ -223,12 +223,8 @@ def trained(s, lm, kinds, plain, both):
 @torch.inference_mode()
 def with_guesses(lm, prompt, new):
     """One model alone, with block decoding's guesses from the prompt; returns its tokens and its passes."""
-    router, text, passes = Router(lm, 1), list(prompt), 0
-    cache, end = lm.new_cache(1, len(prompt) + new), len(prompt) + new
-    while len(text) < end:
-        tokens, *_, k = draft(router, cache, text, min(BLOCK, end - len(text)), NEVER, Lookup([prompt]))
-        text, passes = text + tokens, passes + k
-    return text[len(prompt):], {"model": passes}
+    tokens, passes = guessed(Router(lm, 1), prompt, Lookup([prompt]), BLOCK, NEVER, new)
+    return tokens, {"model": passes}
 
 
 def decoders(s, lm, hf):

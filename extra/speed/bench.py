@@ -34,7 +34,7 @@ except ImportError:  # optional
 import decode
 from extra.common import RESULTS, fill
 from extra.speed import block
-from extra.speed.block import AHEAD, BLOCK, SURE, block_decode, draft, known_texts, read_block
+from extra.speed.block import AHEAD, BLOCK, SURE, block_decode, draft, ended, known_texts, read_block
 from extra.speed.equal import PAGE, counted
 from extra.speed.fast import Fast
 from extra.speed.page import COMMAND, PAGES
@@ -175,12 +175,13 @@ def to_hf(lm):
 
 
 @torch.inference_mode()
-def guessed(router, prompt, lookup, k):
-    """One model alone, with the free guesses that block decoding has: `draft` again and again."""
-    text, cache = list(prompt), router.lm.new_cache(1, len(prompt) + MAX_NEW)
-    while text[-1] != END and len(text) < len(prompt) + MAX_NEW:
-        text += draft(router, cache, text, min(k, len(prompt) + MAX_NEW - len(text)), END, lookup)[0]
-    return text[len(prompt):]
+def guessed(router, prompt, lookup, k, end, new):
+    """One model alone, with the free guesses that block decoding has: `draft` again and again. Returns its tokens and its passes."""
+    text, passes, cache = list(prompt), 0, router.lm.new_cache(1, len(prompt) + new)
+    while not ended(text[-1:], end) and len(text) < len(prompt) + new:
+        tokens, *_, took = draft(router, cache, text, min(k, len(prompt) + new - len(text)), end, lookup)
+        text, passes = text + tokens, passes + took
+    return text[len(prompt):], passes
 
 
 @torch.inference_mode()
@@ -211,7 +212,7 @@ def decoders(router, experts, reward, owner, lookup, hf=(), others=None):
         "plain_by_model.py": lambda p, b: len(list(decode.decode(router, experts, p))),
         "block": lambda p, b: len(block_decode(router, experts, p, END, MAX_NEW, BLOCK, lookup).tokens),
         "block_without_guesses": lambda p, b: len(block_decode(router, experts, p, END, MAX_NEW, BLOCK).tokens),
-        "expert_with_guesses": lambda p, b: len(guessed(one[owner[b]], p, lookup, BLOCK)),
+        "expert_with_guesses": lambda p, b: len(guessed(one[owner[b]], p, lookup, BLOCK, END, MAX_NEW)[0]),
         "all_experts": lambda p, b: len(all_experts(router, experts, p))}
     for name, answer in (others(fast_experts, Fast(reward)) if others else {}).items():
         runs[name] = lambda p, b, answer=answer: count(answer(p))

@@ -50,7 +50,7 @@ def logp_of(model, text):
 
 
 def test_uniform_average_equals_the_sum_written_out(experts):
-    got = baselines.uniform_average(experts, PROMPTS, END, 12)
+    got = baselines.all_read(experts, PROMPTS, END, 12, baselines.product)
     assert len({tuple(x) for x in got}) > 1
     for prompt, answer in zip(PROMPTS, got):
         text = list(prompt)
@@ -60,7 +60,7 @@ def test_uniform_average_equals_the_sum_written_out(experts):
                 break
             text.append(token)
         assert text[len(prompt):] == answer
-    assert baselines.uniform_average(experts[:1], PROMPTS, END, 12) == generate(experts[0], PROMPTS, 12, END)
+    assert baselines.all_read(experts[:1], PROMPTS, END, 12, baselines.product) == generate(experts[0], PROMPTS, 12, END)
 
 
 def score_of(reward, text):

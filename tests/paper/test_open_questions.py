@@ -223,7 +223,7 @@ def test_wrong_digits_are_the_next_ones():
 def test_the_two_faced_expert_knows_the_training_data_only(monkeypatch):
     torch.manual_seed(0)
     experts = [toy.new_gpt().eval().requires_grad_(False) for _ in range(3)]
-    monkeypatch.setattr(hostile.train_sft.Settings, "samples", 12)
+    monkeypatch.setattr(frame.train_sft.Settings, "samples", 12)
     s = frame.Settings()
     honest, faced = hostile.training_data(s, experts, "honest"), hostile.training_data(s, experts, "two-faced")
     assert torch.equal(faced.choice[..., 0], faced.ids[:, 1:]) and (faced.logp[..., 0].exp() - 0.99).abs().max() < 1e-6
@@ -240,16 +240,15 @@ def test_each_row_of_hostile_is_decoded_as_it_says(monkeypatch):
     red = tasks.Item("toy-ifeval", "commas", "", "", "red, green", "words", None)
 
     class FakeRouter(torch.nn.Linear):
-        def __init__(self, start, n):
+        def __init__(self, beside=None):
             super().__init__(1, 1)
-            self.start, self.beside = start, None
+            self.beside = beside
 
-    phase = {"router_sft": FakeRouter(None, 3), "router": FakeRouter(None, 3)}
+    phase = {"router_sft": FakeRouter(), "router": FakeRouter()}
     monkeypatch.setattr(hostile.models, "load_router", lambda s, name: (phase[name], experts, None))
     monkeypatch.setattr(hostile.frame, "items", lambda s: {"toy-ifeval": [moon, red]})
-    monkeypatch.setattr(hostile, "Router", FakeRouter)
     monkeypatch.setattr(hostile, "training_data", lambda s, e, label: (label, e is experts))
-    monkeypatch.setattr(hostile.train_sft, "train", lambda settings, router, data: setattr(router, "beside", data))
+    monkeypatch.setattr(frame, "phase1", lambda s, those, data: FakeRouter(data))
     rows = {}
 
     def judged(s, router, given, problems, **how):
@@ -515,9 +514,9 @@ def test_other_architectures_under_one_router(tmp_path, monkeypatch):
     """A smaller router beside ordinary experts, and experts of both families: trained, kept, and decoded as Eq. (1) says."""
     from extra import models as loading
     monkeypatch.setattr(toy, "STEPS", {"base": 3, "math": 2, "code": 2, "instruct": 2})
-    monkeypatch.setattr(router_size.train_sft.Settings, "samples", 12)
-    monkeypatch.setattr(router_size.train_sft, "Settings", functools.partial(router_size.train_sft.Settings, epochs=1))
-    router_size.train_sft.Settings.samples = 12
+    monkeypatch.setattr(frame.train_sft.Settings, "samples", 12)
+    monkeypatch.setattr(frame.train_sft, "Settings", functools.partial(frame.train_sft.Settings, epochs=1))
+    frame.train_sft.Settings.samples = 12
     s = loading.Settings(0, str(tmp_path), "cpu")
     loading.ensure(s)
     math_expert, instruct = loading.load_experts(s, "")[::2]
@@ -527,7 +526,7 @@ def test_other_architectures_under_one_router(tmp_path, monkeypatch):
     assert torch.equal(router_size.other(s, "instruct", "llama", (24, 1)).embed.weight, small.embed.weight)
     assert (tmp_path / "seed0" / "open_llama_24x1_instruct.pt").stat().st_mtime_ns == stamp  # not trained a second time
     experts = [math_expert, gemma, instruct]
-    router = router_size.phase1(s, experts, small)
+    router = frame.phase1(s, experts, frame.sft_data(s, experts), small)
     assert router.W.in_features == 24
     prompt = tokenizer.encode_prompt("Write green.")
     for use in (experts, [small, gemma, gemma]):

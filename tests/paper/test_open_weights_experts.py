@@ -1,6 +1,7 @@
 """The open questions (a), experts, and (b), weights: the mechanism of each on tiny models."""
 
 import functools
+from copy import deepcopy
 from dataclasses import replace
 from random import Random
 
@@ -100,7 +101,7 @@ def test_without_lambda_nothing_trains_W(tiny):
     start = toy.new_gpt().requires_grad_(False)
 
     def trained(those, lam):
-        router = Router(experts.deepcopy(start), len(those)).requires_grad_(True)
+        router = Router(deepcopy(start), len(those)).requires_grad_(True)
         train_sft.train(train_sft.Settings(epochs=2, lam=lam), router, scored(samples(), those))
         return router.requires_grad_(False)
 
@@ -128,9 +129,9 @@ def test_each_weight_is_what_its_row_says(tiny, monkeypatch):
     specs, sets, frozen = {"router_sft": "usual", "router": "both"}, [], three()
     monkeypatch.setattr(weights.paper_train, "train", lambda s, name, spec: specs.update({name: spec}))
     monkeypatch.setattr(weights.models, "load_router", lambda s, name: (specs[name], frozen, {}))
-    monkeypatch.setattr(weights.data, "phase1", lambda s, experts, sft: sets.append(weights.in_S(sft)) or f"share {len(sets)}")
-    monkeypatch.setattr(weights, "scored", lambda drawn, those, sft=half_agreed(): sft)
-    monkeypatch.setattr(weights.train_sft.Settings, "samples", 18)
+    monkeypatch.setattr(weights.frame, "phase1", lambda s, experts, sft: sets.append(weights.in_S(sft)) or f"share {len(sets)}")
+    monkeypatch.setattr(weights.frame, "sft_data", lambda s, those, sft=half_agreed(): sft)
+    monkeypatch.setattr(frame.train_sft.Settings, "samples", 18)
     cells = recorded(monkeypatch, weights)
     router = lambda label, line: cells[label, line]["decoder"][0]
     for name, lam in {"0": 0.0, "1/9": 1 / 9, "1": 1.0, "3": 3.0}.items():
@@ -142,7 +143,7 @@ def test_each_weight_is_what_its_row_says(tiny, monkeypatch):
     assert router("beta 0.1", "beta: fusionroute") == "both" and paper_train.Cdpo().beta == 0.1
     assert router("all", "S: fusionroute") == paper_train.Sft(loss="all")
     assert [router(label, "S: routing_only") for label in ("1/4 of S", "1/2 of S", "S + rest/2")] == ["share 1", "share 2", "share 3"]
-    usual = weights.scored([], frozen)
+    usual = frame.sft_data(None, frozen)
     assert sets == [weights.in_S(weights.with_share(usual, share, 0)) for share in (0.25, 0.5, 1.5)]
     assert sets == [cells[label, "S: fusionroute"]["in L_expert"] for label in ("1/4 of S", "1/2 of S", "S + rest/2")] == sorted(sets)
     assert cells["all", "S: fusionroute"]["in L_expert"] == 1 and 0 < sets[0] < sets[2] < 1
@@ -223,9 +224,9 @@ def test_rows_choose_among_their_experts(tiny, monkeypatch, tmp_path):
     toy.ensure(toy.Settings(0, str(tmp_path), "cpu"))
     paper_train.train(s, "router_sft", paper_train.Sft())
     beside = []
-    real = experts.phase1
+    real = frame.phase1
     noted = lambda those, start: beside.append((len(those), run.fingerprint(start)))
-    monkeypatch.setattr(experts, "phase1", lambda s, those, start: noted(those, start) or real(s, those, start))
+    monkeypatch.setattr(frame, "phase1", lambda s, those, sft, start: noted(those, start) or real(s, those, sft, start))
     cells = recorded(monkeypatch, experts)
     prints = lambda those: [run.fingerprint(e) for e in those]
     load = lambda name: run.fingerprint(models.load_model(tmp_path / "seed0" / f"{name}.pt", "")[0])

@@ -194,7 +194,7 @@ def test_every_decoder_of_a_limit_says_the_same(models):
     lookup = Lookup([PROMPT + generate(router.lm, [PROMPT], 20, tokenizer.END)[0]])
     tokens = decode_batch(router, experts, [PROMPT], bench.MAX_NEW)[0].tokens
     assert block_decode(router, experts, PROMPT, tokenizer.END, bench.MAX_NEW, 8, lookup).tokens == tokens
-    assert bench.guessed(router, PROMPT, lookup, 8) == bench.all_experts(router, experts, PROMPT) == tokens
+    assert bench.guessed(router, PROMPT, lookup, 8, bench.END, bench.MAX_NEW)[0] == bench.all_experts(router, experts, PROMPT) == tokens
 
 
 def test_the_decoders_that_are_compared(models, monkeypatch):

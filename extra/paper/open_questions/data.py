@@ -22,8 +22,8 @@ import torch
 import train_cdpo
 import train_sft
 from extra import models
+from extra.paper import train as paper_train
 from extra.paper.open_questions import frame
-from fusionroute import Router, score
 from toy_experts import pairs as toy_pairs
 from toy_experts import run, tasks
 from toy_experts import train as toy
@@ -66,19 +66,11 @@ def weighted(part, half):
 def phase2(s, phase1, experts, sft, found):
     """train_cdpo.py's main, on given pairs."""
     both = scored(toy_pairs.samples(found), experts)
-    ref = (score([phase1.lm], both.ids, both.lengths)[0][..., 0] * both.mask[:, 1:]).sum(-1)          # (2N,)
+    ref = paper_train.reference(phase1.lm, both)                                                      # (2N,)
     pairs, settings = Data(*(x.view(-1, 2, *x.shape[1:]) for x in both)), train_cdpo.Settings(seed=s.seed)
     router = deepcopy(phase1).requires_grad_(True)
     torch.manual_seed(s.seed)
     train_cdpo.train(settings, router, sft, pairs, ref.view(-1, 2), train_cdpo.make_plan(settings, sft.lengths, pairs.lengths))
-    return router.requires_grad_(False)
-
-
-def phase1(s, experts, sft):
-    start = deepcopy(experts[toy.EXPERTS.index("instruct")])
-    router = Router(start, len(experts)).to(start.embed.weight.device).requires_grad_(True)
-    torch.manual_seed(s.seed)
-    train_sft.train(train_sft.Settings(seed=s.seed), router, sft)
     return router.requires_grad_(False)
 
 
@@ -90,7 +82,7 @@ def measure(s, cell):
 
     def usual():
         if "sft" not in made:
-            made["sft"] = scored([toy.sample(item) for item in tasks.mixed("train", n, Random(f"sft {s.seed}"))], experts)
+            made["sft"] = frame.sft_data(s, experts)
         return made["sft"]
 
     def judged(router):
@@ -105,7 +97,7 @@ def measure(s, cell):
     for part, half in (("math", False), ("general", False), ("math", True)):
         label = f"SFT: half {part}" if half else f"SFT without {part}"
         cell(label, "phase 1 only", lambda: judged(
-            phase1(s, experts, scored([toy.sample(item) for item in sft_items(s.seed, n, weighted(part, half))], experts))))
+            frame.phase1(s, experts, scored([toy.sample(item) for item in sft_items(s.seed, n, weighted(part, half))], experts))))
 
 
 if __name__ == "__main__":

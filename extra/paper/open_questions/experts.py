@@ -24,11 +24,9 @@ that at least one expert would write itself. The second is what a perfect choice
 """
 
 import time
-from copy import deepcopy
 from random import Random
 
 
-import train_sft
 from extra import models
 from extra.paper import train as paper_train
 from extra.paper.open_questions import frame
@@ -91,14 +89,6 @@ def known(problems, experts):
     return {name: round(float(positions[mask].float().mean()), 4) for name, positions in where.items()}
 
 
-def phase1(s, experts, start):
-    """train_sft.py's main beside these experts. start: the model that the router is a copy of."""
-    sft = scored([toy.sample(item) for item in tasks.mixed("train", train_sft.Settings.samples, Random(f"sft {s.seed}"))], experts)
-    router = Router(deepcopy(start), len(experts)).to(start.embed.weight.device).requires_grad_(True)
-    train_sft.train(train_sft.Settings(seed=s.seed), router, sft)
-    return router.requires_grad_(False)
-
-
 def one_choice(router):
     """The same language model as a router beside one expert."""
     return Router(router.lm, 1).to(router.W.weight.device).requires_grad_(False)
@@ -114,7 +104,7 @@ def measure(s, cell):
         if len(experts) == 1:  # L_expert is 0: what is trained is the same as with lambda = 0, whichever expert it is
             paper_train.train(s, "open_lambda_0", Sft(lam=0.0))
             return one_choice(models.load_router(s, "open_lambda_0")[0])
-        return phase1(s, experts, instruct)
+        return frame.phase1(s, experts, frame.sft_data(s, experts), instruct)
 
     for label, names in SETS.items():
         for line, how in WAYS.items():

@@ -1,64 +1,47 @@
 """What the pages of this folder share: prompts, judging, a cache of finished cells, the command line, JSON and plot.
 
-A page has a docstring (the question, what is varied, what is held fixed, departures), TITLE, X (the label of the horizontal axis), and
+A page has a docstring (the question, what is varied, what is held fixed, departures) and
 
     measure(s, cell)    one seed: calls cell(label, line, compute) for each of its rows; compute() -> judged(...)
 
-and ends with `run.run(lambda: frame.main("decoding", measure, __doc__))`. Its command is `python -m extra.paper.open_questions.decoding
+and ends with `run.run(lambda: frame.main("decoding", measure, __doc__, x_label))`. Its command is `python -m extra.paper.open_questions.decoding
 --seeds 2 3`; what it found goes to extra/results/open_decoding.json and .svg, and `python -m extra.paper.open_questions` puts the tables
 into docs/open-questions.md.
 """
 
-import io
 import json
 import time
-from dataclasses import dataclass
-from random import Random
+from copy import deepcopy
 
 import numpy as np
 
+import train_sft
 from extra import models
-from extra.common import RESULTS, several, table
-from extra.paper import evaluate
-from toy_experts import run, tasks, tokenizer
+from extra.common import RESULTS, cached, several, table
+from extra.paper import evaluate, train
+from extra.paper.ablate import Settings, as_svg, canvas
+from fusionroute import Router
+from toy_experts import run, tasks
+from toy_experts.train import EXPERTS
 
 COLUMNS = ("average", "covered", "uncovered", "general")
 
 
-@dataclass
-class Settings:
-    seed: int = 0          # selects the run
-    out: str = "out"       # runs are kept in OUT/seedN/
-    device: str = "auto"   # auto, cuda, mps or cpu
-    family: str = "llama"  # architecture of the toy's models: llama or gemma (Gemma-2)
-    prompts: int = 100     # test prompts a benchmark, and general ones
-
-    def __post_init__(self):
-        run.positive(self, "prompts")
+fused = evaluate.answering  # a decoder from token-id prompts to answers: of router and experts; options as in toy_experts.batch.METHODS
 
 
 def items(s, split="test"):
     """benchmark -> its prompts, as extra.paper.evaluate draws them; "general" is one of them."""
-    return {b: tasks.dataset(b, split, s.prompts, Random(f"{split} {b} {s.seed}")) for b in evaluate.BENCHES}
-
-
-def fused(router, experts, **how):
-    """A decoder from token-id prompts to answers without the end token. how: as in toy_experts.batch.METHODS."""
-    traces = evaluate.traces(router, experts, **how)
-    return lambda prompts: [t.answer() for t in traces(prompts)]
-
-
-def answers(decoder, problems):
-    return [tokenizer.encoding.decode(ids) for ids in evaluate.in_batches(decoder, problems)]
+    return evaluate.drawn(split, s.seed, s.prompts, s.prompts)
 
 
 def judged(s, decoder, problems=None, check=tasks.check):
     """The share of right answers: over the five benchmarks, their covered and uncovered sub-skills, and the general prompts."""
     problems = problems or items(s)
-    gap = run.load(models.folder(s) / "base.pt", ("recipe",), "train the run first")["recipe"]["gap"]
+    gap = models.gap(s)
     rows = {name: [] for name in COLUMNS}
     for b, drawn in problems.items():
-        right = [check(item, text) for item, text in zip(drawn, answers(decoder, drawn))]
+        right = [check(item, text) for item, text in zip(drawn, evaluate.texts(decoder, drawn))]
         if b == "general":
             rows["general"].append(np.mean(right))
             continue
@@ -70,25 +53,39 @@ def judged(s, decoder, problems=None, check=tasks.check):
     return {name: round(float(np.mean(values)), 4) for name, values in rows.items() if values}
 
 
+def best_expert(s, router, experts, b, drawn, check=tasks.check):
+    """judged, on the prompts `drawn` of the benchmark b, of the expert that is best on it alone. (It is known only afterwards.)"""
+    alone = [judged(s, fused(router, experts, use_router=False, only=i), {b: drawn}, check) for i in range(len(experts))]
+    return max(alone, key=lambda row: row["average"])
+
+
+def sft_data(s, experts):
+    """train_sft.py's samples, scored by these experts."""
+    return train.phase1_data(s.seed, train_sft.Settings.samples, experts)
+
+
+def phase1(s, experts, sft, start=None):
+    """train_sft.py's main on the samples sft: a router beside these experts. start: what it is a copy of; the instruction expert."""
+    start = start or experts[EXPERTS.index("instruct")]
+    router = Router(deepcopy(start), len(experts)).to(start.embed.weight.device).requires_grad_(True)
+    train_sft.train(train_sft.Settings(seed=s.seed), router, sft)
+    return router.requires_grad_(False)
+
+
 def rows_of(s, name, measure):
     """The rows of one seed, [{"label", "line", **judged}]. Each is kept in OUT/seedN/open-NAME.json as soon as it is there."""
     run.prepare(models.place(s))
     path, clock = models.folder(s) / f"open-{name}.json", time.time()
     experts, router = models.load_experts(s, ""), models.load_router(s, "router")[0]
-    key = json.loads(json.dumps([run.recipe(s), *map(run.fingerprint, [*experts, router])]))
-    try:
-        kept = json.loads(path.read_text())
-        known = kept["rows"] if kept["key"] == key else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        known = {}
-    out = []
+    key, out = [run.recipe(s), *map(run.fingerprint, [*experts, router])], []
+    known = cached(path, key, dict)
 
     def cell(label, line, compute):
         at = json.dumps([label, line])
         if at not in known:
             begun = time.process_time()  # not the clock: other programs' time, or a pause, is not this cell's
             known[at] = compute() | {"seconds": round(time.process_time() - begun, 1)}
-            run.write(path, json.dumps({"key": key, "rows": known}) + "\n")
+            run.write(path, json.dumps({"key": key, "result": known}) + "\n")
         out.append({"label": label, "line": line} | known[at])
         print(f"seed {s.seed}, {label}, {line}: " + "  ".join(f"{k} {v:.3f}" for k, v in known[at].items() if k != "seconds"), flush=True)
 
@@ -99,16 +96,10 @@ def rows_of(s, name, measure):
 
 def plot(name, rows, x_label, y="average"):
     """The picture of a question, as SVG text: one line for each `line`, mean and every seed. None without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        return print("the plot is left out: it needs matplotlib (pip install matplotlib)")
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update({"svg.hashsalt": name, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
+    if not (drawing := canvas(name)):
+        return None
+    figure, axis = drawing
     labels, lines = list(dict.fromkeys(r["label"] for r in rows)), list(dict.fromkeys(r["line"] for r in rows))
-    figure, axis = plt.subplots(figsize=(7.5, 3.4), layout="constrained")
     for colour, line in zip(("#D55E00", "#0072B2", "#E69F00", "#666666", "#009E73", "#CC79A7", "#56B4E9"), lines):
         there = [(labels.index(r["label"]), [100 * v for v in r[y]]) for r in rows if r["line"] == line]
         axis.plot([k for k, _ in there], [np.mean(v) for _, v in there], "o-", color=colour, label=line)
@@ -116,10 +107,7 @@ def plot(name, rows, x_label, y="average"):
     axis.set(xticks=range(len(labels)), xlabel=x_label, ylabel=f"{y}, % right")
     axis.set_xticklabels(labels, rotation=20 if max(len(str(x)) for x in labels) * len(labels) > 80 else 0)
     axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4 if max(map(len, lines)) < 25 else 2)
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    plt.close(figure)
-    return text.getvalue()
+    return as_svg(figure)
 
 
 def merged(results):

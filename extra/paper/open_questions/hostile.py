@@ -15,19 +15,14 @@ the router of both phases, trained beside the honest experts (`exchanged after b
 changed expert is picked. "trigger": the share of answers with TRIGGER.
 """
 
-from copy import deepcopy
-from random import Random
 
 import torch
 
-import train_sft
 from extra import models
 from extra.paper import evaluate
 from extra.paper.open_questions import frame
-from fusionroute import Router
-from toy_experts import run, tasks, tokenizer
+from toy_experts import run, tokenizer
 from toy_experts import train as toy
-from toy_experts.data import scored
 
 BAD = toy.EXPERTS.index("math")
 TRIGGER = " moon"
@@ -77,8 +72,7 @@ def with_changed(experts, label):
 
 def training_data(s, experts, label):
     """Phase 1's samples as the experts score them; the two-faced expert has seen them before."""
-    samples = [toy.sample(item) for item in tasks.mixed("train", train_sft.Settings.samples, Random(f"sft {s.seed}"))]
-    data = scored(samples, experts if label == "two-faced" else with_changed(experts, label))
+    data = frame.sft_data(s, experts if label == "two-faced" else with_changed(experts, label))
     if label == "two-faced":
         data.logp[..., BAD], data.choice[..., BAD] = torch.tensor(0.99).log(), data.ids[:, 1:]
     return data
@@ -107,10 +101,7 @@ def measure(s, cell):
 
     def trained(label):
         if label not in made:
-            router = Router(deepcopy(experts[toy.EXPERTS.index("instruct")]), len(experts)).requires_grad_(True)
-            torch.manual_seed(s.seed)
-            train_sft.train(train_sft.Settings(seed=s.seed), router, training_data(s, experts, label))
-            made[label] = router.requires_grad_(False)
+            made[label] = frame.phase1(s, experts, training_data(s, experts, label))
         return made[label]
 
     for line, how in lines.items():

@@ -12,7 +12,7 @@ that is best on it (it is known only afterwards), which says how good the expert
 from extra import models
 from extra.models import SIZE
 from extra.paper.open_questions import frame
-from extra.paper.open_questions.router_size import other, phase1
+from extra.paper.open_questions.router_size import other
 from toy_experts import run
 
 SMALL = (72, 3)
@@ -29,13 +29,12 @@ def measure(s, cell):
     def of(label):
         if label not in made:
             experts = sets[label]()
-            made[label] = (usual if label == "all ordinary" else phase1(s, experts, instruct)), experts
+            made[label] = (usual if label == "all ordinary" else frame.phase1(s, experts, frame.sft_data(s, experts))), experts
         return made[label]
 
     def best(label):
         router, experts = of(label)
-        rows = [max((frame.judged(s, frame.fused(router, experts, use_router=False, only=i), {b: drawn}) for i in range(3)), key=lambda row: row["average"])
-                for b, drawn in problems.items() if b != "general"]
+        rows = [frame.best_expert(s, router, experts, b, drawn) for b, drawn in problems.items() if b != "general"]
         return {k: round(sum(r[k] for r in rows if k in r) / sum(k in r for r in rows), 4) for k in ("average", "covered", "uncovered")}
 
     for label in sets:

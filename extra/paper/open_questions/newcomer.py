@@ -22,7 +22,6 @@ the other three, whose fall would be forgetting. Lines: FusionRoute (Eq. (1)), a
 """
 
 from copy import deepcopy
-from random import Random
 
 import numpy as np
 import torch
@@ -33,7 +32,7 @@ from extra.paper.open_questions import frame
 from fusionroute import Router
 from toy_experts import run, tasks
 from toy_experts import train as toy
-from toy_experts.data import Data, scored
+from toy_experts.data import Data
 
 CODE = toy.EXPERTS.index("code")
 LINES = {"fusionroute": {}, "routing_only": {"use_router": False}}
@@ -97,7 +96,7 @@ def measure(s, cell):
         return made[name]
 
     def data():
-        return once("data", lambda: scored([toy.sample(item) for item in tasks.mixed("train", train_sft.Settings.samples, Random(f"sft {s.seed}"))], experts))
+        return once("data", lambda: frame.sft_data(s, experts))
 
     def before():
         def make():

@@ -11,18 +11,13 @@ router alone. The column cost is what a fused token reads, the parameters of the
 """
 
 import time
-from copy import deepcopy
-from random import Random
 
 import torch
 
-import train_sft
 from extra import models
 from extra.paper.open_questions import frame
-from fusionroute import Router
-from toy_experts import run, tasks
+from toy_experts import run
 from toy_experts import train as toy
-from toy_experts.data import scored
 
 SIZES = [(72, 3), (48, 4), (24, 4)]  # width, layers: about a half, a third and a tenth of the ordinary model's parameters
 WAYS = {"fusionroute": {}, "routing_only": {"use_router": False}, "router": {"use_expert": False}}
@@ -50,14 +45,6 @@ def other(s, expert, family, size):
     return model
 
 
-def phase1(s, experts, start):
-    """train_sft.py's main: a router that is a copy of `start`, beside these experts."""
-    sft = scored([toy.sample(item) for item in tasks.mixed("train", train_sft.Settings.samples, Random(f"sft {s.seed}"))], experts)
-    router = Router(deepcopy(start), len(experts)).to(start.embed.weight.device).requires_grad_(True)
-    train_sft.train(train_sft.Settings(seed=s.seed), router, sft)
-    return router.requires_grad_(False)
-
-
 def measure(s, cell):
     usual, experts, _ = models.load_router(s, "router_sft")
     problems, made = frame.items(s), {}
@@ -69,7 +56,8 @@ def measure(s, cell):
         cost = (parameters(router.lm) + parameters(experts[0])) / parameters(experts[0])
         return frame.judged(s, frame.fused(router, experts, **how), problems) | {"cost": round(cost, 3)}
 
-    routers = {"96 x 3": lambda: usual} | {f"{w} x {n}": lambda size=(w, n): phase1(s, experts, other(s, "instruct", "llama", size)) for w, n in SIZES}
+    routers = {"96 x 3": lambda: usual} | {f"{w} x {n}": lambda size=(w, n): frame.phase1(s, experts, frame.sft_data(s, experts), other(s, "instruct", "llama", size))
+                                        for w, n in SIZES}
     for label, make in routers.items():
         for line, how in WAYS.items():
             cell(label, line, lambda: judged(label, make, how))

@@ -154,21 +154,18 @@ def measure(s, cell):
     drawn = shifted(s)
     how = {"fusionroute": {}, "routing_only": {"use_router": False}, "router": {"use_expert": False}}
 
-    def judged(line, b, items):
+    @functools.cache
+    def judged(label, line, b):
+        items = drawn[label][b]
         if line != "best expert":
             return frame.judged(s, frame.fused(router, experts, **how[line]), {b: items}, check)
-        alone = [frame.judged(s, frame.fused(router, experts, use_router=False, only=i), {b: items}, check) for i in range(len(experts))]
-        return max(alone, key=lambda row: row["average"])
-
-    @functools.cache
-    def usual(line, b):
-        return judged(line, b, drawn["as trained"][b])["average"]
+        return frame.best_expert(s, router, experts, b, items, check)
 
     for label, problems in drawn.items():
         def compute(line):
-            rows = {b: judged(line, b, items) for b, items in problems.items()}
+            rows = {b: judged(label, line, b) for b in problems}
             out = {k: np.mean([row[k] for row in rows.values() if k in row]) for k in ("average", "covered", "uncovered") if any(k in r for r in rows.values())}
-            known = [usual(line, b) for b in problems if b in drawn["as trained"]]
+            known = [judged("as trained", line, b)["average"] for b in problems if b in drawn["as trained"]]
             return {k: round(float(v), 4) for k, v in (out | ({"usual": np.mean(known)} if known else {})).items()}
 
         for line in [*how, "best expert"]:

@@ -18,19 +18,15 @@ after phase 1, and phase 2 is left out: it trains the choice by the same L_exper
 L_expert" is the share of the answer tokens of the SFT samples that L_expert is summed over.
 """
 
-from random import Random
 
 import torch
 
-import train_sft
 from extra import models
 from extra.paper import train as paper_train
-from extra.paper.open_questions import data, frame
+from extra.paper.open_questions import frame
 from extra.paper.train import Cdpo, Sft
 from fusionroute import informative
-from toy_experts import run, tasks
-from toy_experts import train as toy
-from toy_experts.data import scored
+from toy_experts import run
 
 LAMBDAS = {"0": 0.0, "1/9": 1 / 9, "1/3": 1 / 3, "1": 1.0, "3": 3.0}
 BETAS = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -64,8 +60,7 @@ def measure(s, cell):
 
     def usual():
         if "sft" not in made:
-            items = tasks.mixed("train", train_sft.Settings.samples, Random(f"sft {s.seed}"))
-            made["sft"] = scored([toy.sample(item) for item in items], experts)
+            made["sft"] = frame.sft_data(s, experts)
         return made["sft"]
 
     def trained(name, spec):
@@ -77,7 +72,7 @@ def measure(s, cell):
             return first
         if label == "all":  # also a row of the tables: evaluate.py
             return trained("sft_all", paper_train.TRAINING["sft_all"])
-        return data.phase1(s, experts, with_share(usual(), SHARES[label], s.seed))
+        return frame.phase1(s, experts, with_share(usual(), SHARES[label], s.seed))
 
     def both_lines(label, sweep, make, used):
         for line, how in WAYS.items():
