@@ -212,7 +212,8 @@ function curves() {
   return chart.lines({
     id: "coverage-chart", title: "Loss and coverage.",
     text: `To the right the experts know more. Choosing alone needs an expert that knows the right
-      token everywhere.`,
+      token everywhere. (A router that may also choose itself is one expert more, and knows what the
+      experts do not: the README's table has it. The paper does not.)`,
     lines: [line("choosing", "code", null, 0),
       line(`choosing, and logits up to ${number(bound)}`, "router", "7 4", bound),
       line("the same logits, no expert", "plain", "2 4", bound, true)],

@@ -51,10 +51,10 @@ function charts() {
       x_label: "step", y_label: "margin and bias, as they enter Eq. (3)",
     }),
     chart.lines({
-      id: "chart-accuracy", title: "Phase 2: which answer is ahead.",
-      text: `The share of pairs in which the chosen (right) answer is ahead: by the router's margin
-        alone (${first_and_last(pair.accuracy)}), and by margin + bias
-        (${first_and_last(pair.fused_accuracy)}). The second share is the lower one because the
+      id: "chart-accuracy", title: "Phase 2: the shares of pairs above 0.",
+      text: `The share of pairs whose margin is positive (${first_and_last(pair.accuracy)}): the
+        router prefers the chosen answer more than it did after phase 1. And the share whose margin
+        + bias is positive (${first_and_last(pair.fused_accuracy)}). The second share is the lower one because the
         rejected answers are the models' own mistakes: the bias starts at
         ${number(pair.bias[0])}, and the margin must first make up for it.`,
       lines: [line(pair, "accuracy", "margin > 0", "router"),
@@ -165,8 +165,8 @@ function pair() {
       ? ` After phase 2 margin + bias is still below 0 (${number(after.margin + after.bias)}): for
         this pair phase 2 did not succeed. The router moved in the right direction, by a margin of
         ${number(after.margin)}, but not far enough to outweigh the experts.`
-      : ` After phase 2 margin + bias is above 0 (${number(after.margin + after.bias)}): the chosen
-        answer is ahead.`),
+      : ` After phase 2 margin + bias is above 0 (${number(after.margin + after.bias)}): the loss
+        of this pair is below log 2.`),
   ];
 }
 

@@ -645,7 +645,8 @@ function build_answer() {
     h("p", { class: "small" }, "Coloured are the tokens in the set ", h("b", {}, "S"), `: there the
       experts by themselves would not all write the same token, and it may matter which one is
       picked. Plain tokens are outside S: there all of them agree. To agree does not mean to be
-      right: the router may still have to change the token. In the tables “␣”
+      right: the router may still have to change the token. (In training, S is the same set of the
+      right answer's tokens.) In the tables “␣”
       stands for a space, “↵” for a new line.`),
     h("div", { id: "answers" }),
     h("p", { class: "small", id: "status", role: "status" }),

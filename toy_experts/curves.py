@@ -63,7 +63,7 @@ def draw(folder, hint):
     axes[2].set(title="phase 2: rewards and bias of Eq. (3)", xlabel="step")
     line(axes[3], pairs, "accuracy", "margin > 0")
     line(axes[3], pairs, "fused_accuracy", "margin + bias > 0")
-    axes[3].set(title="phase 2: pairs in the right order", xlabel="step", ylim=(0, 1))
+    axes[3].set(title="phase 2: share of pairs above 0", xlabel="step", ylim=(0, 1))
     for axis in axes:
         axis.legend()
     text = io.StringIO()

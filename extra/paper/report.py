@@ -183,8 +183,8 @@ def quick_table(r):
         "that the experts were trained on, `uncovered` over the others. `general`: problems of all these, half of them with one expert's "
         "content asked for in another's form.", "", *table(rows), "",
         f"No expert was trained on {percent(meta['gap'])}% of the sub-skills ({held}). On the others, each expert in its own domain: {own}.", "",
-        "The share of each expert in FusionRoute's tokens, of all tokens and of those in S. (Outside S all experts agree, so the pick does not "
-        "matter and is not trained.)", "", *table(picks), "",
+        "The share of each expert in FusionRoute's tokens, of all tokens and of those in S. (Outside S all experts have the same likeliest "
+        "token: the pick is not trained there. For routing alone it does not matter there; for the sum it can, a little.)", "", *table(picks), "",
         f"Seconds on {meta['machine']}: base and experts {sum(seconds[x] for x in ['base', *tasks.DOMAINS])}, phase 1 {seconds['router_sft']}, "
         f"pairs and phase 2 {seconds['router']}, evaluation {seconds['evaluation']}; {seconds['total']} in all."])
 
