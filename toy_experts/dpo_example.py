@@ -197,8 +197,8 @@ def first_block(d):
     return ["```", f"step {f['step'] + 1} pair  loss {f['loss']:.3f}  margin {f['margin']:.3f}  "
             f"bias {f['bias']:.3f}", "```", "",
             f"Over all {s['pairs']} pairs, at the start: the mean bias is {s['bias']:.2f}, the "
-            f"bias is negative for {percent(s['negative'])}, and the mean loss is {s['loss']:.2f}. A "
-            f"pair with this mean bias would pull with weight sigmoid({-s['bias']:.2f}) = "
+            f"bias is negative for {percent(s['negative'])}, and the mean loss is {s['loss']:.2f}. "
+            f"A pair with this mean bias would pull with weight sigmoid({-s['bias']:.2f}) = "
             f"{torch.tensor(-s['bias']).sigmoid():.3f}, and its margin must pass {-s['bias']:.2f} "
             "before the sum is positive."]
 
