@@ -20,6 +20,9 @@ Each row of the tables is a limit or a neighbour of one fused decoder, so that a
     its phase 1 only                    fine_tuned_sft_long    Sft(loss="plain", lr=1e-3, epochs=16)        the router's language model
     with the experts' own data:
     generalist (a bound)                generalist             Union(), then Sft() with loss="plain"        the router's language model
+    at the cost of two models a token, as FusionRoute:
+    one model of twice the size         double                 Double(), then Sft() with loss="plain"       the router's language model
+    sum of two fine-tuned models        two_fine_tuned         Sft() with loss="plain", two starts          the sum of both log pi
     what the choice is worth, what the addition is worth:
     router + mean of experts            router_mean            as FusionRoute                               the router and all log pi_i
     router + math expert, ...           router_math, ...       as FusionRoute                               Eq. (1), always that expert

@@ -47,7 +47,8 @@ ROWS = {  # method: the checkpoints that it decodes with, besides base and exper
     "math_expert": [], "code_expert": [], "instruct_expert": [], "oracle_expert": [], "uniform_average": [],
     "router_mean": ["router"], "router_math": ["router"], "router_code": ["router"], "router_instruct": ["router"], "router_random": ["router"],
     # until here: HEADLINE
-    "generalist": ["generalist"], "sft_long": ["router_sft_long"], "fine_tuned_sft_long": ["fine_tuned_sft_long"],
+    "generalist": ["generalist"], "double": ["double"], "two_fine_tuned": ["fine_tuned_sft_long", "fine_tuned_sft_math"],
+    "sft_long": ["router_sft_long"], "fine_tuned_sft_long": ["fine_tuned_sft_long"],
     "fine_tuned": ["fine_tuned"], "sft_all": ["sft_all"], "fusionroute_all": ["router_all"], "co_llm": ["co_llm"], "fused_full": ["fused_full"],
     "sequence_selection": ["reward"], "collab": ["reward"], "selection_lm": ["fine_tuned_long"], "collab_lm": ["fine_tuned_long"],
     "task_arithmetic_paper": [], "task_arithmetic": [], "dare_paper": [], "dare": [],
@@ -120,7 +121,8 @@ def load_all(s, methods):
     m = {name: models.load_model(directory / f"{name}.pt", hint, device)[0] for name in ["base"] + EXPERTS}
     m["experts"] = [m[e] for e in EXPERTS]
     for name in dict.fromkeys(name for method in methods for name in ROWS[method]):
-        load = models.load_model(directory / "reward.pt", hint, device, router=True) if name == "reward" else models.load_router(s, name)
+        added = name not in ("reward", "double")  # these are never added to an expert's logits, and need not fit
+        load = models.load_router(s, name) if added else models.load_model(directory / f"{name}.pt", hint, device, router=True)
         m[name] = load[0]
     return m
 
@@ -152,6 +154,7 @@ def decoders(m, methods):
         "router": alone("router"), "fine_tuned": alone("fine_tuned"),
         "fusionroute_long": fused("router_long"), "sft_long": fused("router_sft_long"),
         "fine_tuned_long": alone("fine_tuned_long"), "fine_tuned_sft_long": alone("fine_tuned_sft_long"), "generalist": alone("generalist"),
+        "double": alone("double"), "two_fine_tuned": together(baselines.product, "fine_tuned_sft_long", "fine_tuned_sft_math"),
         "router_mean": together(baselines.plus_mean, "router", *EXPERTS), "router_random": together(baselines.plus_random(0), "router", *EXPERTS),
         "router_math": fused("router", only=0), "router_code": fused("router", only=1), "router_instruct": fused("router", only=2),
         "co_llm": fused("co_llm", use_router=False), "co_llm_self": fused("co_llm_self", itself=True, use_router=False),

@@ -49,6 +49,7 @@ NAMES = {
     "fused_sft": "through the fusion, phase 1", "fused_full": "through the fusion, both",
     "fusionroute_long": "FusionRoute, tuned budget", "sft_long": "phase 1 only, tuned budget",
     "fine_tuned_long": "Fine-tuned Model, tuned budget", "fine_tuned_sft_long": "its phase 1 only", "generalist": "generalist (a bound)",
+    "double": "one model of twice the size", "two_fine_tuned": "sum of two fine-tuned models",
     "fusionroute_all": "L_expert everywhere, both", "sft_all": "L_expert everywhere, phase 1", "router_mean": "router + mean of experts",
     "router_math": "router + math expert", "router_code": "router + code expert", "router_instruct": "router + instruction expert",
     "router_random": "router + random expert in S", "selection_lm": "Sequence Selection, better judge", "collab_lm": "Collab, better judge",

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from random import Random
 from types import SimpleNamespace
 
+import torch
+
 import train_cdpo
 import train_sft
 from extra.common import file_stem, one_of
@@ -76,6 +78,16 @@ class Union:
     """One model in the experts' place: the base, trained on all their documents for as many steps as all of them together."""
 
 
+@dataclass(frozen=True)
+class Double:
+    """The instruction expert with about twice the parameters: a base of this size first, on the same documents, then as always."""
+    size: tuple = (144, 3)                           # width and layers
+
+    def __post_init__(self):
+        if self.size[0] % 24:
+            raise run.UserError(f"size is {self.size}, and its width must be a multiple of 24")
+
+
 TRAINING = {  # in this order: each needs some of those before it
     "router_sft": Sft(),
     "router": Cdpo(),
@@ -88,6 +100,10 @@ TRAINING = {  # in this order: each needs some of those before it
     "fine_tuned_long": Cdpo(loss="plain", lr=2.5e-5, phase1="fine_tuned_sft_long", pairs_of="router_sft"),
     "union": Union(),
     "generalist": Sft(loss="plain", lr=1e-3, start="union"),
+    # What decodes at the cost of router and expert: one model of twice the size, and a second fine-tuned model to add to the first.
+    "double_start": Double(),
+    "double": Sft(loss="plain", lr=1e-3, epochs=16, start="double_start"),
+    "fine_tuned_sft_math": Sft(loss="plain", lr=1e-3, epochs=16, start="math"),
     "sft_all": Sft(loss="all"),
     "router_all": Cdpo(phase1="sft_all"),
     "co_llm": Sft(loss="co_llm"),
@@ -118,7 +134,7 @@ def train(s, name, spec=None):
     """Train the checkpoint NAME.pt of the run s by a recipe (default: that of TRAINING), unless it is there."""
     spec = spec or TRAINING[name]
     file_stem(SimpleNamespace(name=name), "name")
-    {Sft: train_phase1, Cdpo: train_phase2, Reward: train_reward, Union: train_union}[type(spec)](s, name, spec)
+    {Sft: train_phase1, Cdpo: train_phase2, Reward: train_reward, Union: train_union, Double: train_double}[type(spec)](s, name, spec)
 
 
 def is_there(path, usual, recipe):
@@ -193,6 +209,22 @@ def train_union(s, name, spec):
     with steps_of(name, sum(toy.STEPS[e] for e in toy.EXPERTS), toy.LR["math"]):
         toy.train(name, model.requires_grad_(True), documents, s.seed * 1000)
     run.save_model(path, model, recipe, time.time() - begun)
+
+
+def train_double(s, name, spec):
+    directory, device = run.prepare(models.place(s))
+    path, hint = directory / f"{name}.pt", "run python -m extra.paper.evaluate" + models.flags(s)
+    recipe = run.load(directory / "base.pt", ("recipe",), hint)["recipe"]
+    asked = recipe | {"size": list(spec.size)}
+    if path.exists():
+        run.check_same(path, models.load_model(path, "start again")[1]["recipe"], asked)
+        return print(f"{path} is there already")
+    begun = time.time()
+    torch.manual_seed(s.seed)                                             # as in models.ensure
+    model = models.new_gpt(s.family, spec.size).to(device)
+    for number, what in ((0, "base"), (1 + toy.EXPERTS.index("instruct"), "instruct")):
+        toy.train(what, model.requires_grad_(True), toy.documents(toy.Settings(**recipe), what), s.seed * 1000 + number)
+    run.save_model(path, model, asked, time.time() - begun)
 
 
 def reference(lm, both):

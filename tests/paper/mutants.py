@@ -23,6 +23,8 @@ PAPER = [
     ("the rate of W is the usual one", TRAIN, "usual, script.LR_W = script.LR_W, lr_w", "usual = script.LR_W", MADE),
     ("a checkpoint of another recipe is taken", TRAIN, "run.check_same(path, usual | saved, recipe)", "pass", MADE),
     ("the union has the math expert's documents only", TRAIN, "for e in toy.EXPERTS for d in", "for e in toy.EXPERTS[:1] for d in", MADE),
+    ("the double learns the base's documents twice", TRAIN, "toy.documents(toy.Settings(**recipe), what), s.seed", 'toy.documents(toy.Settings(**recipe), "base"), s.seed', MADE),
+    ("the double has the ordinary size", TRAIN, "models.new_gpt(s.family, spec.size)", "models.new_gpt(s.family, models.SIZE)", MADE),
     ("the union is trained as long as one expert", TRAIN, "sum(toy.STEPS[e] for e in toy.EXPERTS)", 'toy.STEPS["math"]', MADE),
     # what a row is
     *[(f"row {row}", EVALUATE, old, new, ROWS) for row, old, new in (

@@ -157,13 +157,13 @@ def test_every_trained_row_of_the_tables_is_explained():
     (head,) = [line for line in lines if line.strip().startswith("row of the tables")]
     for code in ("fusionroute", "sft_only", "routing_only", "router", "fused_sft", "fused_full", "co_llm", "co_llm_self", "fine_tuned", "oracle_expert",
                  "uniform_average", "sequence_selection", "collab", "fusionroute_long", "sft_long", "fine_tuned_long", "fine_tuned_sft_long",
-                 "generalist", "fusionroute_all", "sft_all", "router_mean", "router_math", "router_random", "selection_lm", "collab_lm"):
+                 "generalist", "double", "two_fine_tuned", "fusionroute_all", "sft_all", "router_mean", "router_math", "router_random", "selection_lm", "collab_lm"):
         (line,) = [line for line in lines if line.strip().startswith((f"{report.NAMES[code].strip('*')}  ", f"{report.NAMES[code]}, ..."))]
         start, stop = (head.index(x) for x in ("trained by", "decodes with"))
         trained_by = line[start:stop].strip()
         recipe = {"fused_full": "fused_full", "fusionroute": "router", "sft_only": "router_sft", "sequence_selection": "reward",
                   "collab": "reward", "sft_long": "router_sft_long"}.get(code, code)
-        if recipe in TRAINING and code not in ("router", "fine_tuned", "fine_tuned_long", "generalist"):
+        if recipe in TRAINING and code not in ("router", "fine_tuned", "fine_tuned_long", "generalist", "double"):
             last = trained_by.split("then ")[-1]  # the table's text is the recipe itself
             assert eval(last, {"Sft": Sft, "Cdpo": Cdpo, "Reward": baselines.Reward}) == TRAINING[recipe]
     assert (TRAINING["fine_tuned"].phase1, TRAINING["fine_tuned"].pairs_of) == ("fine_tuned_sft", "router_sft")

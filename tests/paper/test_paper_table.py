@@ -280,7 +280,9 @@ def test_what_a_token_costs(tiny_models, monkeypatch):
         expected = {"router": 1.0, "expert": 1.0} if names else {"expert": 1.0}
         if "task" in method or "dare" in method:
             expected = {"merged": 1.0}
-        elif method in ("router", "generalist") or method.startswith("fine_tuned"):
+        elif method == "two_fine_tuned":
+            expected = {"router": 2.0}
+        elif method in ("router", "generalist", "double") or method.startswith("fine_tuned"):
             expected = {"router": 1.0}
         elif method in ("uniform_average", "router_mean", "router_random"):
             expected["expert"] = 3.0

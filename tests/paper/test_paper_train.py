@@ -18,14 +18,14 @@ import train_sft
 from extra import models
 from extra.paper import baselines, variants
 from extra.paper import train as paper_train
-from extra.paper.train import TRAINING, Cdpo, Sft, Union
+from extra.paper.train import TRAINING, Cdpo, Double, Sft, Union
 from fusionroute import Router
 from toy_experts import pairs as toy_pairs
 from toy_experts import run, tasks
 from toy_experts import train as toy
 from toy_experts.data import batches, scored
 
-SMALL = {Sft: {"samples": 12}, Cdpo: {"prompts": 9}, baselines.Reward: {"prompts": 9}, Union: {}}
+SMALL = {Sft: {"samples": 12}, Cdpo: {"prompts": 9}, baselines.Reward: {"prompts": 9}, Union: {}, Double: {"size": (48, 1)}}
 SEED = 3
 
 
@@ -46,7 +46,7 @@ def place(tmp_path_factory):
         run.save_model(folder / f"{name}.pt", model(), {"seed": SEED, "gap": 0.25}, 1)
     names = {e: run.fingerprint(run.load_model(folder / f"{e}.pt", "")[0]) for e in toy.EXPERTS}
     for name, spec in TRAINING.items():
-        if isinstance(spec, Union):
+        if isinstance(spec, (Union, Double)):
             run.save_model(folder / f"{name}.pt", model(), {"seed": SEED, "gap": 0.25}, 1)
             continue
         choices = names | ({"router": ""} if getattr(spec, "loss", "") == "co_llm_self" else {})
@@ -60,7 +60,7 @@ def place(tmp_path_factory):
 def loaded(place):
     @functools.cache
     def load(name):
-        return models.load_model(models.folder(place) / f"{name}.pt", "", router=name not in ("base", *toy.EXPERTS, "union"))[0]
+        return models.load_model(models.folder(place) / f"{name}.pt", "", router=name not in ("base", *toy.EXPERTS, "union", "double_start"))[0]
     return load
 
 
@@ -98,7 +98,7 @@ def trained(place, monkeypatch):
         paper_train.train(place, name, spec)
         assert (train_sft.LR_W, train_cdpo.LR_W, toy.STEPS, toy.LR) == rates  # borrowed, and given back
         path = folder / f"{name}.pt"
-        model, content = models.load_model(path, "", router=not isinstance(spec, Union))
+        model, content = models.load_model(path, "", router=not isinstance(spec, (Union, Double)))
         assert run.fingerprint(model) == got["after"]
         path.unlink()
         for other in folder.glob(f"{name}.*"):
@@ -231,6 +231,33 @@ def test_what_the_union_is_fed(place, loaded, trained, monkeypatch):
     assert content["recipe"] == {"seed": SEED, "gap": 0.25, "base": run.fingerprint(loaded("base"))}
 
 
+def test_what_the_double_is_fed(place, loaded, monkeypatch):
+    """A new model of the larger size: the base's documents, then the instruction expert's, with the steps, rates and seeds of both."""
+    fed = []
+
+    def toy_train(name, model, samples, seed):
+        fed.append((name, run.fingerprint(model), samples, seed, all(p.requires_grad for p in model.parameters())))
+        model.embed.weight.data += 1
+
+    monkeypatch.setattr(toy, "train", toy_train)
+    paper_train.train(place, "made", Double((48, 1)))
+    path, settings = models.folder(place) / "made.pt", toy.Settings(seed=SEED, gap=0.25)
+    model, content = models.load_model(path, "")
+    torch.manual_seed(SEED)
+    new = models.new_gpt("llama", (48, 1))
+    assert [(name, seed, grads) for name, _, _, seed, grads in fed] == [("base", SEED * 1000, True), ("instruct", SEED * 1000 + 3, True)]
+    assert [samples for _, _, samples, _, _ in fed] == [toy.documents(settings, name) for name in ("base", "instruct")]
+    assert fed[0][1] == run.fingerprint(new) and torch.allclose(model.embed.weight, new.embed.weight + 2, atol=1e-5)
+    assert content["recipe"] == {"seed": SEED, "gap": 0.25, "size": [48, 1]}
+    monkeypatch.setattr(toy, "train", lambda *given: pytest.fail("it was trained again"))
+    paper_train.train(place, "made", Double((48, 1)))
+    with pytest.raises(run.UserError, match="size"):
+        paper_train.train(place, "made", Double((72, 1)))
+    path.unlink()
+    with pytest.raises(run.UserError, match="multiple of 24"):
+        Double((50, 1))
+
+
 def test_samples_and_pairs_are_shared_only_where_they_are_the_same(place, loaded, trained, monkeypatch):
     """Two recipes in one process: other experts' scores, another number of samples, another sampler or source are made anew."""
     seen = []
@@ -276,7 +303,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(place, loaded, monkeypatch):
 def test_needed_names_what_a_recipe_starts_from_in_order():
     for name, spec in TRAINING.items():
         before = paper_train.needed(name)
-        own = {getattr(spec, "phase1", ""), getattr(spec, "pairs_of", ""), getattr(spec, "start", "")} - {"", "instruct"}
+        own = {getattr(spec, "phase1", ""), getattr(spec, "pairs_of", ""), getattr(spec, "start", "")} - {"", *toy.EXPERTS}
         own |= {"router_sft"} if isinstance(spec, baselines.Reward) else set()
         assert before[-1] == name and len(set(before)) == len(before) and own <= set(before[:-1]), name
         assert set(before[:-1]) == {x for other in own for x in paper_train.needed(other)}, name

@@ -16,7 +16,7 @@ import train_sft
 from extra import models
 from extra.paper import ablate, baselines, evaluate, quickstart, tune, variants
 from extra.paper import train as paper_train
-from extra.paper.train import Cdpo, Sft, Union
+from extra.paper.train import Cdpo, Double, Sft, Union
 from fusionroute import Router, naive_fused_greedy
 from toy_experts import batch
 from toy_experts import evaluate as toy_evaluate
@@ -26,7 +26,8 @@ from toy_experts import train as toy
 
 SIZE = (24, 1)  # width and layers of the tiny models
 TINY = {Sft: {"samples": 36, "epochs": 2}, Cdpo: {"prompts": 24, "epochs": 2}, baselines.Reward: {"prompts": 24, "epochs": 1},
-        Union: {}}
+        Union: {}, Double: {"size": (48, 1)}}
+ROUTERS = [name for name, spec in paper_train.TRAINING.items() if not isinstance(spec, (Union, Double))]
 METHODS = {"math_expert", "code_expert", "instruct_expert", "sequence_selection", "collab", "fine_tuned", "task_arithmetic", "dare",
            "routing_only", "sft_only", "fusionroute", "router", "uniform_average", "co_llm", "oracle_expert", "fused_sft", "fused_full"}
 ARGV = ["--device", "cpu", "--prompts", "2", "--general", "7", "--timed", "2", "--rest", "2"]
@@ -89,7 +90,7 @@ def test_the_whole_table(tiny):
     cost = r["cost"]["llama"]
     assert set(cost) == set(evaluate.METHODS) - {"oracle_expert"} and all(c["seconds_per_token"] > 0 for c in cost.values())
     # What a token costs, in passes: one model one, the fused pair two (an expert rests when it is not picked), all experts n.
-    assert all(cost[m]["passes_per_token"] == 1 for m in ("math_expert", "fine_tuned", "fine_tuned_long", "generalist", "router", "task_arithmetic", "dare"))
+    assert all(cost[m]["passes_per_token"] == 1 for m in ("math_expert", "fine_tuned", "fine_tuned_long", "generalist", "double", "router", "task_arithmetic", "dare"))
     assert cost["fusionroute"]["router"] == 1 and cost["fusionroute"]["expert"] == 1 and cost["routing_only"]["passes_per_token"] == 2
     assert cost["uniform_average"]["expert"] == 3 and cost["collab"]["expert"] >= 3
     for seed in (0, 1):
@@ -104,7 +105,7 @@ def test_the_whole_table(tiny):
 def test_every_checkpoint_was_trained_from_what_its_recipe_says(tiny):
     """Phase 2 continues the right phase 1, and its pairs are the mistakes of the right router."""
     s = models.Settings(0, str(tiny[0]), "cpu")
-    loaded = {name: models.load_model(models.folder(s) / f"{name}.pt", "", router=True) for name in paper_train.TRAINING if name != "union"}
+    loaded = {name: models.load_model(models.folder(s) / f"{name}.pt", "", router=True) for name in ROUTERS}
     fingerprint = {name: run.fingerprint(model) for name, (model, _) in loaded.items()}
     assert len(set(fingerprint.values())) == len(fingerprint)
     for name, (phase1, sampler) in {"router": ("router_sft", "router_sft"), "fine_tuned": ("fine_tuned_sft", "router_sft"),
@@ -117,7 +118,7 @@ def test_every_checkpoint_was_trained_from_what_its_recipe_says(tiny):
     for name, (_, content) in loaded.items():  # and each log is of that loss
         log = [json.loads(line) for line in (models.folder(s) / f"{name}.log.jsonl").read_text().splitlines()]
         sft = [r for r in log if r.get("kind") == "sft"]
-        if name in ("fine_tuned_sft", "fine_tuned", "fine_tuned_sft_long", "fine_tuned_long", "generalist"):
+        if name in ("fine_tuned_sft", "fine_tuned", "fine_tuned_sft_long", "fine_tuned_long", "generalist", "double", "fine_tuned_sft_math"):
             assert all(abs(r["loss"] - r["loss_lm"]) < 1e-4 for r in sft)
         elif name in ("router_sft", "router", "fused_full"):
             assert sum(r["loss"] > r["loss_lm"] + 1e-3 for r in sft) > len(sft) / 2
@@ -258,7 +259,7 @@ def test_what_each_row_decodes(monkeypatch):
         return r
 
     m = {name: model() for name in ("base", "math", "code", "instruct")}
-    m |= {name: router({"reward": 1, "co_llm_self": 4}.get(name, 3)) for name in paper_train.TRAINING if name != "union"}
+    m |= {name: router({"reward": 1, "co_llm_self": 4}.get(name, 3)) for name in ROUTERS}
     m["experts"] = experts = [m["math"], m["code"], m["instruct"]]
 
     def greedy(logits_of):
@@ -299,6 +300,8 @@ def test_what_each_row_decodes(monkeypatch):
         "fusionroute_long": fused("router_long"), "sft_long": fused("router_sft_long"), "fusionroute_all": fused("router_all"),
         "sft_all": fused("sft_all"), "fine_tuned_long": alone(m["fine_tuned_long"].lm),
         "fine_tuned_sft_long": alone(m["fine_tuned_sft_long"].lm), "generalist": alone(m["generalist"].lm),
+        "double": alone(m["double"].lm),
+        "two_fine_tuned": greedy(lambda ids: sum(m[f"fine_tuned_sft_{x}"](ids)[0][0, -1].log_softmax(-1) for x in ("long", "math"))),
         "router_mean": greedy(lambda ids: own(ids) + sum(e(ids)[0][0, -1].log_softmax(-1) for e in experts) / 3),
         **{f"router_{name}": greedy(lambda ids, e=m[name]: own(ids) + e(ids)[0][0, -1].log_softmax(-1)) for name in ("math", "code", "instruct")},
         "router_random": lambda p: baselines.all_read([m["router"], *experts], [p], end, 7, baselines.plus_random(0))[0],
