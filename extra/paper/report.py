@@ -104,10 +104,11 @@ def short_table(r):
     if "router" not in ours:  # a table from before it had this row
         averages["router"] = [row["router"] for row in quick["seeds"].values()]
         note = f" (* Measured apart: {len(quick['seeds'])} seeds, {quick['meta']['settings']['prompts']} prompts.)"
-    rows = [["method", "average", "FusionRoute minus it"]]
+    heads = ["fusionroute"] + ["fusionroute_long"] * ("fusionroute_long" in ours)
+    rows = [["method", "average", "FusionRoute minus it", "with tuned budget"][:2 + len(heads)]]
     for method in sorted(averages, key=lambda m: -mean(averages[m])):
-        marker, d = "*" if method not in ours else "", differences.get(f"fusionroute - {method}")
-        rows.append([NAMES[method] + marker, spread(averages[method]) + marker, signed(d) if d else ""])
+        marker, leads = "*" if method not in ours else "", [differences.get(f"{head} - {method}") for head in heads]
+        rows.append([NAMES[method] + marker, spread(averages[method]) + marker, *(signed(d) if d else "" for d in leads)])
     return "\n".join([
         f"Per cent right, average of five benchmarks: mean ± standard deviation over {len(meta['seeds'])} seeds, "
         f"{meta['prompts per benchmark']} test prompts a benchmark; the lead in points with a 95% interval over seeds (Student's t).{note}", "", *table(rows),
@@ -480,15 +481,18 @@ def claims(r, family):
                          f"{toy['router_passes']:.2f} router and {toy['expert_passes']:.2f} expert passes per token instead of 1 and 1; "
                          f"{toy['block_over_expert']:.2f} of the speed of one expert alone, {large['block_over_expert']:.2f} with models of "
                          f"{large['parameters'] / 1e6:.0f} million parameters", "finding", "bench"))
-    extra = [("training through the fusion, no preference pairs", "fused_sft"), ("the same, then CDPO", "fused_full"),
+    extra = [("one model of twice the size, which costs about as much a token, trained as the tuned Fine-tuned Model", "double"),
+             ("the sum of two fine-tuned models, which costs as much a token, each trained so", "two_fine_tuned"),
+             ("training through the fusion, no preference pairs", "fused_sft"), ("the same, then CDPO", "fused_full"),
              ("Co-LLM with the router itself among the choices, no logits added, no preference pairs", "co_llm_self"),
              ("L_expert at all positions instead of S, both phases", "fusionroute_all"), ("one generalist on the experts' own data (a bound)", "generalist"),
              ("the router added to the mean of all experts, no choice", "router_mean"), ("in S a random expert instead of the choice", "router_random")]
     for text, m in extra:
         if m in ours:
-            rate = f"; win rate over the Fine-tuned Model {100 * rates[m]['rate']['mean']:.1f} % against {100 * rates['fusionroute']['rate']['mean']:.1f} %"
-            out.append(Claim(f"not in the paper: {text}, against FusionRoute", "", f"{spread(ours[m]['average'])} against "
-                             f"{spread(ours['fusionroute']['average'])}: {signed(between(m, 'fusionroute'))}{rate}", "finding", "differences"))
+            beside = "fusionroute_long" if m in ("double", "two_fine_tuned") else "fusionroute"  # of the same budget
+            rate = f"; win rate over the Fine-tuned Model {100 * rates[m]['rate']['mean']:.1f} % against {100 * rates[beside]['rate']['mean']:.1f} %"
+            out.append(Claim(f"not in the paper: {text}, against {NAMES[beside].strip('*')}", "", f"{spread(ours[m]['average'])} against "
+                             f"{spread(ours[beside]['average'])}: {signed(between(m, beside))}{rate}", "finding", "differences"))
     return settle(out)
 
 
