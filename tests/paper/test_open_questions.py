@@ -11,7 +11,7 @@ import torch
 
 from extra.gpt import GPT, GPTConfig
 from extra.paper.open_questions import __main__ as report
-from extra.paper.open_questions import answers, data, decoding, frame, hostile, newcomer, objectives, router_size, shift
+from extra.paper.open_questions import data, decoding, frame, hostile, newcomer, objectives, router_size, shift
 from extra.paper import variants
 from fusionroute import Router, naive_fused_greedy
 from model import generate
@@ -415,70 +415,6 @@ def test_phase_2_on_the_usual_pairs_is_the_lesson_s(tmp_path, monkeypatch):
     monkeypatch.setattr(data.train_cdpo, "Settings", functools.partial(train_cdpo.Settings, epochs=1))
     again, wanted = data.phase2(s, first, experts, sft, found), loading.load_router(s, "router")[0]
     assert all(torch.equal(p, again.get_parameter(name)) for name, p in wanted.named_parameters())
-
-
-# --- the answers ---------------------------------------------------------------------------------------------------------------------------
-
-
-def rows_of(labels, lines, **columns):
-    """Rows in which each figure is that of its line: 0.6 in the first, 0.5 in the second, and so on, and a little less in the second seed."""
-    return [{"label": label, "line": line} | {c: [x - i / 10, x - i / 10 - 0.05] for c, x in columns.items()}
-            for label in labels for i, line in enumerate(lines)]
-
-
-def changed(rows, label, line, values, column="average"):
-    return [r | {column: values} if (r["label"], r["line"]) == (label, line) else r for r in rows]
-
-
-def test_the_answer_of_decoding_follows_its_rows():
-    rows = rows_of(["greedy", "T 1", "T 1.5", "beam of 4"], ["fusionroute", "half the sum", "router", "routing_only"], average=0.9)
-    says = lambda *change: answers.answer("decoding", changed(rows, *change) if change else rows)
-    hotter = "the hotter the sampling, the more"
-    assert says().startswith("**Yes**") and "by 20 and 20 points greedily, by 20 and 20 at temperature 1 and by 20 and 20 at 1.5" in says()
-    assert "is ahead by 10 and 10 and by 10 and 10. Beam search is within two points of greedy" in says()
-    for label in ("greedy", "T 1", "T 1.5"):
-        assert says(label, "fusionroute", [0.9, 0.1]).startswith("**Not shown**")  # the seeds disagree
-        assert says(label, "fusionroute", [0.2, 0.1]).startswith("**No**")
-    less = says("T 1.5", "half the sum", [0.72, 0.69])
-    assert less.startswith(f"**Yes, but {hotter}") and "and by 2 and 4. Beam" in less
-    assert hotter not in says("T 1.5", "half the sum", [0.72, 0.85]) and hotter not in says("T 1", "half the sum", [0.72, 0.69])
-    assert "by 2 and 20 at 1.5" in says("T 1.5", "routing_only", [0.88, 0.1])  # the better part of each seed
-    assert "is not the same as greedy" in says("beam of 4", "fusionroute", [0.9, 0.5])
-    with pytest.raises(report.run.UserError, match="open_decoding.json has no average of greedy, half the sum"):
-        answers.answer("decoding", [r for r in rows if r["line"] != "half the sum"])
-
-
-def test_the_answer_of_shift_follows_its_rows():
-    rows = rows_of(["as trained", "new words", "new phrasings"], ["fusionroute", "best expert", "routing_only", "router"], average=0.6) + \
-        rows_of(["a sixth benchmark"], ["fusionroute", "best expert", "routing_only", "router"], average=0.35)
-    rows = [r | {"usual": [0.8, 0.8]} for r in rows]
-    says = lambda *change: answers.answer("shift", changed(rows, *change) if change else rows)
-    assert "it loses 28 per cent" in says() and "the best expert 41" in says() and "the picked expert alone 53" in says()
-    assert "ahead of choosing alone under new words, new phrasings and a sixth benchmark, and ahead of the best expert under new words, new" in says()
-    assert "in both seeds) under new words and new phrasings. Of the sixth benchmark FusionRoute has 35 and 30 per cent" in says()
-    once = says("new words", "fusionroute", [0.6, 0.1])
-    assert "choosing alone under new phrasings and a sixth benchmark, and ahead of the best expert under new phrasings and" in once
-    assert "in both seeds) under new phrasings." in says("new words", "routing_only", [0.9, 0.1])
-
-
-def test_the_answer_of_hostile_follows_its_rows():
-    lines = [f"{line}, {when}" for when in ("exchanged after training", "there in training") for line in ("routing_only", "fusionroute")]
-    rows = rows_of(["honest", "x 0.25", "x 4", "trigger", "wrong digits", "two-faced"], lines, average=0.9, picked=0.5, trigger=0.8)
-    alone, after, _, there = lines
-    says = lambda *change: answers.answer("hostile", changed(rows, *change) if change else rows)
-    assert "logits help against the trigger and are not shown to help against wrong digits.**" in says()
-    assert "The trigger is in 80 and 75 per cent of the answers where the picked expert writes alone, and in 70 and 65 per cent of Fus" in says()
-    assert "do not help against the trigger" in says("trigger", after, [0.9, 0.9], "trigger")
-    assert "are not shown to help against the trigger" in says("trigger", after, [0.9, 0.1], "trigger")
-    more, less = says("wrong digits", after, [0.5, 0.6]), says("wrong digits", alone, [0.5, 0.6])
-    assert "do not help against wrong digits" in more and "cost the picked expert alone 0 and 0 points and FusionRoute 30 and 15;" in more
-    assert "and help against wrong digits" in less and "cost the picked expert alone 40 and 25 points and FusionRoute 0 and 0;" in less
-    assert "logits times 4 cost the former 0 and 0 and the latter 10 and 5." in says("x 4", after, [0.7, 0.7])
-    assert "left out: not shown**" in says() and "left out: trigger**" in says("trigger", there, [0.1, 0.1], "picked")
-    assert "left out: not shown**" in says("trigger", there, [0.1, 0.3], "picked") and "left out: x 4**" in says("x 4", there, [0.1, 0.1], "picked")
-    assert "training data cannot draw" in says() and "its trigger is in 50 and 45 per cent" in says()
-    drawn = says("two-faced", there, [0.99, 0.98], "picked")
-    assert "training data can draw" in drawn and "picked for 99 and 98 per cent of the tokens, the honest one for 40 and 35;" in drawn
 
 
 # --- the page -------------------------------------------------------------------------------------------------------------------------------

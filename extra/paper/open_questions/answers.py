@@ -1,4 +1,4 @@
-"""The answers of some open questions, one sentence each, made from the rows of extra/results/open_NAME.json.
+"""The answers of the open questions, a few sentences each, made from the rows of extra/results/open_NAME.json.
 
 A sentence claims an order only where every seed has it, and says "not shown" where the seeds disagree. __main__.py puts them into the page.
 """
@@ -35,6 +35,117 @@ def order(first, second):
 
 def listed(words):
     return " and ".join([", ".join(words[:-1])] * (len(words) > 1) + words[-1:])
+
+
+def sides(values, than):
+    """{label: shares, one a seed} against a share a seed, as text: which labels are above it in both seeds, below it, and neither."""
+    signs = {label: order(v, than) for label, v in values.items()}
+    parts = [f"{listed(found)} {verb}" for sign, verb in ((1, "above"), (-1, "below"), (0, "not shown"))
+             if (found := [label for label in signs if signs[label] == sign])]
+    return "; ".join(parts)
+
+
+def points(values):
+    """Differences, one a seed -> "-3 and +2" (points)."""
+    return " and ".join(f"{100 * v:+.0f}" for v in values)
+
+
+def experts(rows):
+    one, many = [label for label in rows.labels if label.startswith("1 ")], ["2", "3", "5", "8"]
+    row = {line: [np.max([rows(label, line) for label in one], 0), *(rows(label, line) for label in many)] for line in ("fusionroute", "routing_only")}
+
+    def end(line):
+        """The number of experts after which no step up the row is higher in every seed."""
+        gains = [k for k in range(4) if order(row[line][k + 1], row[line][k]) == 1]
+        return ["1", *many][max(gains) + 1 if gains else 0]
+
+    fused, alone = (", ".join(f"{each(v)} with {n}" for v, n in zip(row[line], ["the best one", *many])) for line in row)
+    more = rows("5 + 3 useless", "fusionroute") - rows("5", "fusionroute")
+    return (
+        f"**FusionRoute's last step up that both seeds show is to {end('fusionroute')}, the picked expert's to {end('routing_only')}.** FusionRoute: "
+        f"{fused}. The picked expert alone: {alone}. Three useless experts beside five change FusionRoute's figure by {points(more)} points.")
+
+
+def weights(rows):
+    lambdas, betas = ([label for label in rows.labels if label.startswith(word)] for word in ("lambda", "beta"))
+    shares = [label for label in rows.labels if label not in (*lambdas, *betas)]
+
+    def against(labels, line, usual):
+        return sides({label: rows(label, line) for label in labels if label != usual}, rows(usual, line))
+
+    lost = {line: rows("lambda 1/3", f"lambda: {line}") - rows("lambda 0", f"lambda: {line}") for line in ("fusionroute", "routing_only")}
+    return (
+        "**FusionRoute's accuracy in both seeds, against the values used here** (lambda 1/3, S, beta 0.1): "
+        f"{against(lambdas, 'lambda: fusionroute', 'lambda 1/3')}; L_expert on {against(shares, 'S: fusionroute', 'S')}; "
+        f"{against(betas, 'beta: fusionroute', 'beta 0.1')}. Without L_expert (lambda 0) nothing is chosen: the picked expert alone loses "
+        f"{each(lost['routing_only'])} points, FusionRoute {each(lost['fusionroute'])}.")
+
+
+def newcomer(rows):
+    updates = ["joins, nothing trained", "new row of W", "all of W", "W and theta"]  # the cheapest first
+    alone, others = (lambda label: rows(label, "routing_only", "code")), (lambda label: rows(label, "fusionroute", "others"))
+    uses = [u for u in updates if (alone(u) >= alone("from scratch") - 0.05).all()]
+    keeps = [u for u in updates if (others(u) >= others("before") - 0.02).all()]
+    cheapest = next((u for u in uses if u in keeps), None)
+    verdict = f"The cheapest update that uses the newcomer and forgets nothing: {cheapest}." if cheapest else (
+        f"No update does both: the newcomer is used after {listed(uses) or 'none'}, nothing is forgotten after {listed(keeps) or 'none'}.")
+    after, kept = (", ".join(f"{each(of(u))} ({u})" for u in updates) for of in (alone, others))
+    left = {label: rows(label, "fusionroute", "code") - rows("from scratch", "fusionroute", "code") for label in ("leaves, row dropped", "leaves, W trained")}
+    return (
+        f"**{verdict}** (Used: the picked expert alone is within 5 points of a training from scratch on the newcomer's benchmarks. Forgotten: "
+        f"FusionRoute loses more than 2 points on the others.) On the newcomer's benchmarks the picked expert alone has {each(alone('before'))} "
+        f"before, then {after}, and {each(alone('from scratch'))} from scratch. On the others FusionRoute has {each(others('before'))} before, "
+        f"then {kept}. When the expert leaves, FusionRoute's figure on its benchmarks moves by {points(left['leaves, row dropped'])} points, and "
+        f"after a training of W by {points(left['leaves, W trained'])}.")
+
+
+def objectives(rows):
+    value = {label: rows(label, "fusionroute") for label in rows.labels}
+    others = {label: v for label, v in value.items() if label not in ("phase 1 only", "CDPO")}
+    figures = ", ".join(f"{label} {each(v)}" for label, v in value.items())
+    return (
+        f"**Against CDPO, in both seeds: {sides(others, value['CDPO'])}.** Against phase 1 only: "
+        f"{sides({'CDPO': value['CDPO']} | others, value['phase 1 only'])}. Averages: {figures}.")
+
+
+def data(rows):
+    usual, first = rows("as always", "both phases"), rows("as always", "phase 1 only")
+    pairs = {label: rows(label, "both phases") for label in rows.labels if label != "as always" and not label.startswith("SFT")}
+    sft = {label: rows(label, "phase 1 only") for label in rows.labels if label.startswith("SFT")}
+    noise = {label: v for label, v in pairs.items() if "flipped" in label}
+    shares = {label: v for label, v in pairs.items() if label not in noise}
+    worth = [label for label, v in noise.items() if order(v, first) == 1]
+    noisy, mixtures = (", ".join(f"{each(v)} with {label}" for label, v in group.items()) for group in (noise, sft))
+    return (
+        f"**With {worth[-1].replace(' flipped', '') if worth else 'none'} of the pairs flipped phase 2 is still above phase 1 alone in both seeds.** "
+        f"Phase 1 alone has {each(first)}, both phases {each(usual)}, and {noisy}. Pairs of fewer kinds, against all pairs: {sides(shares, usual)}. "
+        f"Other SFT data, against the usual, after phase 1: {sides(sft, first)} ({mixtures}).")
+
+
+def router_size(rows):
+    usual, *smaller = rows.labels
+    value = {line: {label: rows(label, line) for label in rows.labels} for line in ("fusionroute", "routing_only")}
+    cost = {label: f"{np.mean(rows(label, 'fusionroute', 'cost')):.2f}" for label in rows.labels}
+    below = [label for label in smaller if order(value["fusionroute"][label], value["fusionroute"][usual]) == -1]
+    ahead = [label for label in rows.labels if order(value["fusionroute"][label], value["routing_only"][label]) == 1]
+    figures = ", ".join(f"{each(value['fusionroute'][label])} with {label} ({cost[label]})" for label in rows.labels)
+    choice = ", ".join(each(v) for v in value["routing_only"].values())
+    return (
+        f"**Smaller than the experts, the router loses in both seeds with {listed(below) or 'no size'}; its logits still help with "
+        f"{listed(ahead) or 'no size'}** (FusionRoute above the choice alone, in both seeds). FusionRoute: {figures}; in brackets what a fused token "
+        f"reads, over one expert. The choice alone, in the same order: {choice}.")
+
+
+def mixed(rows):
+    usual, *others = rows.labels
+    value = {line: {label: rows(label, line) for label in rows.labels} for line in ("fusionroute", "best expert")}
+    ahead = [label for label in rows.labels if order(value["fusionroute"][label], value["best expert"][label]) == 1]
+    moved = {line: {label: points(v[label] - v[usual]) for label in others} for line, v in value.items()}
+    figures = "; ".join(f"{label}: {moved['fusionroute'][label]} (the best expert {moved['best expert'][label]})" for label in others)
+    return (
+        f"**{'Logits of other sizes and of another family add up as well' if len(ahead) == len(rows.labels) else 'Not every set adds up'}**: FusionRoute is "
+        f"ahead of the best expert beside it, in both seeds, with {listed(ahead) or 'no set'}. Against all ordinary experts FusionRoute moves by, in points: "
+        f"{figures}.")
 
 
 def decoding(rows):
@@ -96,7 +207,8 @@ def hostile(rows):
         "FusionRoute's answers.")
 
 
-ANSWERS = {"decoding": decoding, "shift": shift, "hostile": hostile}
+ANSWERS = {"experts": experts, "weights": weights, "decoding": decoding, "shift": shift, "newcomer": newcomer, "hostile": hostile,
+           "objectives": objectives, "data": data, "router_size": router_size, "mixed": mixed}
 
 
 def answer(name, rows):

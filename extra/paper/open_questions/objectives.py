@@ -51,7 +51,7 @@ def margin(logits, w, targets, mask, logp, ref):
 
 
 def told(x):
-    """What a step logs: the share of pairs in the right order, the experts counted in."""
+    """What a step logs: the share of pairs whose m + b is positive."""
     return {"fused_accuracy": (x > 0).float().mean()}
 
 
