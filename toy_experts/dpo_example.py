@@ -181,7 +181,8 @@ def pair_block(p, beta):
                   + f" = {t['bias']:.3f}",
                   f"  loss   = -log sigmoid({t['margin']:.3f} + {t['bias']:.3f})"
                   .replace("+ -", "- ") + f" = log(1 + e^{-t['sum']:.3f}) = {t['loss']:.3f}",
-                  f"  weight = sigmoid({-t['sum']:.3f}) = {t['weight']:.3f}"]
+                  f"  weight = sigmoid({-t['sum']:.3f}) = {t['weight']:.3f}",
+                  f"  log pi_theta + log pi_expert: chosen {tc + ec:.2f}, rejected {tr + er:.2f}"]
     return lines + ["```"]
 
 
