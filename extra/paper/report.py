@@ -71,7 +71,9 @@ def signed(d, points=True):
 
 def command(r, family):
     """What makes the tables of a family."""
-    return COMMAND[family].format(seeds=" ".join(map(str, r["table1"]["meta"][family]["seeds"])))
+    meta = r["table1"]["meta"][family]
+    others = len(meta.get("seeds of the other rows", meta["seeds"]))
+    return COMMAND[family].format(seeds=" ".join(map(str, meta["seeds"]))) + f" --rest {others}" * (others < len(meta["seeds"]))
 
 
 def load():
@@ -91,35 +93,26 @@ def load():
 
 # --- the README's short table -------------------------------------------------------------------------------------------------------------
 
-SHORT = ["fusionroute", "sft_only", "routing_only", "router", "math_expert", "code_expert", "instruct_expert", "fine_tuned", "fusionroute_long",
-         "fine_tuned_long", "generalist"]
+SHORT = ["fusionroute", "sft_only", "routing_only", "router", "math_expert", "code_expert", "instruct_expert", "fusionroute_long",
+         "fine_tuned_long", "two_fine_tuned", "generalist"]
 
 
 def short_table(r):
     """FusionRoute, its own limits, the experts, the Fine-tuned Model, and every method that is above FusionRoute."""
-    ours, differences = r["table1"]["llama"], r["differences"]["llama"]
-    above = [m for m in ours if mean(ours[m]["average"]) > mean(ours["fusionroute"]["average"])]
-    averages = {m: ours[m]["average"] for m in [*above, *SHORT] if m in ours}
-    meta, note, quick = r["table1"]["meta"]["llama"], "", r["quickstart"]
-    if "router" not in ours:  # a table from before it had this row
-        averages["router"] = [row["router"] for row in quick["seeds"].values()]
-        note = f" (* Measured apart: {len(quick['seeds'])} seeds, {quick['meta']['settings']['prompts']} prompts.)"
-    heads = ["fusionroute"] + ["fusionroute_long"] * ("fusionroute_long" in ours)
-    rows = [["method", "average", "FusionRoute minus it", "with tuned budget"][:2 + len(heads)]]
+    ours, differences, meta = r["table1"]["llama"], r["differences"]["llama"], r["table1"]["meta"]["llama"]
+    above = [m for m in ours if m != "fusionroute" and differences[f"fusionroute - {m}"]["mean"] < 0]  # on the seeds that have both
+    averages = {m: ours[m]["average"] for m in dict.fromkeys([*above, *SHORT])}
+    few = {m: "*" for m in averages if len(averages[m]) < len(meta["seeds"])}
+    rows = [["method", "average", "FusionRoute minus it", "with tuned budget"]]
     for method in sorted(averages, key=lambda m: -mean(averages[m])):
-        marker, leads = "*" if method not in ours else "", [differences.get(f"{head} - {method}") for head in heads]
-        rows.append([NAMES[method] + marker, spread(averages[method]) + marker, *(signed(d) if d else "" for d in leads)])
+        leads = [differences.get(f"{head} - {method}") for head in ("fusionroute", "fusionroute_long")]
+        rows.append([NAMES[method] + few.get(method, ""), spread(averages[method]), *(signed(d) if d else "" for d in leads)])
+    stars = f" (* {len(meta['seeds of the other rows'])} of them.)" if few else ""
+    passes = meta["settings"]["router_sft_long"]["epochs"], meta["settings"]["fine_tuned_sft_long"]["epochs"]
     return "\n".join([
         f"Per cent right, average of five benchmarks: mean ± standard deviation over {len(meta['seeds'])} seeds, "
-        f"{meta['prompts per benchmark']} test prompts a benchmark; the lead in points with a 95% interval over seeds (Student's t).{note}", "", *table(rows),
-        "", longer(r)])
-
-
-def longer(r):
-    """What is left of the lead when both are trained with more passes over the data: one sentence."""
-    now, before = lead(r, None), lead(r, Sft.epochs)
-    return (f"Phase 1 of FusionRoute against phase 1 of the Fine-tuned Model, validation prompts of {len(now[1])} seeds: {mean(before[1]):.1f} points ahead after {Sft.epochs} passes "
-            f"over the data, {mean(now[1]):.1f} after {now[0]['router_sft_long']}.")
+        f"{meta['prompts per benchmark']} test prompts a benchmark; leads in points with a 95% interval over seeds (Student's t).{stars} Tuned budget: "
+        f"{passes[0]} passes over the data for FusionRoute and {passes[1]} for the Fine-tuned Model, instead of {Sft.epochs}.", "", *table(rows)])
 
 
 def lead(r, epochs):
