@@ -46,10 +46,11 @@ ROWS = {  # method: the checkpoints that it decodes with, besides base and exper
     "fusionroute_long": ["router_long"], "fine_tuned_long": ["fine_tuned_long"], "co_llm_self": ["co_llm_self"], "fused_sft": ["fused_sft"],
     "math_expert": [], "code_expert": [], "instruct_expert": [], "oracle_expert": [], "uniform_average": [],
     "router_mean": ["router"], "router_math": ["router"], "router_code": ["router"], "router_instruct": ["router"], "router_random": ["router"],
+    "fine_tuned": ["fine_tuned"], "sft_long": ["router_sft_long"], "fine_tuned_sft_long": ["fine_tuned_sft_long"],
+    "two_fine_tuned": ["fine_tuned_sft_long", "fine_tuned_sft_math"],
     # until here: HEADLINE
-    "generalist": ["generalist"], "double": ["double"], "two_fine_tuned": ["fine_tuned_sft_long", "fine_tuned_sft_math"],
-    "sft_long": ["router_sft_long"], "fine_tuned_sft_long": ["fine_tuned_sft_long"],
-    "fine_tuned": ["fine_tuned"], "sft_all": ["sft_all"], "fusionroute_all": ["router_all"], "co_llm": ["co_llm"], "fused_full": ["fused_full"],
+    "generalist": ["generalist"], "double": ["double"], "sft_all": ["sft_all"], "fusionroute_all": ["router_all"],
+    "co_llm": ["co_llm"], "fused_full": ["fused_full"],
     "sequence_selection": ["reward"], "collab": ["reward"], "selection_lm": ["fine_tuned_long"], "collab_lm": ["fine_tuned_long"],
     "task_arithmetic_paper": [], "task_arithmetic": [], "dare_paper": [], "dare": [],
 }

@@ -87,8 +87,9 @@ def newcomer(rows):
     uses = [u for u in updates if (alone(u) >= alone("from scratch") - 0.05).all()]
     keeps = [u for u in updates if (others(u) >= others("before") - 0.02).all()]
     cheapest = next((u for u in uses if u in keeps), None)
+    quoted = lambda labels: listed([f'"{label}"' for label in labels]) or "none"
     verdict = f"The cheapest update that uses the newcomer and forgets nothing: {cheapest}." if cheapest else (
-        f"No update does both: the newcomer is used after {listed(uses) or 'none'}, nothing is forgotten after {listed(keeps) or 'none'}.")
+        f"No update does both in both seeds: the newcomer is used after {quoted(uses)}, nothing is forgotten after {quoted(keeps)}.")
     after, kept = (", ".join(f"{each(of(u))} ({u})" for u in updates) for of in (alone, others))
     left = {label: rows(label, "fusionroute", "code") - rows("from scratch", "fusionroute", "code") for label in ("leaves, row dropped", "leaves, W trained")}
     return (
