@@ -482,7 +482,7 @@ def claims(r, family):
                          f"{toy['router_passes']:.2f} router and {toy['expert_passes']:.2f} expert passes per token instead of 1 and 1; "
                          f"{toy['block_over_expert']:.2f} of the speed of one expert alone, {large['block_over_expert']:.2f} with models of "
                          f"{large['parameters'] / 1e6:.0f} million parameters", "finding", "bench"))
-    extra = [("one model of twice the size, which costs about as much a token, trained as the tuned Fine-tuned Model", "double"),
+    extra = [("one model of twice the size, about the same arithmetic a token, trained as the tuned Fine-tuned Model", "double"),
              ("the sum of two fine-tuned models, which costs as much a token, each trained so", "two_fine_tuned"),
              ("training through the fusion, no preference pairs", "fused_sft"), ("the same, then CDPO", "fused_full"),
              ("Co-LLM with the router itself among the choices, no logits added, no preference pairs", "co_llm_self"),

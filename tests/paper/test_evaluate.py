@@ -132,13 +132,17 @@ def test_the_short_table_has_the_lesson_s_rows_and_all_that_are_above(published)
     def rows():
         return [line.split("|")[1].strip(" *") for line in report.short_table(published).splitlines()[4:] if line.startswith("|")]
 
-    above = {m for m, row in published["table1"]["llama"].items() if np.mean(row["average"]) > np.mean(published["table1"]["llama"]["fusionroute"]["average"])}
-    names = {report.NAMES[m].strip("*") for m in report.SHORT if m in published["table1"]["llama"] or m == "router"}
-    assert set(rows()) == names | {report.NAMES[m] for m in above} and above == {"co_llm_self", "fused_sft", "fused_full"}
-    assert "router*" in report.short_table(published) and "* Measured apart" in report.short_table(published)
-    published["table1"]["llama"]["router"] = published["table1"]["llama"]["collab"]  # once it is measured with the others
-    published["table1"]["llama"]["dare"]["average"] = [0.99] * 5
-    assert "router*" not in report.short_table(published) and "DARE, tuned" in rows() and "Collab" not in rows()
+    ours, seeds = published["table1"]["llama"], len(published["table1"]["meta"]["llama"]["seeds"])
+    above = {m for m, row in ours.items() if len(row["average"]) == seeds and np.mean(row["average"]) > np.mean(ours["fusionroute"]["average"])}
+    assert set(rows()) == {report.NAMES[m].strip("*") for m in [*report.SHORT, *above]} and {"co_llm_self", "fused_sft"} <= above
+    few = [m for m in report.SHORT if len(ours[m]["average"]) < seeds]
+    assert few and all(f"{report.NAMES[m]}*" in report.short_table(published) for m in few) and "of them.)" in report.short_table(published)
+    ours["uniform_average"]["average"] = [0.99] * seeds
+    ours["collab"]["average"] = [0.99] * (seeds - 1)  # of some seeds only: not a row that must be there
+    assert report.NAMES["uniform_average"] in rows() and "Collab" not in rows()
+    for m in few:
+        ours[m]["average"] = [0.5] * seeds
+    assert "of them.)" not in report.short_table(published)
 
 
 def test_the_quickstart_shows_what_the_page_claims(published):
@@ -173,7 +177,7 @@ def test_every_trained_row_of_the_tables_is_explained():
 def test_a_rank_needs_more_than_half_and_a_tie_has_no_direction(published):
     first = lambda r, family: next(c for c in report.claims(r, family) if "highest" in c.claim)
     assert [first(published, family).verdict for family in FAMILIES] == ["not shown", "not shown"]
-    assert report.NAMES["co_llm_self"] in first(published, "llama").ours  # what is above it is named
+    assert report.NAMES["two_fine_tuned"] in first(published, "llama").ours  # what is above it is named
     rate = published["winrate"]["gemma"]["fusionroute"]["rate"]
     rate.update(mean=0.51, p=0.0001)
     assert first(published, "gemma").verdict == "reproduced"
@@ -213,10 +217,12 @@ def test_the_settings_in_use_are_the_winners_of_the_tuning(published):
 def test_the_stored_intervals_are_those_of_the_seeds(published):
     for family in FAMILIES:
         for name, d in published["differences"][family].items():
-            assert d == evaluate.interval(d["seeds"]), name
+            again = evaluate.interval(d["seeds"])  # from rounded figures, so the last digit of p may differ
+            assert {k: v for k, v in d.items() if k != "p"} == {k: pytest.approx(v, abs=2e-4) for k, v in again.items() if k != "p"}, name
+            assert d["p"] == pytest.approx(again["p"], rel=0.15), name
         for name, w in published["winrate"][family].items():
             half = evaluate.interval([x - 0.5 for x in w["rate"]["seeds"]])
-            assert (w["rate"]["low"], w["rate"]["p"]) == (pytest.approx(half["low"] + 0.5, abs=2e-4), half["p"]), name
+            assert (w["rate"]["low"], w["rate"]["p"]) == (pytest.approx(half["low"] + 0.5, abs=2e-4), pytest.approx(half["p"], rel=0.15)), name
 
 
 def test_the_acceptance_of_the_tables(published):
