@@ -459,6 +459,7 @@ def claims(r, family):
     compare("CDPO raises the accuracy too", "fusionroute", "sft_only", "(no figure)")
     if tuned:
         compare("and with the tuned budget", "fusionroute_long", "sft_long", "(no figure)")
+        compare("L_expert on S alone is better than on all positions (after phase 1)", "sft_only", "sft_all", "said of Eq. (2)")
     if family == "llama":  # the ablations are of this family
         out += ablated(r)
 
@@ -505,7 +506,6 @@ def ablated(r):
 
     out = []
     for text, paper, name, a, b in (
-            ("L_expert on S alone is better than on all positions (after phase 1)", "said of Eq. (2)", "routing", ("paper", "sft_only"), ("all", "sft_only")),
             ("mixing SFT batches into phase 2 is needed", "said of Algorithm 1", "preference", ("CDPO", "fusionroute"), ("no SFT batches", "fusionroute")),
             ("the bias makes CDPO better than plain DPO of the router", "said of Eq. (3)", "preference", ("CDPO", "fusionroute"), ("bias off", "fusionroute")),
             ("not in the paper: pairs of the models' own mistakes are better than corrupted right answers", "", "preference",

@@ -123,13 +123,14 @@ def test_the_answer_of_objectives_follows_its_rows():
 
 
 def test_the_answer_of_data_follows_its_rows():
-    both = ["as always", "10% flipped", "40% flipped", "pairs without math"]
-    rows = rows_of(both, ["both phases"], average=0.9) + rows_of(["as always", "SFT without math", "SFT: half math"], ["phase 1 only"], average=0.8)
+    both = ["as always", "10% flipped", "40% flipped", "pairs without math", "pairs without general"]
+    rows = rows_of(both, ["both phases"], average=0.9, general=0.6) + rows_of(["as always", "SFT without math", "SFT: half math"], ["phase 1 only"], average=0.8)
     says = saying("data", rows)
     assert says().startswith("**With 40% of the pairs flipped phase 2 is still above")
     assert says("40% flipped", "both phases", [0.9, 0.7]).startswith("**With 10% of the pairs flipped")
     assert saying("data", rows)("as always", "phase 1 only", [0.95, 0.95]).startswith("**With none of the pairs")
-    assert "against all pairs: pairs without math below." in says("pairs without math", "both phases", [0.1, 0.1])
+    assert "against all pairs: pairs without math below; pairs without general not shown." in says("pairs without math", "both phases", [0.1, 0.1])
+    assert "all pairs give 60 and 55, pairs without general 30 and 20." in says("pairs without general", "both phases", [0.3, 0.2], "general")
     assert "after phase 1: SFT: half math above; SFT without math not shown (" in says("SFT: half math", "phase 1 only", [0.9, 0.9])
 
 

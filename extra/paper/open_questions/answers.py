@@ -116,10 +116,12 @@ def data(rows):
     noise = {label: v for label, v in pairs.items() if "flipped" in label}
     shares = {label: v for label, v in pairs.items() if label not in noise}
     worth = [label for label, v in noise.items() if order(v, first) == 1]
+    general = [rows(label, "both phases", "general") for label in ("as always", "pairs without general")]
     noisy, mixtures = (", ".join(f"{each(v)} with {label}" for label, v in group.items()) for group in (noise, sft))
     return (
         f"**With {worth[-1].replace(' flipped', '') if worth else 'none'} of the pairs flipped phase 2 is still above phase 1 alone in both seeds.** "
         f"Phase 1 alone has {each(first)}, both phases {each(usual)}, and {noisy}. Pairs of fewer kinds, against all pairs: {sides(shares, usual)}. "
+        f"On general prompts all pairs give {each(general[0])}, pairs without general {each(general[1])}. "
         f"Other SFT data, against the usual, after phase 1: {sides(sft, first)} ({mixtures}).")
 
 
