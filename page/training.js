@@ -54,8 +54,8 @@ function charts() {
       id: "chart-accuracy", title: "Phase 2: the shares of pairs above 0.",
       text: `The share of pairs whose margin is positive (${first_and_last(pair.accuracy)}): the
         router prefers the chosen answer more than it did after phase 1. And the share whose margin
-        + bias is positive (${first_and_last(pair.fused_accuracy)}). The second share is the lower one because the
-        rejected answers are the models' own mistakes: the bias starts at
+        + bias is positive (${first_and_last(pair.fused_accuracy)}). The second share is the lower
+        one because the rejected answers are the models' own mistakes: the bias starts at
         ${number(pair.bias[0])}, and the margin must first make up for it.`,
       lines: [line(pair, "accuracy", "margin > 0", "router"),
         line(pair, "fused_accuracy", "margin + bias > 0", "code", "7 4")],

@@ -187,6 +187,6 @@ def equal_lines(r):
         asked, other = (sum(e["bfloat16"][k] for e in runs) for k in (0, 1))
         said.append(f"{family.capitalize()}: {same} of {total} answers equal the plain loop's (in batches) in every token, every pick "
                     f"and every expert's own choice. With the models rounded to bfloat16, {asked - other} of {asked} have the same tokens.")
-    said.append("The prompts are all that extra/paper tests on. The nearest tie is that of all places of all answers; rounding was "
+    said.append("The prompts are the test prompts of each family's seeds, drawn as extra/paper draws them. The nearest tie is that of all places of all answers; rounding was "
                 "measured on every tenth answer.")
     return "\n\n".join([" ".join(said), "\n".join(table(rows))])
