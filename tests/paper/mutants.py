@@ -1,7 +1,7 @@
 """The breakages of extra/paper for tests/mutants.py: (what is broken, file, old text, new text, the tests that should notice)."""
 
 TRAIN, EVALUATE, BASELINES, VARIANTS = (f"extra/paper/{name}.py" for name in ("train", "evaluate", "baselines", "variants"))
-TUNE, ABLATE, REPORT, DELTA = (f"extra/paper/{name}.py" for name in ("tune", "ablate", "report", "delta"))
+TUNE, ABLATE, CLAIMS, DELTA = (f"extra/paper/{name}.py" for name in ("tune", "ablate", "claims", "delta"))
 OPEN = "extra/paper/open_questions/"
 ROWS, TABLE, MADE = "paper/tables what_each_row", "paper/tables whole_table", "paper/tables whole_table or every_checkpoint or ground_floor_s"
 STATISTICS = "paper/evaluate student_t or interval or holm or difference or verdict"
@@ -71,8 +71,8 @@ PAPER = [
     ("ties count as wins", EVALUATE, "[(1 + np.mean(s)) / 2 for s in signs]", "[np.mean([x >= 0 for x in s]) for s in signs]", STATISTICS),
     ("losses count as wins", EVALUATE, "(x > y) - (x < y)", "(x < y) - (x > y)", STATISTICS),
     ("no correction for many comparisons", EVALUATE, "(len(p) - rank) * p[i]", "p[i]", STATISTICS),
-    ("verdict: any p", REPORT, "p >= 0.05 else", "p >= 5 else", STATISTICS),
-    ("verdict: the side is ignored", REPORT, 'c.d["mean"] > c.zero', "True", STATISTICS),
+    ("verdict: any p", CLAIMS, "p >= 0.05 else", "p >= 5 else", STATISTICS),
+    ("verdict: the side is ignored", CLAIMS, 'c.d["mean"] > c.zero', "True", STATISTICS),
     # tuning and ablations
     ("tuning on test prompts", TUNE, 'tasks.dataset(b, "validation"', 'tasks.dataset(b, "test"', "paper/tables tuning_and"),
     ("tuning takes the worst", TUNE, '"won": max(tried', '"won": min(tried', "paper/tables tuning_and"),

@@ -11,7 +11,7 @@ import pytest
 
 import train_cdpo
 from extra.common import FAMILIES, write_family
-from extra.paper import ablate, baselines, evaluate, report, tune
+from extra.paper import ablate, baselines, claims, evaluate, published as paper, report, tune
 from extra.paper.train import TRAINING, Cdpo, Sft
 from toy_experts import run, tasks
 
@@ -104,12 +104,12 @@ def test_no_prompt_of_the_tables_was_trained_or_tuned_on(seed):
 
 @pytest.fixture
 def published():
-    return report.load()
+    return paper.load()
 
 
 def test_every_page_says_what_the_results_say(published):
     pages = report.pages(published)
-    assert {str(path.relative_to(report.ROOT)) for path in pages} == {
+    assert {str(path.relative_to(paper.ROOT)) for path in pages} == {
         "README.md", "extra/paper/README.md", "extra/paper/CLAIMS.md", "extra/results/README.md"}
     for path, text in pages.items():
         assert path.read_text() == text, f"{path}: run python -m extra.paper.report"
@@ -125,7 +125,7 @@ def test_every_page_says_what_the_results_say(published):
         for key in inner:
             at = at[key]
         at[change[-1]] += 0.123
-        assert report.pages(changed)[report.PAPER_WING / "README.md"] != report.pages(published)[report.PAPER_WING / "README.md"]
+        assert report.pages(changed)[paper.PAPER_WING / "README.md"] != report.pages(published)[paper.PAPER_WING / "README.md"]
 
 
 def test_the_short_table_has_the_lesson_s_rows_and_all_that_are_above(published):
@@ -134,12 +134,12 @@ def test_the_short_table_has_the_lesson_s_rows_and_all_that_are_above(published)
 
     ours, seeds = published["table1"]["llama"], len(published["table1"]["meta"]["llama"]["seeds"])
     above = {m for m, row in ours.items() if len(row["average"]) == seeds and np.mean(row["average"]) > np.mean(ours["fusionroute"]["average"])}
-    assert set(rows()) == {report.NAMES[m].strip("*") for m in [*report.SHORT, *above]} and {"co_llm_self", "fused_sft"} <= above
+    assert set(rows()) == {paper.NAMES[m].strip("*") for m in [*report.SHORT, *above]} and {"co_llm_self", "fused_sft"} <= above
     few = [m for m in report.SHORT if len(ours[m]["average"]) < seeds]
-    assert few and all(f"{report.NAMES[m]}*" in report.short_table(published) for m in few) and "of them.)" in report.short_table(published)
+    assert few and all(f"{paper.NAMES[m]}*" in report.short_table(published) for m in few) and "of them.)" in report.short_table(published)
     ours["uniform_average"]["average"] = [0.99] * seeds
     ours["collab"]["average"] = [0.99] * (seeds - 1)  # of some seeds only: not a row that must be there
-    assert report.NAMES["uniform_average"] in rows() and "Collab" not in rows()
+    assert paper.NAMES["uniform_average"] in rows() and "Collab" not in rows()
     for m in few:
         ours[m]["average"] = [0.5] * seeds
     assert "of them.)" not in report.short_table(published)
@@ -162,7 +162,7 @@ def test_every_trained_row_of_the_tables_is_explained():
     for code in ("fusionroute", "sft_only", "routing_only", "router", "fused_sft", "fused_full", "co_llm", "co_llm_self", "fine_tuned", "oracle_expert",
                  "uniform_average", "sequence_selection", "collab", "fusionroute_long", "sft_long", "fine_tuned_long", "fine_tuned_sft_long",
                  "generalist", "double", "two_fine_tuned", "fusionroute_all", "sft_all", "router_mean", "router_math", "router_random", "selection_lm", "collab_lm"):
-        (line,) = [line for line in lines if line.strip().startswith((f"{report.NAMES[code].strip('*')}  ", f"{report.NAMES[code]}, ..."))]
+        (line,) = [line for line in lines if line.strip().startswith((f"{paper.NAMES[code].strip('*')}  ", f"{paper.NAMES[code]}, ..."))]
         start, stop = (head.index(x) for x in ("trained by", "decodes with"))
         trained_by = line[start:stop].strip()
         recipe = {"fused_full": "fused_full", "fusionroute": "router", "sft_only": "router_sft", "sequence_selection": "reward",
@@ -175,9 +175,9 @@ def test_every_trained_row_of_the_tables_is_explained():
 
 
 def test_a_rank_needs_more_than_half_and_a_tie_has_no_direction(published):
-    first = lambda r, family: next(c for c in report.claims(r, family) if "highest" in c.claim)
+    first = lambda r, family: next(c for c in claims.claims(r, family) if "highest" in c.claim)
     assert [first(published, family).verdict for family in FAMILIES] == ["not shown", "not shown"]
-    assert report.NAMES["two_fine_tuned"] in first(published, "llama").ours  # what is above it is named
+    assert paper.NAMES["two_fine_tuned"] in first(published, "llama").ours  # what is above it is named
     rate = published["winrate"]["gemma"]["fusionroute"]["rate"]
     rate.update(mean=0.51, p=0.0001)
     assert first(published, "gemma").verdict == "reproduced"
@@ -185,19 +185,19 @@ def test_a_rank_needs_more_than_half_and_a_tie_has_no_direction(published):
     assert first(published, "gemma").verdict == "not shown"
     rate.update(mean=0.2)
     assert first(published, "gemma").verdict == "reversed"
-    tie = lambda: next(c for c in report.claims(published, "gemma") if "are level" in c.claim)
-    assert report.PAPER["gemma"]["fusionroute"][4] == report.PAPER["gemma"]["instruct_expert"][4] and tie().verdict == "not shown"
+    tie = lambda: next(c for c in claims.claims(published, "gemma") if "are level" in c.claim)
+    assert paper.PAPER["gemma"]["fusionroute"][4] == paper.PAPER["gemma"]["instruct_expert"][4] and tie().verdict == "not shown"
     published["differences"]["gemma"]["fusionroute - instruct_expert, toy-ifeval"]["low"] = -0.01
     assert tie().verdict == "reproduced" and not tie().why
 
 
 def test_a_broken_model_decides_nothing(published):
     """The paper's setting of DARE leaves a model that answers nothing right: to be above it says nothing."""
-    said = {c.claim: c.verdict for c in report.claims(published, "llama")}
-    broken = [claim for claim in said if report.NAMES["dare_paper"] in claim]
+    said = {c.claim: c.verdict for c in claims.claims(published, "llama")}
+    broken = [claim for claim in said if paper.NAMES["dare_paper"] in claim]
     assert len(broken) == 2 and all(said[claim] == "says nothing" for claim in broken)
     published["table1"]["llama"]["dare_paper"]["average"] = [0.1] * 5
-    assert not [c for c in report.claims(published, "llama") if c.verdict == "says nothing"]
+    assert not [c for c in claims.claims(published, "llama") if c.verdict == "says nothing"]
 
 
 def test_the_settings_in_use_are_the_winners_of_the_tuning(published):
@@ -230,7 +230,7 @@ def test_the_acceptance_of_the_tables(published):
     assert all(len(published["table1"]["meta"][family]["seeds"]) >= 5 for family in FAMILIES)
     assert set(published["table1"]["llama"]) <= set(evaluate.METHODS)
     for family in FAMILIES:
-        for m in report.PAPER[family]:
+        for m in paper.PAPER[family]:
             assert m == "fusionroute" or published["differences"][family][f"fusionroute - {m}"]["low"] > 0, m
     rates = {m: w["rate"]["mean"] for m, w in published["winrate"]["llama"].items()}
     assert rates["sft_only"] < rates["fusionroute"] and rates["sft_only against fusionroute"] < 0.5
@@ -250,13 +250,13 @@ def test_a_family_s_results_leave_the_other_s_alone(tmp_path):
 
 def test_verdicts():
     """By p, corrected for the number of claims, and the side of the mean; a claim that another rule decides does not count."""
-    claim = lambda mean, p, verdict="": report.Claim("", "", "", verdict, "", "why", {"mean": mean, "p": p})
+    claim = lambda mean, p, verdict="": claims.Claim("", "", "", verdict, "", "why", {"mean": mean, "p": p})
     found = [claim(0.1, 0.01), claim(-0.1, 0.01), claim(0.1, 0.04), claim(0.1, 0.04, "finding")]
-    report.settle(found)
+    claims.settle(found)
     assert [c.verdict for c in found] == ["reproduced", "reversed", "reproduced", "finding"] and [c.why for c in found] == ["", "why", "", ""]
     found = [claim(0.1, 0.02)] * 1 + [claim(0.1, 0.5) for _ in range(9)]  # one of ten
-    assert [c.verdict for c in report.settle(found)] == ["not shown"] * 10
-    assert report.opposite(evaluate.interval([0.1, 0.3])) == evaluate.interval([-0.1, -0.3])
+    assert [c.verdict for c in claims.settle(found)] == ["not shown"] * 10
+    assert claims.opposite(evaluate.interval([0.1, 0.3])) == evaluate.interval([-0.1, -0.3])
 
 
 def test_mistakes(tmp_path, mistake):
