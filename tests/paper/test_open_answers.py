@@ -75,7 +75,9 @@ def saying(name, rows):
 def test_sides_needs_both_seeds():
     pair = lambda *x: answers.np.array(x)
     values = {"a": pair(0.6, 0.7), "b": pair(0.6, 0.4), "c": pair(0.1, 0.2), "d": pair(0.9, 0.9)}
-    assert answers.sides(values, pair(0.5, 0.5)) == "a and d above; c below; b not shown"
+    assert answers.sides(values, pair(0.5, 0.5)) == "a and d above; c below; no difference shown for b"
+    assert answers.order(pair(0.52, 0.6), pair(0.5, 0.5)) == 1 and answers.order(pair(0.48, 0.4), pair(0.5, 0.5)) == -1
+    assert answers.order(pair(0.51, 0.6), pair(0.5, 0.5)) == answers.order(pair(0.49, 0.4), pair(0.5, 0.5)) == 0  # by less than MARGIN in one
     assert answers.points([0.03, -0.021]) == "+3 and -2"
 
 
@@ -93,11 +95,11 @@ def test_the_answer_of_weights_follows_its_rows():
     rows = rows_of(["lambda 0", "lambda 1/3", "lambda 3"], ["lambda: fusionroute", "lambda: routing_only"], average=0.8) + \
         rows_of(["1/2 of S", "S", "all"], ["S: fusionroute", "S: routing_only"], average=0.8) + rows_of(["beta 0.1", "beta 1"], ["beta: fusionroute"], average=0.8)
     says = saying("weights", rows)
-    assert "lambda 0 and lambda 3 not shown; L_expert on 1/2 of S and all not shown; beta 1 not shown." in says()
+    assert "no difference shown for lambda 0 and lambda 3. Positions of L_expert: no difference shown for 1/2 of S and all. Beta: no difference shown for beta 1." in says()
     without = says("lambda 0", "lambda: fusionroute", [0.7, 0.6])
-    assert "lambda 0 below; lambda 3 not shown;" in without and "FusionRoute 10 and 15." in without
+    assert "lambda 0 below; no difference shown for lambda 3." in without and "FusionRoute 10 and 15." in without
     assert "the picked expert alone loses 40 and 35 points, FusionRoute 0 and 0." in says("lambda 0", "lambda: routing_only", [0.3, 0.3])
-    assert "all above; 1/2 of S not shown" in says("all", "S: fusionroute", [0.9, 0.9]) and "beta 1 below" in says("beta 1", "beta: fusionroute", [0.1, 0.1])
+    assert "all above; no difference shown for 1/2 of S" in says("all", "S: fusionroute", [0.9, 0.9]) and "beta 1 below" in says("beta 1", "beta: fusionroute", [0.1, 0.1])
 
 
 def test_the_answer_of_newcomer_follows_its_rows():
@@ -116,10 +118,11 @@ def test_the_answer_of_newcomer_follows_its_rows():
 
 def test_the_answer_of_objectives_follows_its_rows():
     says = saying("objectives", rows_of(["phase 1 only", "CDPO", "IPO", "REINFORCE"], ["fusionroute"], average=0.8))
-    assert says().startswith("**Against CDPO, in both seeds: IPO and REINFORCE not shown.** Against phase 1 only: CDPO, IPO and REINFORCE not shown.")
+    none = "no difference shown for"
+    assert says().startswith(f"**None of the others is shown to do better than CDPO.** Against CDPO, in both seeds: {none} IPO and REINFORCE. Against phase")
     better = says("IPO", "fusionroute", [0.9, 0.9])
-    assert "seeds: IPO above; REINFORCE not shown.** Against phase 1 only: IPO above; CDPO and" in better and "IPO 90 and 90" in better
-    assert "phase 1 only: CDPO above; IPO and REINFORCE not shown" in says("CDPO", "fusionroute", [0.85, 0.9])
+    assert better.startswith("**IPO did better than CDPO.**") and f"seeds: IPO above; {none} REINFORCE. Against phase 1 only: IPO above; {none} CDPO" in better
+    assert "IPO 90 and 90" in better and f"phase 1 only: CDPO above; {none} IPO and REINFORCE" in says("CDPO", "fusionroute", [0.85, 0.9])
 
 
 def test_the_answer_of_data_follows_its_rows():
@@ -129,15 +132,15 @@ def test_the_answer_of_data_follows_its_rows():
     assert says().startswith("**With 40% of the pairs flipped phase 2 is still above")
     assert says("40% flipped", "both phases", [0.9, 0.7]).startswith("**With 10% of the pairs flipped")
     assert saying("data", rows)("as always", "phase 1 only", [0.95, 0.95]).startswith("**With none of the pairs")
-    assert "against all pairs: pairs without math below; pairs without general not shown." in says("pairs without math", "both phases", [0.1, 0.1])
+    assert "against all pairs: pairs without math below; no difference shown for pairs without general." in says("pairs without math", "both phases", [0.1, 0.1])
     assert "all pairs give 60 and 55, pairs without general 30 and 20." in says("pairs without general", "both phases", [0.3, 0.2], "general")
-    assert "after phase 1: SFT: half math above; SFT without math not shown (" in says("SFT: half math", "phase 1 only", [0.9, 0.9])
+    assert "after phase 1: SFT: half math above; no difference shown for SFT without math (" in says("SFT: half math", "phase 1 only", [0.9, 0.9])
 
 
 def test_the_answer_of_router_size_follows_its_rows():
     says = saying("router_size", rows_of(["96 x 3", "72 x 3"], ["fusionroute", "routing_only", "router"], average=0.9, cost=2.0))
-    assert "loses in both seeds with no size; its logits still help with 96 x 3 and 72 x 3**" in says() and "90 and 85 with 72 x 3 (1.98)" in says()
-    assert "seeds with 72 x 3; its" in says("72 x 3", "fusionroute", [0.85, 0.84])
+    assert "a smaller router is worse with no size**" in says() and "still help with 96 x 3 and 72 x 3**" in says() and "90 and 85 with 72 x 3 (1.98)" in says()
+    assert "worse with 72 x 3**" in says("72 x 3", "fusionroute", [0.85, 0.82])
     assert "still help with 96 x 3**" in says("72 x 3", "fusionroute", [0.95, 0.7]) and "same order: 80 and 75, 80 and 75." in says()
 
 

@@ -1,11 +1,13 @@
 """The answers of the open questions, a few sentences each, made from the rows of extra/results/open_NAME.json.
 
-A sentence claims an order only where every seed has it, and says "not shown" where the seeds disagree. __main__.py puts them into the page.
+A sentence claims an order only where every seed shows it by MARGIN or more, and says "not shown" otherwise. __main__.py puts them into the page.
 """
 
 import numpy as np
 
 from toy_experts import run
+
+MARGIN = 0.02  # shares that differ by less may be chance: the standard error of 500 answers, most of them right, is about a point and a half
 
 
 class Rows:
@@ -29,8 +31,8 @@ def each(values):
 
 
 def order(first, second):
-    """1 where the first is higher in every seed, -1 where it is lower in every seed, 0 where the seeds disagree."""
-    return int((first > second).all()) - int((first < second).all())
+    """1 where the first is higher by MARGIN in every seed, -1 where it is lower by MARGIN in every seed, else 0."""
+    return int((first - second >= MARGIN - 1e-9).all()) - int((second - first >= MARGIN - 1e-9).all())
 
 
 def listed(words):
@@ -40,14 +42,14 @@ def listed(words):
 def sides(values, than):
     """{label: shares, one a seed} against a share a seed, as text: which labels are above it in both seeds, below it, and neither."""
     signs = {label: order(v, than) for label, v in values.items()}
-    parts = [f"{listed(found)} {verb}" for sign, verb in ((1, "above"), (-1, "below"), (0, "not shown"))
+    parts = [words.format(listed(found)) for sign, words in ((1, "{} above"), (-1, "{} below"), (0, "no difference shown for {}"))
              if (found := [label for label in signs if signs[label] == sign])]
     return "; ".join(parts)
 
 
 def points(values):
     """Differences, one a seed -> "-3 and +2" (points)."""
-    return " and ".join(f"{100 * v:+.0f}" for v in values)
+    return " and ".join(f"{round(100 * v):+d}" for v in values)
 
 
 def experts(rows):
@@ -75,9 +77,9 @@ def weights(rows):
 
     lost = {line: rows("lambda 1/3", f"lambda: {line}") - rows("lambda 0", f"lambda: {line}") for line in ("fusionroute", "routing_only")}
     return (
-        "**FusionRoute's accuracy in both seeds, against the values used here** (lambda 1/3, S, beta 0.1): "
-        f"{against(lambdas, 'lambda: fusionroute', 'lambda 1/3')}; L_expert on {against(shares, 'S: fusionroute', 'S')}; "
-        f"{against(betas, 'beta: fusionroute', 'beta 0.1')}. Without L_expert (lambda 0) nothing is chosen: the picked expert alone loses "
+        "**FusionRoute against the values used here (lambda 1/3, S, beta 0.1), in both seeds.** "
+        f"Lambda: {against(lambdas, 'lambda: fusionroute', 'lambda 1/3')}. Positions of L_expert: {against(shares, 'S: fusionroute', 'S')}. "
+        f"Beta: {against(betas, 'beta: fusionroute', 'beta 0.1')}. Without L_expert (lambda 0) nothing is chosen: the picked expert alone loses "
         f"{each(lost['routing_only'])} points, FusionRoute {each(lost['fusionroute'])}.")
 
 
@@ -104,8 +106,10 @@ def objectives(rows):
     value = {label: rows(label, "fusionroute") for label in rows.labels}
     others = {label: v for label, v in value.items() if label not in ("phase 1 only", "CDPO")}
     figures = ", ".join(f"{label} {each(v)}" for label, v in value.items())
+    better = [label for label, v in others.items() if order(v, value["CDPO"]) == 1]
     return (
-        f"**Against CDPO, in both seeds: {sides(others, value['CDPO'])}.** Against phase 1 only: "
+        f"**{listed(better) + ' did better than CDPO' if better else 'None of the others is shown to do better than CDPO'}.** Against CDPO, in "
+        f"both seeds: {sides(others, value['CDPO'])}. Against phase 1 only: "
         f"{sides({'CDPO': value['CDPO']} | others, value['phase 1 only'])}. Averages: {figures}.")
 
 
@@ -134,9 +138,9 @@ def router_size(rows):
     figures = ", ".join(f"{each(value['fusionroute'][label])} with {label} ({cost[label]})" for label in rows.labels)
     choice = ", ".join(each(v) for v in value["routing_only"].values())
     return (
-        f"**Smaller than the experts, the router loses in both seeds with {listed(below) or 'no size'}; its logits still help with "
-        f"{listed(ahead) or 'no size'}** (FusionRoute above the choice alone, in both seeds). FusionRoute: {figures}; in brackets what a fused token "
-        f"reads, over one expert. The choice alone, in the same order: {choice}.")
+        f"**In both seeds a smaller router is worse with {listed(below) or 'no size'}** (width x layers; the experts have {usual})**; its logits "
+        f"still help with {listed(ahead) or 'no size'}** (FusionRoute above the choice alone). FusionRoute: {figures}; in brackets the parameters "
+        f"that a fused token reads, over those of one expert. The choice alone, in the same order: {choice}.")
 
 
 def mixed(rows):
@@ -147,8 +151,8 @@ def mixed(rows):
     figures = "; ".join(f"{label}: {moved['fusionroute'][label]} (the best expert {moved['best expert'][label]})" for label in others)
     return (
         f"**{'Logits of other sizes and of another family add up as well' if len(ahead) == len(rows.labels) else 'Not every set adds up'}**: FusionRoute is "
-        f"ahead of the best expert beside it, in both seeds, with {listed(ahead) or 'no set'}. Against all ordinary experts FusionRoute moves by, in points: "
-        f"{figures}.")
+        f"ahead of the best expert beside it, in both seeds, with {listed(ahead) or 'no set'}. Beside changed experts FusionRoute's figure moves by, in "
+        f"points, a seed each: {figures}.")
 
 
 def decoding(rows):
