@@ -96,7 +96,9 @@ def test_the_answer_of_weights_follows_its_rows():
         rows_of(["1/2 of S", "S", "all"], ["S: fusionroute", "S: routing_only"], average=0.8) + rows_of(["beta 0.1", "beta 1"], ["beta: fusionroute"], average=0.8)
     says = saying("weights", rows)
     assert "no difference shown for lambda 0 and lambda 3. Positions of L_expert: no difference shown for 1/2 of S and all. Beta: no difference shown for beta 1." in says()
+    assert says().startswith("**Of the other values of lambda, S and beta none is shown to change FusionRoute's accuracy.**")
     without = says("lambda 0", "lambda: fusionroute", [0.7, 0.6])
+    assert "S and beta only lambda 0 is shown" in without and "only beta 1 is shown" in says("beta 1", "beta: fusionroute", [0.1, 0.1])
     assert "lambda 0 below; no difference shown for lambda 3." in without and "FusionRoute 10 and 15." in without
     assert "the picked expert alone loses 40 and 35 points, FusionRoute 0 and 0." in says("lambda 0", "lambda: routing_only", [0.3, 0.3])
     assert "all above; no difference shown for 1/2 of S" in says("all", "S: fusionroute", [0.9, 0.9]) and "beta 1 below" in says("beta 1", "beta: fusionroute", [0.1, 0.1])
