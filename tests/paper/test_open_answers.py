@@ -84,10 +84,13 @@ def test_sides_needs_both_seeds():
 def test_the_answer_of_experts_follows_its_rows():
     labels, lines = ["1 (math)", "1 (code)", "1 (instruct)", "2", "3", "5", "8", "5 + 3 useless"], ["fusionroute", "routing_only"]
     says = saying("experts", rows_of(labels, lines, average=0.6))
-    assert "to 1, the picked expert's to 1.**" in says() and "useless experts beside five change FusionRoute's figure by +0 and +0 points" in says()
-    assert "to 3, the picked expert's to 1.**" in says("3", "fusionroute", [0.7, 0.7]) and "70 and 70 with 3" in says("3", "fusionroute", [0.7, 0.7])
-    assert "to 1, the picked expert's to 1.**" in says("3", "fusionroute", [0.7, 0.5])  # one seed is not enough
-    assert "60 and 90 with the best one" in says("1 (code)", "fusionroute", [0.1, 0.9])  # the best of each seed
+    assert "seeds at the steps none, and lower it at none; that of the picked expert alone rises at none and falls at none.**" in says()
+    assert "useless experts beside five change FusionRoute's figure by +0 and +0 points" in says()
+    up = says("3", "fusionroute", [0.7, 0.7])
+    assert "seeds at the steps 2 to 3, and lower it at 3 to 5; that" in up and "70 and 70 with 3" in up
+    assert "rises at 5 to 8 and falls at none" in says("8", "routing_only", [0.7, 0.7])
+    assert "at the steps none, and lower it at none" in says("3", "fusionroute", [0.7, 0.5])  # one seed is not enough
+    assert "60 and 90 with the best single one" in says("1 (code)", "fusionroute", [0.1, 0.9])  # the best of each seed
     assert "figure by -20 and +5 points" in says("5 + 3 useless", "fusionroute", [0.4, 0.6])
 
 

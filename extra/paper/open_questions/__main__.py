@@ -45,8 +45,16 @@ def block(name):
     return "\n\n".join([*filter(None, [answer(name, r["rows"])]), text, as_table(r["rows"]), f"![{PAGE_TEXT[name]}](../extra/results/open_{name}.svg)"])
 
 
+def run_time():
+    """How long all measured pages took together."""
+    found = [json.loads(path.read_text())["meta"]["run time in seconds"] for name in PAGE_TEXT if (path := RESULTS / f"open_{name}.json").exists()]
+    minutes = sum(sum(seconds.values()) for seconds in found) / 60
+    return (f"All {len(found)} pages took {minutes:.0f} minutes of one core together, after the ordinary training of each seed, which they share. The seeds "
+            "run side by side: start `--seed 2` and `--seed 3` in two terminals with `OMP_NUM_THREADS=1`, then `--seeds 2 3`, which finds both.")
+
+
 def page():
-    return fill(PAGE.read_text(), {name: block(name) for name in PAGE_TEXT}, THIS)
+    return fill(PAGE.read_text(), {name: block(name) for name in PAGE_TEXT} | {"time": run_time()}, THIS)
 
 
 def main(argv=None):
