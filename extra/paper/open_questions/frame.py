@@ -105,7 +105,8 @@ def plot(name, rows, x_label, y="average"):
         axis.plot([k for k, _ in there], [np.mean(v) for _, v in there], "o-", color=colour, label=line)
         axis.plot([k for k, v in there for _ in v], [x for _, v in there for x in v], ".", color=colour, alpha=0.5)
     axis.set(xticks=range(len(labels)), xlabel=x_label, ylabel=f"{y}, % right")
-    axis.set_xticklabels(labels, rotation=20 if max(len(str(x)) for x in labels) * len(labels) > 80 else 0)
+    slanted = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if max(len(str(x)) for x in labels) * len(labels) > 80 else {}
+    axis.set_xticklabels(labels, **slanted)
     axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4 if max(map(len, lines)) < 25 else 2)
     return as_svg(figure)
 
