@@ -3,25 +3,26 @@
 TRAIN, EVALUATE, BASELINES, VARIANTS = (f"extra/paper/{name}.py" for name in ("train", "evaluate", "baselines", "variants"))
 TUNE, ABLATE, CLAIMS, DELTA = (f"extra/paper/{name}.py" for name in ("tune", "ablate", "claims", "delta"))
 OPEN = "extra/paper/open_questions/"
-ROWS, TABLE, MADE = "paper/tables what_each_row", "paper/tables whole_table", "paper/tables whole_table or every_checkpoint or ground_floor_s"
+ROWS, TABLE = "paper/tables what_each_row", "paper/tables whole_table"
+FED = "paper/paper_train is_fed or are_shuffled or another_recipe"
 STATISTICS = "paper/evaluate student_t or interval or holm or difference or verdict"
 
 PAPER = [
     # how checkpoints are trained
-    ("sft samples of another split", TRAIN, 'tasks.mixed("train", n', 'tasks.mixed("preference", n', MADE),
-    ("every router starts from the math expert", TRAIN, 'f"{spec.start}.pt", hint', '"math.pt", hint', MADE),
-    ("the number of passes is ignored", TRAIN, "samples=spec.samples, epochs=spec.epochs,", "samples=spec.samples,", MADE),
-    ("phase 1: lambda is ignored", TRAIN, "lr=spec.lr, lam=spec.lam)\n    with rate_of_W(train_sft", "lr=spec.lr)\n    with rate_of_W(train_sft", MADE),
-    ("phase 1: the rate is ignored", TRAIN, "lr=spec.lr, lam=spec.lam)\n    with rate_of_W(train_sft", "lam=spec.lam)\n    with rate_of_W(train_sft", MADE),
-    ("phase 1: the loss is ignored", TRAIN, "variants.sft_loss_for(spec.loss, experts)", 'variants.sft_loss_for("paper", experts)', MADE),
-    ("phase 2: the pairs are the trained router's own mistakes", TRAIN, "variants.sample_pairs(sampler,", "variants.sample_pairs(router,", MADE),
-    ("phase 2: pi_ref is the sampler", TRAIN, "reference(router.lm, both)", "reference(sampler.lm, both)", MADE),
-    ("phase 2: beta is ignored", TRAIN, "lam=spec.lam, beta=spec.beta)", "lam=spec.lam)", MADE),
-    ("phase 2: the loss is ignored", TRAIN, "variants.pair_loss_for(spec.loss, experts)", 'variants.pair_loss_for("paper", experts)', MADE),
-    ("phase 2: the SFT loss is always the paper's", TRAIN, 'phase1["recipe"].get("loss", "paper")', '"paper"', MADE),
-    ("phase 2: SFT batches although mix is 0", TRAIN, "if spec.mix else only_pairs(settings, pairs.lengths)", "if True else None", MADE),
-    ("the rate of W is the usual one", TRAIN, "usual, script.LR_W = script.LR_W, lr_w", "usual = script.LR_W", MADE),
-    ("a checkpoint of another recipe is taken", TRAIN, "run.check_same(path, usual | saved, recipe)", "pass", MADE),
+    ("sft samples of another split", TRAIN, 'tasks.mixed("train", n', 'tasks.mixed("preference", n', FED),
+    ("every router starts from the math expert", TRAIN, 'f"{spec.start}.pt", hint', '"math.pt", hint', FED),
+    ("the number of passes is ignored", TRAIN, "samples=spec.samples, epochs=spec.epochs,", "samples=spec.samples,", FED),
+    ("phase 1: lambda is ignored", TRAIN, "lr=spec.lr, lam=spec.lam)\n    with rate_of_W(train_sft", "lr=spec.lr)\n    with rate_of_W(train_sft", FED),
+    ("phase 1: the rate is ignored", TRAIN, "lr=spec.lr, lam=spec.lam)\n    with rate_of_W(train_sft", "lam=spec.lam)\n    with rate_of_W(train_sft", FED),
+    ("phase 1: the loss is ignored", TRAIN, "variants.sft_loss_for(spec.loss, experts)", 'variants.sft_loss_for("paper", experts)', FED),
+    ("phase 2: the pairs are the trained router's own mistakes", TRAIN, "variants.sample_pairs(sampler,", "variants.sample_pairs(router,", FED),
+    ("phase 2: pi_ref is the sampler", TRAIN, "reference(router.lm, both)", "reference(sampler.lm, both)", FED),
+    ("phase 2: beta is ignored", TRAIN, "lam=spec.lam, beta=spec.beta)", "lam=spec.lam)", FED),
+    ("phase 2: the loss is ignored", TRAIN, "variants.pair_loss_for(spec.loss, experts)", 'variants.pair_loss_for("paper", experts)', FED),
+    ("phase 2: the SFT loss is always the paper's", TRAIN, 'phase1["recipe"].get("loss", "paper")', '"paper"', FED),
+    ("phase 2: SFT batches although mix is 0", TRAIN, "if spec.mix else only_pairs(settings, pairs.lengths)", "if True else None", FED),
+    ("the rate of W is the usual one", TRAIN, "usual, script.LR_W = script.LR_W, lr_w", "usual = script.LR_W", FED),
+    ("a checkpoint of another recipe is taken", TRAIN, "run.check_same(path, usual | saved, recipe)", "pass", FED),
     ("the union has the math expert's documents only", TRAIN, "for e in toy.EXPERTS for d in", "for e in toy.EXPERTS[:1] for d in", "paper/paper_train union"),
     ("the double learns the base's documents twice", TRAIN, "toy.documents(toy.Settings(**recipe), what), s.seed", 'toy.documents(toy.Settings(**recipe), "base"), s.seed', "paper/paper_train double"),
     ("the double has the ordinary size", TRAIN, "models.new_gpt(s.family, spec.size)", "models.new_gpt(s.family, models.SIZE)", "paper/paper_train double"),

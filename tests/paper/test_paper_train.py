@@ -139,10 +139,13 @@ def check_sft_loss(handed_in, name, sft, experts, n):
     assert [k for k, v in values.items() if v == pytest.approx(values[name], rel=1e-4)] == [name]
 
 
-@pytest.mark.parametrize("name", [n for n, spec in TRAINING.items() if isinstance(spec, Sft)])
+SFT = {n: spec for n, spec in TRAINING.items() if isinstance(spec, Sft)} | {"other numbers": Sft(epochs=3, lr=3e-3, lr_w=7e-3, lam=0.9)}
+
+
+@pytest.mark.parametrize("name", SFT)
 def test_what_each_phase_1_is_fed(name, place, loaded, trained):
     """The train split's samples with the experts' scores in their order; its start's weights, W at 0; its loss, rates and passes."""
-    spec = replace(TRAINING[name], **SMALL[Sft])
+    spec = replace(SFT[name], **SMALL[Sft])
     experts = [loaded(e) for e in toy.EXPERTS]
     got, content = trained(spec)
     n = 4 if spec.loss == "co_llm_self" else 3
