@@ -5,7 +5,7 @@
     python -m extra.paper.ablate routing         the set S against all positions, and the readings of log pi_agg
     python -m extra.paper.ablate preference      CDPO's bias, its gradient, DPO of the fused policy, no preference; where y_l comes from
     python -m extra.paper.ablate scale           size of router and experts: does the gain grow with it?
-    python -m extra.paper.ablate budget          passes over the SFT samples; and one generalist trained on the experts' own data
+    python -m extra.paper.ablate budget          four passes over the SFT samples, and each method's own best budget
 
 Trains what is missing (experts with another gap or size in OUT/gap0, OUT/d48, ...), evaluates on test prompts, writes
 extra/results/ablation_NAME.json and .svg (with matplotlib). --seed N computes one seed only, and keeps it, so that seeds can be spread
@@ -25,7 +25,7 @@ from extra.common import RESULTS, cached, several
 from extra import models
 from extra.paper import evaluate
 from extra.models import SIZE
-from extra.paper.train import TRAINING, Cdpo, Sft, train
+from extra.paper.train import TRAINING, Cdpo, Sft, needed, train
 from toy_experts import run, tasks
 from toy_experts import train as toy
 from toy_experts.evaluate import table
@@ -109,15 +109,15 @@ def scale():
 
 
 def budget():
-    """Four passes as on the ground floor, and what tune.py found best for both; beside them the generalist, a bound."""
-    names = ("router_sft", "router", "fine_tuned_sft", "fine_tuned")
-    long = [(f"{name}_long", TRAINING[f"{name}_long"]) for name in names]
-    methods = {"fusionroute": ("router_long", {}), "routing_only": ("router_long", ONLY_EXPERT), "sft_only": ("router_sft_long", {}),
-               "fine_tuned": ("fine_tuned_long", ONLY_ROUTER)}
-    one = {"generalist": ("generalist", ONLY_ROUTER)}
-    trained = [(name, TRAINING[name]) for name in ("router_sft", "union", "generalist")]
-    return [Cell(f"{Sft.epochs} passes", *compared()), Cell(f"{TRAINING['router_sft_long'].epochs} passes", methods, [("router_sft", Sft()), *long]),
-            Cell("generalist", one, trained)]
+    """Four passes over the SFT samples, as on the ground floor, and what tune.py found best for each method."""
+    ways = {"fusionroute": ("router", {}), "routing_only": ("router", ONLY_EXPERT), "sft_only": ("router_sft", {}), "fine_tuned": ("fine_tuned", ONLY_ROUTER),
+            "co_llm_self": ("co_llm_self", ONLY_EXPERT), "fused_sft": ("fused_sft", {}), "generalist": ("generalist", ONLY_ROUTER)}
+    cells = []
+    for label, tag in ((f"{Sft.epochs} passes", ""), ("tuned budget", "_long")):
+        methods = {method: (name + tag, how) for method, (name, how) in ways.items()}
+        names = dict.fromkeys(n for name, _ in methods.values() for n in needed(name))
+        cells.append(Cell(label, methods, [(name, TRAINING[name]) for name in names]))
+    return cells
 
 
 ABLATIONS = {"coverage": coverage, "data": data, "routing": routing, "preference": preference, "scale": scale, "budget": budget}
@@ -195,7 +195,7 @@ def plot(name, rows):
     figure, axis = drawing
     methods = list(dict.fromkeys(m for r in rows for m in r["methods"]))
     for i, method in enumerate(methods):
-        colour = dict(zip(METHODS, ("#D55E00", "#0072B2", "#E69F00", "#666666", "#009E73")))[method]
+        colour = dict(zip(METHODS, ("#D55E00", "#0072B2", "#E69F00", "#666666", "#009E73", "#CC79A7", "#56B4E9")))[method]
         there = [(k, r["methods"][method]["average"]) for k, r in enumerate(rows) if method in r["methods"]]
         means = [100 * np.mean(v) for _, v in there]
         if name in ("routing", "preference"):
@@ -216,7 +216,7 @@ def plot(name, rows):
     return as_svg(figure)
 
 
-METHODS = ["fusionroute", "routing_only", "sft_only", "fine_tuned", "generalist"]
+METHODS = ["fusionroute", "routing_only", "sft_only", "fine_tuned", "generalist", "co_llm_self", "fused_sft"]
 X_LABELS = {"coverage": "share of sub-skills that no expert has", "data": "SFT samples of the router", "budget": "passes over the SFT samples",
             "scale": "width x layers of every model"}
 

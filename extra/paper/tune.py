@@ -4,7 +4,7 @@
     python -m extra.paper.tune --seeds 0 1    both tuning seeds, then writes extra/results/tuning.json: what was tried, and what won
     python -m extra.paper.tune --seeds 0 1 --only fine_tuned_sft_long   a part of it; the rest of tuning.json stays as it is
 
-Budgets: router_sft_long and fine_tuned_sft_long are tuned over passes and rates alike, the Fine-tuned Model's over more of them.
+Budgets: the checkpoints NAME_long are tuned over passes and rates alike, the baselines' over at least as many as ours.
 Seeds 0 and 1 are for tuning; the tables are of other seeds. A setting's score is the mean accuracy over the five benchmarks, on validation prompts, averaged over the seeds. The winners are the
 settings in train.TRAINING, in evaluate.py, and the defaults of the ground floor (a test compares). No test prompt is read here. Phase 2
 is tuned after the winner of phase 1. Each score is kept as soon as it is there, so a killed run continues; the models are not kept.
@@ -50,6 +50,9 @@ TRAINED = {  # checkpoint: (the method that it is judged as, what is tried); the
     "fine_tuned_sft_long": ("fine_tuned", grid(epochs=[4, 8, 16], lr=[2e-3]) + grid(epochs=[16], lr=[1e-3])),
     "co_llm": ("co_llm", grid(lr=[1e-3, 2e-3, 4e-3]) + grid(lr=[1e-3], lr_w=[1e-2])),
     "fused_sft": ("fused_sft", grid(loss=["fused", "fused_own"], lr=[1e-3, 4e-3]) + grid(loss=["fused_own"], lr=[5e-4, 2e-3])),
+    "co_llm_self_long": ("co_llm_self", grid(epochs=[8, 16], lr=[4e-3]) + grid(epochs=[16], lr=[2e-3])),
+    "fused_sft_long": ("fused_sft", grid(epochs=[8, 16], lr=[2e-3]) + grid(epochs=[16], lr=[1e-3])),
+    "generalist_long": ("fine_tuned", grid(epochs=[4, 8, 16], lr=[1e-3]) + grid(epochs=[16], lr=[5e-4])),
 }
 REWARD = grid(rejected=["fused", "experts"], prefixes=[0, 1])
 LOOKAHEAD = grid(lookahead=[4, 8, 16, 32, 64])
@@ -105,8 +108,8 @@ def tune(s, only):
         for name in paper_train.needed(checkpoint)[:-1]:
             paper_train.train(s, name)
         router = train(s, checkpoint, tried)
-        how = {"fine_tuned": {"use_expert": False}, "co_llm": {"use_router": False}}.get(method, {})
-        return evaluate.answering(router, experts, **how)
+        how = {"fine_tuned": {"use_expert": False}, "co_llm": {"use_router": False}, "co_llm_self": {"use_router": False}}.get(method, {})
+        return evaluate.answering(router, experts + [router.lm] * (method == "co_llm_self"), **how)
 
     out = {}
     for checkpoint, (method, candidates) in TRAINED.items():

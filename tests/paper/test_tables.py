@@ -27,7 +27,7 @@ from toy_experts import train as toy
 SIZE = (24, 1)  # width and layers of the tiny models
 TINY = {Sft: {"samples": 36, "epochs": 2}, Cdpo: {"prompts": 24, "epochs": 2}, baselines.Reward: {"prompts": 24, "epochs": 1},
         Union: {}, Double: {"size": (48, 1)}}
-ROUTERS = [name for name, spec in paper_train.TRAINING.items() if not isinstance(spec, (Union, Double))]
+ROUTERS = [name for name in evaluate.trained_for(evaluate.METHODS) if not isinstance(paper_train.TRAINING[name], (Union, Double))]
 METHODS = {"math_expert", "code_expert", "instruct_expert", "sequence_selection", "collab", "fine_tuned", "task_arithmetic", "dare",
            "routing_only", "sft_only", "fusionroute", "router", "uniform_average", "co_llm", "oracle_expert", "fused_sft", "fused_full"}
 ARGV = ["--device", "cpu", "--prompts", "2", "--general", "7", "--timed", "2", "--rest", "2"]
