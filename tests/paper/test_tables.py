@@ -194,7 +194,10 @@ def test_tuning_and_an_ablation_on_the_tiny_run(tiny, tmp_path, monkeypatch, cap
     assert splits["dataset"] == {"test"} and splits["mixed"] <= {"train"}
     content = json.loads((tmp_path / "ablation_routing.json").read_text())
     assert [r["label"] for r in content["rows"]] == ["best", "co_llm_self"] and content["meta"]["seeds"] == [0, 1]
-    assert min(content["meta"]["run time in seconds"].values()) > 0
+    for seed, seconds in content["meta"]["run time in seconds"].items():  # base and experts, which both cells share, count once
+        kept = json.loads((out / f"seed{seed}" / "ablation-routing.json").read_text())["result"]
+        took = {what: x for cell in kept.values() for what, x in cell["seconds"].items()}
+        assert len(took) == 4 + 2 * 2 and seconds == round(sum(took.values()))
     assert all(len(r["methods"]["routing_only"]["average"]) == 2 for r in content["rows"])
 
 
