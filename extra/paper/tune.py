@@ -109,7 +109,8 @@ def tune(s, only):
             paper_train.train(s, name)
         router = train(s, checkpoint, tried)
         how = {"fine_tuned": {"use_expert": False}, "co_llm": {"use_router": False}, "co_llm_self": {"use_router": False}}.get(method, {})
-        return evaluate.answering(router, experts + [router.lm] * (method == "co_llm_self"), **how)
+        itself = [router.lm] if method == "co_llm_self" else []  # it may choose the router, too
+        return evaluate.answering(router, experts + itself, **how)
 
     out = {}
     for checkpoint, (method, candidates) in TRAINED.items():

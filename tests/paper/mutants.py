@@ -3,7 +3,7 @@
 TRAIN, EVALUATE, BASELINES, VARIANTS = (f"extra/paper/{name}.py" for name in ("train", "evaluate", "baselines", "variants"))
 TUNE, ABLATE, CLAIMS, DELTA = (f"extra/paper/{name}.py" for name in ("tune", "ablate", "claims", "delta"))
 OPEN = "extra/paper/open_questions/"
-ROWS, TABLE = "paper/tables what_each_row", "paper/tables whole_table"
+ROWS, TABLE = "paper/tables what_each_row", "paper/paper_table figure_in_the_files or token_costs"
 FED = "paper/paper_train is_fed or are_shuffled or another_recipe"
 STATISTICS = "paper/evaluate student_t or interval or holm or difference or verdict"
 
@@ -59,7 +59,7 @@ PAPER = [
     ("general prompts are not graded but checked", EVALUATE, "round(tasks.grade(item, text), 4)", "float(tasks.check(item, text))", TABLE),
     ("answers in another order than prompts", EVALUATE, "for i, answer in zip(rows, decoder(", "for i, answer in zip(sorted(rows), decoder(", "paper/tables in_batches"),
     ("the oracle takes the worst expert", EVALUATE, '"".join(max(column)', '"".join(min(column)', TABLE),
-    ("answers of other weights are kept", EVALUATE, 'known["from"].get(method) != made_from[method]', 'method not in known["right"]', "paper/tables second_call"),
+    ("answers of other weights are kept", EVALUATE, 'known["from"].get(method) != made_from[method]', 'method not in known["right"]', "paper/paper_table what_is_kept"),
     ("covered and uncovered exchanged", EVALUATE, '(("covered", "1"), ("uncovered", "0"))', '(("covered", "0"), ("uncovered", "1"))', TABLE),
     ("routing: S in the prompt", EVALUATE, "informative(choice)[mask[:, 1:]]", "informative(choice)[mask[:, :-1]]", "paper/tables routing"),
     ("cost: experts are not counted", EVALUATE, 'id(e): "expert" for e', 'id(e): "router" for e', TABLE),
@@ -75,11 +75,13 @@ PAPER = [
     ("verdict: any p", CLAIMS, "p >= 0.05 else", "p >= 5 else", STATISTICS),
     ("verdict: the side is ignored", CLAIMS, 'c.d["mean"] > c.zero', "True", STATISTICS),
     # tuning and ablations
-    ("tuning on test prompts", TUNE, 'tasks.dataset(b, "validation"', 'tasks.dataset(b, "test"', "paper/tables tuning_and"),
-    ("tuning takes the worst", TUNE, '"won": max(tried', '"won": min(tried', "paper/tables tuning_and"),
+    ("tuning on test prompts", TUNE, 'tasks.dataset(b, "validation"', 'tasks.dataset(b, "test"', "paper/paper_table score_of_the_tuning"),
+    ("tuning takes the worst", TUNE, '"won": max(tried', '"won": min(tried', "paper/paper_table score_of_the_tuning"),
     ("tuning judges the fine-tuned model fused", TUNE, '{"fine_tuned": {"use_expert": False}', '{"fine_tuned": {}', "paper/tables judges_each"),
-    ("tuning: a score of other settings is kept", TUNE, "json.dumps([what, tried, before])", "json.dumps([what, before])", "paper/tables tuning_and"),
-    ("ablation on the train split", ABLATE, 'evaluate.drawn("test"', 'evaluate.drawn("train"', "paper/tables tuning_and"),
+    ("tuning: a score of other settings is kept", TUNE, "json.dumps([what, tried, before])", "json.dumps([what, before])", "paper/paper_table score_of_the_tuning"),
+    ("tuning: co_llm_self may not choose itself", TUNE, "[router.lm] if method", "[] if method", "paper/tables judges_each"),
+    ("ablation budget: the tuned cell has four passes", ABLATE, "(name + tag, how)", "(name, how)", "paper/evaluate ablations_are"),
+    ("ablation on the train split", ABLATE, 'evaluate.drawn("test"', 'evaluate.drawn("train"', "paper/paper_table own_checkpoint"),
     ("ablation: uncovered is covered", ABLATE, "if i.skill in held[b]]", "if i.skill not in held[b]]", "paper/tables ablation_counts"),
     ("ablation: ties are losses", ABLATE, "(x > y) + (x == y) / 2", "(x > y)", "paper/tables ablation_counts"),
     ("ablation: the fine-tuned row is fused", ABLATE, '"fine_tuned": (tuned, ONLY_ROUTER)}', '"fine_tuned": (tuned, {})}', "paper/evaluate ablations"),

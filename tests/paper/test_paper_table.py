@@ -303,7 +303,12 @@ def test_what_a_token_costs(tiny_models, monkeypatch):
 # --- tuning, ablations, quickstart ----------------------------------------------------------------------------------------------------------
 
 
-HOW = {"fine_tuned": {"use_expert": False}, "co_llm": {"use_router": False}}  # the others: Eq. (1)
+HOW = {"fine_tuned": {"use_expert": False}, "co_llm": {"use_router": False}, "co_llm_self": {"use_router": False}}  # the others: Eq. (1)
+
+
+class Named(str):
+    """A model that is known by its name only."""
+    lm = "itself"
 
 
 @pytest.fixture
@@ -329,7 +334,7 @@ def tuned(invented, monkeypatch):
             (models.folder(s) / "tune.pt").write_text(repr(spec))
 
     def load_model(path, *given, **named):
-        return (path.read_text() if path.name == "tune.pt" else path.stem), {}
+        return Named(path.read_text() if path.name == "tune.pt" else path.stem), {}
 
     monkeypatch.setattr(tune, "RESULTS", folder)
     monkeypatch.setattr(paper_train, "train", train)
@@ -351,7 +356,8 @@ def tuning_key(what, tried):
     """Who must answer for one setting of the grid: its own recipe (the other settings as in TRAINING), decoded as its row decodes."""
     if what in tune.TRAINED:
         method = tune.TRAINED[what][0]
-        return "fused", repr(replace(TRAINING[what], **tried)), ("the experts",), HOW.get(method, {})
+        among = ("the experts", "itself") if method == "co_llm_self" else ("the experts",)
+        return "fused", repr(replace(TRAINING[what], **tried)), among, HOW.get(method, {})
     if what in tune.MERGED:
         return "merged", ("base", ("the experts",), tried)
     judge = repr(replace(TRAINING["reward"], **{k: v for k, v in tried.items() if k != "lookahead"}))

@@ -323,10 +323,18 @@ def test_what_each_row_decodes(monkeypatch):
 
 
 def test_tuning_judges_each_checkpoint_as_its_row_decodes(monkeypatch, tmp_path):
-    """fused_sft and router by Eq. (1), fine_tuned by its language model, co_llm by its picks."""
-    how = {}
-    monkeypatch.setattr(tune, "train", lambda s, checkpoint, tried: checkpoint)
-    monkeypatch.setattr(evaluate, "traces", lambda router, experts, **options: how.setdefault(router, options) and None or (lambda prompts: []))
+    """fused_sft and router by Eq. (1), fine_tuned by its language model, co_llm by its picks; co_llm_self may pick itself."""
+    how, among = {}, {}
+
+    class Named(str):
+        lm = "itself"
+
+    def traces(router, experts, **options):
+        how[router], among[router] = options, experts
+        return lambda prompts: []
+
+    monkeypatch.setattr(tune, "train", lambda s, checkpoint, tried: Named(checkpoint))
+    monkeypatch.setattr(evaluate, "traces", traces)
     monkeypatch.setattr(evaluate, "in_batches", lambda decoder, items: decoder(items) or [[]] * len(items))
     monkeypatch.setattr(models, "ensure", lambda s: None)
     monkeypatch.setattr(paper_train, "train", lambda s, name: None)
@@ -337,7 +345,9 @@ def test_tuning_judges_each_checkpoint_as_its_row_decodes(monkeypatch, tmp_path)
     tune.tune(tune.Settings(out=str(tmp_path), prompts=1), list(tune.TRAINED))
     assert how == {"router_sft": {}, "router": {}, "fused_sft": {}, "fine_tuned_sft": {"use_expert": False},
                    "fine_tuned": {"use_expert": False}, "co_llm": {"use_router": False}, "router_sft_long": {},
-                   "fine_tuned_sft_long": {"use_expert": False}}
+                   "fine_tuned_sft_long": {"use_expert": False}, "co_llm_self_long": {"use_router": False}, "fused_sft_long": {},
+                   "generalist_long": {"use_expert": False}}
+    assert among == {name: ["itself"] if name == "co_llm_self_long" else [] for name in how}
 
 
 # --- how answers are counted ----------------------------------------------------------------------------------------------------------------
