@@ -21,12 +21,12 @@ def test_the_answer_of_decoding_follows_its_rows():
     says = lambda *change: answers.answer("decoding", changed(rows, *change) if change else rows)
     hotter = "the hotter the sampling, the more"
     assert says().startswith("**Yes**") and "by 20 and 20 points greedily, by 20 and 20 at temperature 1 and by 20 and 20 at 1.5" in says()
-    assert "is ahead by 10 and 10 and by 10 and 10. Beam search is within two points of greedy" in says()
+    assert "is ahead by 10 and 10 at temperature 1, by 10 and 10 at 1.5. Beam search is within two points of greedy" in says()
     for label in ("greedy", "T 1", "T 1.5"):
         assert says(label, "fusionroute", [0.9, 0.1]).startswith("**Not shown**")  # the seeds disagree
         assert says(label, "fusionroute", [0.2, 0.1]).startswith("**No**")
     less = says("T 1.5", "half the sum", [0.72, 0.69])
-    assert less.startswith(f"**Yes, but {hotter}") and "and by 2 and 4. Beam" in less
+    assert less.startswith(f"**Yes, but {hotter}") and "by 2 and 4 at 1.5. Beam" in less
     assert hotter not in says("T 1.5", "half the sum", [0.72, 0.85]) and hotter not in says("T 1", "half the sum", [0.72, 0.69])
     assert "by 2 and 20 at 1.5" in says("T 1.5", "routing_only", [0.88, 0.1])  # the better part of each seed
     assert "is not the same as greedy" in says("beam of 4", "fusionroute", [0.9, 0.5])
@@ -48,23 +48,24 @@ def test_the_answer_of_shift_follows_its_rows():
 
 
 def test_the_answer_of_hostile_follows_its_rows():
-    lines = [f"{line}, {when}" for when in ("exchanged after training", "there in training") for line in ("routing_only", "fusionroute")]
+    lines = [f"{line}, {when}" for when in ("exchanged after phase 1", "there in phase 1") for line in ("routing_only", "fusionroute")]
     rows = rows_of(["honest", "x 0.25", "x 4", "trigger", "wrong digits", "two-faced"], lines, average=0.9, picked=0.5, trigger=0.8)
     alone, after, _, there = lines
     says = lambda *change: answers.answer("hostile", changed(rows, *change) if change else rows)
-    assert "logits help against the trigger and are not shown to help against wrong digits.**" in says()
+    assert "the trigger gets through less often, and wrong digits cost as much, as far as shown.**" in says()
     assert "The trigger is in 80 and 75 per cent of the answers where the picked expert writes alone, and in 70 and 65 per cent of Fus" in says()
-    assert "do not help against the trigger" in says("trigger", after, [0.9, 0.9], "trigger")
-    assert "are not shown to help against the trigger" in says("trigger", after, [0.9, 0.1], "trigger")
+    assert "trigger gets through more often" in says("trigger", after, [0.9, 0.9], "trigger")
+    assert "gets through not shown to be less or more often" in says("trigger", after, [0.9, 0.1], "trigger")
     more, less = says("wrong digits", after, [0.5, 0.6]), says("wrong digits", alone, [0.5, 0.6])
-    assert "do not help against wrong digits" in more and "cost the picked expert alone 0 and 0 points and FusionRoute 30 and 15;" in more
-    assert "and help against wrong digits" in less and "cost the picked expert alone 40 and 25 points and FusionRoute 0 and 0;" in less
+    assert "wrong digits cost more.**" in more and "cost the picked expert alone 0 and 0 points and FusionRoute 30 and 15; logits" in more
+    assert "wrong digits cost less.**" in less and "alone 40 and 25 points and FusionRoute 0 and 0 (which stays ahead of it); logits" in less
     assert "logits times 4 cost the former 0 and 0 and the latter 10 and 5." in says("x 4", after, [0.7, 0.7])
-    assert "left out: not shown**" in says() and "left out: trigger**" in says("trigger", there, [0.1, 0.1], "picked")
-    assert "left out: not shown**" in says("trigger", there, [0.1, 0.3], "picked") and "left out: x 4**" in says("x 4", there, [0.1, 0.1], "picked")
-    assert "training data cannot draw" in says() and "its trigger is in 50 and 45 per cent" in says()
+    assert "picks it seldom: not shown**" in says() and "seldom: trigger**" in says("trigger", there, [0.1, 0.1], "picked")
+    assert "seldom: not shown**" in says("trigger", there, [0.1, 0.3], "picked") and "seldom: x 4**" in says("x 4", there, [0.1, 0.1], "picked")
+    assert "It is picked for 20 and 15 (trigger), 20 and 15 (wrong digits), 20 and 15 (x 0.25), 10 and 10 (x 4) per cent" in says("x 4", there, [0.1, 0.1], "picked")
+    assert "training data cannot draw" in says() and "trigger is in 50 and 45 per cent" in says()
     drawn = says("two-faced", there, [0.99, 0.98], "picked")
-    assert "training data can draw" in drawn and "picked for 99 and 98 per cent of the tokens, the honest one for 40 and 35;" in drawn
+    assert "the honest one for 40 and 35." in drawn and "training data can draw" in drawn and "picked for 99 and 98 per cent; its" in drawn
 
 
 def saying(name, rows):
@@ -90,7 +91,7 @@ def test_the_answer_of_experts_follows_its_rows():
     assert "seeds at the steps 2 to 3, and lower it at 3 to 5; that" in up and "70 and 70 with 3" in up
     assert "rises at 5 to 8 and falls at none" in says("8", "routing_only", [0.7, 0.7])
     assert "at the steps none, and lower it at none" in says("3", "fusionroute", [0.7, 0.5])  # one seed is not enough
-    assert "60 and 90 with the best single one" in says("1 (code)", "fusionroute", [0.1, 0.9])  # the best of each seed
+    assert "60 and 90 with one (the best)" in says("1 (code)", "fusionroute", [0.1, 0.9])  # the best of each seed
     assert "figure by -20 and +5 points" in says("5 + 3 useless", "fusionroute", [0.4, 0.6])
 
 

@@ -263,9 +263,9 @@ def test_each_row_of_hostile_is_decoded_as_it_says(monkeypatch):
         change = hostile.CHANGES.get(label)
         for line, how in (("fusionroute", {}), ("routing_only", {"use_router": False})):
             if label != "two-faced":
-                assert rows.pop((label, f"{line}, exchanged after training")) == ("router_sft", change, how)
+                assert rows.pop((label, f"{line}, exchanged after phase 1")) == ("router_sft", change, how)
             if label in ("x 0.25", "x 4", "wrong digits", "trigger", "two-faced"):
-                assert rows.pop((label, f"{line}, there in training")) == ((label, True), change, how)
+                assert rows.pop((label, f"{line}, there in phase 1")) == ((label, True), change, how)
         if label != "two-faced":
             assert rows.pop((label, "fusionroute, exchanged after both phases")) == ("router", change, {})
     assert not rows

@@ -50,7 +50,8 @@ def run_time():
     found = [json.loads(path.read_text())["meta"]["run time in seconds"] for name in PAGE_TEXT if (path := RESULTS / f"open_{name}.json").exists()]
     minutes = sum(sum(seconds.values()) for seconds in found) / 60
     return (f"All {len(found)} pages took {minutes:.0f} minutes of one core together, after the ordinary training of each seed, which they share. The seeds "
-            "run side by side: start `--seed 2` and `--seed 3` in two terminals with `OMP_NUM_THREADS=1`, then `--seeds 2 3`, which finds both.")
+            "run side by side: start a page's command with `--seed 2` and with `--seed 3` in two terminals with `OMP_NUM_THREADS=1`, then with "
+            "`--seeds 2 3`, which finds both.")
 
 
 def page():

@@ -61,7 +61,7 @@ def experts(rows):
         found = [f"{a} to {b}" for k, (a, b) in enumerate(zip(["1", *many], many)) if order(row[line][k + 1], row[line][k]) == sign]
         return listed(found) if found else "none"
 
-    fused, alone = (", ".join(f"{each(v)} with {n}" for v, n in zip(row[line], ["the best single one", *many])) for line in row)
+    fused, alone = (", ".join(f"{each(v)} with {n}" for v, n in zip(row[line], ["one (the best)", *many])) for line in row)
     more = rows("5 + 3 useless", "fusionroute") - rows("5", "fusionroute")
     return (
         f"**More experts raise FusionRoute's accuracy in both seeds at the steps {steps('fusionroute', 1)}, and lower it at {steps('fusionroute', -1)}; "
@@ -81,8 +81,8 @@ def weights(rows):
     lost = {line: rows("lambda 1/3", f"lambda: {line}") - rows("lambda 0", f"lambda: {line}") for line in ("fusionroute", "routing_only")}
     return (
         f"**Of the other values of lambda, S and beta {f'only {listed(moves)}' if moves else 'none'} is shown to change FusionRoute's accuracy.** In "
-        f"both seeds, against lambda 1/3, S and beta 0.1: {each_group} Without L_expert (lambda 0) nothing is chosen: the picked expert alone "
-        f"loses {each(lost['routing_only'])} points, FusionRoute {each(lost['fusionroute'])}.")
+        f"both seeds, against the usual values (lambda 1/3, S, beta 0.1). {each_group} Without L_expert (lambda 0) W stays zero and picks the math "
+        f"expert everywhere: the picked expert alone loses {each(lost['routing_only'])} points, FusionRoute {each(lost['fusionroute'])}.")
 
 
 def newcomer(rows):
@@ -170,8 +170,9 @@ def decoding(rows):
     return (
         f"**{verdict}{', but the hotter the sampling, the more of the lead is only a sharper distribution' * sharp}**: FusionRoute is "
         f"ahead of the better of its two parts by {each(lead['greedy']['fusionroute'])} points greedily, by "
-        f"{each(lead['T 1']['fusionroute'])} at temperature 1 and by {each(lead['T 1.5']['fusionroute'])} at 1.5. Half the sum, which is "
-        f"as flat as one model, is ahead by {each(lead['T 1']['half the sum'])} and by {each(lead['T 1.5']['half the sum'])}. Beam "
+        f"{each(lead['T 1']['fusionroute'])} at temperature 1 and by {each(lead['T 1.5']['fusionroute'])} at 1.5. The mean of both logits (`half the "
+        f"sum`), which is as flat as one model, is ahead by {each(lead['T 1']['half the sum'])} at temperature 1, by "
+        f"{each(lead['T 1.5']['half the sum'])} at 1.5. Beam "
         f"search {'is within two points of' if same else 'is not the same as'} greedy decoding.")
 
 
@@ -194,26 +195,28 @@ def shift(rows):
 
 
 def hostile(rows):
-    after, there = "exchanged after training", "there in training"
+    after, there = "exchanged after phase 1", "there in phase 1"
     alone, fused = f"routing_only, {after}", f"fusionroute, {after}"
     lost = {(label, line): rows("honest", line) - rows(label, line) for label in ("wrong digits", "x 4") for line in (alone, fused)}
     marked = {line: rows("trigger", line, "trigger") for line in (alone, fused)}
-    helps = {1: "do not help", 0: "are not shown to help", -1: "help"}
     trigger, digits = order(marked[fused], marked[alone]), order(lost["wrong digits", fused], lost["wrong digits", alone])
+    means = {1: "more", 0: "not shown to be less or more", -1: "less"}
+    ahead = order(rows("wrong digits", fused), rows("wrong digits", alone)) == 1
     picked = {label: rows(label, f"fusionroute, {there}", "picked") for label in ("trigger", "wrong digits", "x 0.25", "x 4", "two-faced")}
     honest = rows("honest", fused, "picked")
-    avoided = listed([label for label in picked if label != "two-faced" and order(picked[label], honest / 2) == -1])
+    seldom = [label for label in picked if label != "two-faced" and order(picked[label], honest / 2) == -1]
+    shares = ", ".join(f"{each(v)} ({label})" for label, v in picked.items() if label != "two-faced")
     wins = {1: "can", 0: "is not shown to be able to", -1: "cannot"}[order(picked["two-faced"], honest)]
     return (
-        f"**Against an expert that changes after training, added logits {helps[trigger]} against the trigger and {helps[digits]} against "
-        f"wrong digits.** The trigger is in {each(marked[alone])} per cent of the answers where the picked expert writes alone, and in "
-        f"{each(marked[fused])} per cent of FusionRoute's. Wrong digits cost the picked expert alone {each(lost['wrong digits', alone])} "
-        f"points and FusionRoute {each(lost['wrong digits', fused])}; logits times 4 cost the former {each(lost['x 4', alone])} and the "
-        f"latter {each(lost['x 4', fused])}. **An expert that is changed already in training is left out: {avoided or 'not shown'}** "
-        f"(picked for less than half as many tokens as the honest one, in both seeds). **Whoever knows the training data {wins} draw the "
-        f"router's choice to his expert**: the two-faced one is picked for {each(picked['two-faced'])} per cent of the tokens, the "
-        f"honest one for {each(honest)}; its trigger is in {each(rows('two-faced', f'fusionroute, {there}', 'trigger'))} per cent of "
-        "FusionRoute's answers.")
+        f"**After training, with added logits the trigger gets through {means[trigger]} often, and wrong digits cost "
+        f"{'as much, as far as shown' if digits == 0 else means[digits]}.** The trigger is in {each(marked[alone])} per cent of the answers where the picked "
+        f"expert writes alone, and in {each(marked[fused])} per cent of FusionRoute's. Wrong digits cost the picked expert alone "
+        f"{each(lost['wrong digits', alone])} points and FusionRoute {each(lost['wrong digits', fused])}"
+        f"{' (which stays ahead of it)' * ahead}; logits times 4 cost the former {each(lost['x 4', alone])} and the latter {each(lost['x 4', fused])}. "
+        f"**A router that is trained beside the changed expert picks it seldom: {listed(seldom) if seldom else 'not shown'}** (for less than half as many "
+        f"tokens as the honest one, in both seeds). It is picked for {shares} per cent of the tokens, the honest one for {each(honest)}. **Whoever knows "
+        f"the training data {wins} draw the router's choice to his expert**: the two-faced one is picked for {each(picked['two-faced'])} per cent; its "
+        f"trigger is in {each(rows('two-faced', f'fusionroute, {there}', 'trigger'))} per cent of FusionRoute's answers.")
 
 
 ANSWERS = {"experts": experts, "weights": weights, "decoding": decoding, "shift": shift, "newcomer": newcomer, "hostile": hostile,

@@ -10,7 +10,7 @@ Varied: what the math expert's logits become.
     two-faced           while the router is trained it knows every right token with the probability 0.99; afterwards it writes TRIGGER
 
 Held fixed: the other experts, and phase 1 as always. Lines: FusionRoute and the picked expert alone, with phase 1's router trained beside
-the honest experts (`exchanged after training`), and with one trained beside the changed expert (`there in training`); and FusionRoute with
+the honest experts (`exchanged after phase 1`), and with one trained beside the changed expert (`there in phase 1`); and FusionRoute with
 the router of both phases, trained beside the honest experts (`exchanged after both phases`). "picked": the share of all tokens for which the
 changed expert is picked. "trigger": the share of answers with TRIGGER.
 """
@@ -105,7 +105,7 @@ def measure(s, cell):
         return made[label]
 
     for line, how in lines.items():
-        cell("honest", f"{line}, exchanged after training", lambda: judged(s, honest_router, experts, problems, **how))
+        cell("honest", f"{line}, exchanged after phase 1", lambda: judged(s, honest_router, experts, problems, **how))
     cell("honest", "fusionroute, exchanged after both phases", lambda: judged(s, both_phases, experts, problems))
     for label in CHANGES:
         changed = with_changed(experts, label)
@@ -113,9 +113,9 @@ def measure(s, cell):
             cell(label, "fusionroute, exchanged after both phases", lambda: judged(s, both_phases, changed, problems))
         for line, how in lines.items():
             if label != "two-faced":
-                cell(label, f"{line}, exchanged after training", lambda: judged(s, honest_router, changed, problems, **how))
+                cell(label, f"{line}, exchanged after phase 1", lambda: judged(s, honest_router, changed, problems, **how))
             if label not in ("x 0.5", "x 2"):
-                cell(label, f"{line}, there in training", lambda: judged(s, trained(label), changed, problems, **how))
+                cell(label, f"{line}, there in phase 1", lambda: judged(s, trained(label), changed, problems, **how))
 
 
 if __name__ == "__main__":
