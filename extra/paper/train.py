@@ -112,7 +112,7 @@ TRAINING = {  # in this order: each needs some of those before it
     # The budget that tune.py found for these, for the ablation "budget".
     "co_llm_self_long": Sft(loss="co_llm_self", epochs=8),
     "fused_sft_long": Sft(loss="fused_own", lr=2e-3, epochs=8),
-    "generalist_long": Sft(loss="plain", lr=1e-3, epochs=16, start="union"),
+    "generalist_long": Sft(loss="plain", lr=5e-4, epochs=16, start="union"),
     "fused_full": Cdpo(phase1="fused_sft"),
     "reward": Reward(),  # one for Sequence Selection and Collab
 }

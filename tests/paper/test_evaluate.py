@@ -28,7 +28,7 @@ def test_the_ablations_are_what_they_say():
                 spec = checkpoints[checkpoint]
                 assert how == {"routing_only": {"use_router": False}, "fine_tuned": {"use_expert": False}, "generalist": {"use_expert": False},
                                "co_llm_self": {"use_router": False}}.get(method, {})
-                one_phase = method in ("sft_only", "generalist", "co_llm_self", "fused_sft") or checkpoint == "router_sft"
+                one_phase = method in ("sft_only", "generalist", "co_llm_self", "fused_sft") or checkpoint in ("router_sft", "fine_tuned_sft_32")
                 assert isinstance(spec, Sft if name == "routing" or one_phase else Cdpo)
                 if isinstance(spec, Cdpo):
                     assert (spec.loss, checkpoints[spec.phase1].loss) == ("plain", "plain") or method != "fine_tuned"
