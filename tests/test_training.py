@@ -13,7 +13,6 @@ import train_cdpo
 import train_sft
 from fusionroute import Router
 from model import GPT, GPTConfig
-from tests.conftest import TINY
 from toy_experts import batch, data, evaluate, pairs, run, tasks, tokenizer
 from toy_experts import train as toy
 from toy_experts.batch import METHODS, Trace
@@ -333,4 +332,4 @@ def test_first_pair_step(tiny_run):
     pair = [r for r in log if r["kind"] == "pair"]
     assert all({"loss", "reward_chosen", "reward_rejected", "margin", "accuracy", "bias", "fused_accuracy"} < set(r) for r in pair)
     assert abs(pair[0]["reward_chosen"]) < 0.3 * abs(pair[0]["bias"]) and "expect at the first pair step" in said["train_cdpo"]
-    assert pair[-1]["margin"] != 0 and len(TINY) == 2
+    assert pair[-1]["margin"] != 0

@@ -66,6 +66,24 @@ def test_a_wide_beam_finds_the_likeliest_answer(models):
         assert decoding.beam_search(router, experts, [prompt], V**3, END, 3) == [[t for t in best if t != END]]
 
 
+@pytest.mark.parametrize("width", [2, 3])
+def test_a_narrow_beam_by_hand(models, width):
+    """After each token the likeliest hypotheses stay, whichever they continue."""
+    router, experts = models
+    for prompt in PROMPTS:
+        beam = [(0.0, prompt)]
+        for _ in range(6):
+            if max(beam)[1][-1] == END:
+                break
+            longer = []
+            for value, text in beam:
+                logp = decoding.next_logp(router, experts, [text])[0].tolist()
+                longer += [(value, text)] if text[-1] == END else [(value + x, text + [token]) for token, x in enumerate(logp)]
+            beam = sorted(longer)[-width:]
+        best = max(beam)[1][len(prompt):]
+        assert decoding.beam_search(router, experts, [prompt], width, END, 6) == [[t for t in best if t != END]]
+
+
 def test_the_nucleus_is_narrower_for_a_while():
     logits, u = torch.log(torch.tensor([[0.6, 0.3, 0.1]])), torch.tensor([0.95])
     with decoding.nucleus(0.5):
