@@ -37,7 +37,7 @@ BATCH, LR_W = 16, 1e-3     # samples, or pairs, a step; peak learning rate of W
 
 @dataclass
 class Settings:
-    seed: int = 0          # selects the run: all data and weights follow from it
+    seed: int = 0          # selects the run: all random numbers follow from it
     out: str = "out"       # runs are kept in OUT/seedN/
     device: str = "auto"   # auto, cuda, mps or cpu
     prompts: int = 2000    # prompts from which pairs are made

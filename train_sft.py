@@ -35,7 +35,7 @@ BATCH, LR_W = 16, 3e-3     # samples a step; peak learning rate of W
 
 @dataclass
 class Settings:
-    seed: int = 0          # selects the run: all data and weights follow from it
+    seed: int = 0          # selects the run: all random numbers follow from it
     out: str = "out"       # runs are kept in OUT/seedN/
     device: str = "auto"   # auto, cuda, mps or cpu
     gap: float = 0.25      # share of each benchmark's sub-skills that no expert is trained on

@@ -27,7 +27,7 @@ GEMMA = dict(gelu=True, post_norm=True, one_plus=True, embed_scaled=True, head_d
 
 @dataclass
 class Settings:
-    seed: int = 0          # selects the run: all data and weights follow from it
+    seed: int = 0          # selects the run: all random numbers follow from it
     out: str = "out"       # runs are kept in OUT/seedN/
     device: str = "auto"   # auto, cuda, mps or cpu
     family: str = "llama"  # architecture of the toy's models: llama or gemma (Gemma-2)

@@ -35,7 +35,7 @@ REPLAY = 0.15  # share of the base's kind of document in an expert's data
 
 @dataclass
 class Settings:
-    seed: int = 0         # selects the run: all data and weights follow from it
+    seed: int = 0         # selects the run: all random numbers follow from it
     out: str = "out"      # runs are kept in OUT/seedN/
     device: str = "auto"  # auto, cuda, mps or cpu
     gap: float = 0.25     # share of each benchmark's sub-skills that no expert learns, 0 to 0.75

@@ -6,11 +6,11 @@ Each row of the tables is a limit or a neighbour of one fused decoder, so that a
     FusionRoute                         fusionroute            Sft(), then Cdpo()                           Eq. (1)
     phase 1 only                        sft_only               Sft()                                        Eq. (1)
     routing only                        routing_only           as FusionRoute                               the picked expert alone
-    router                              router                 as FusionRoute                               the router's language model
+    router alone                        router                 as FusionRoute                               the router's language model
     through the fusion, phase 1         fused_sft              Sft(loss="fused_own", lr=2e-3)               Eq. (1)
     through the fusion, both            fused_full             the same, then Cdpo(phase1="fused_sft")      Eq. (1)
     Co-LLM-style routing                co_llm                 Sft(loss="co_llm")                           the picked expert alone
-    Co-LLM-style, or the router itself  co_llm_self            Sft(loss="co_llm_self")                      the picked expert or the router
+    Co-LLM-style, the router a choice   co_llm_self            Sft(loss="co_llm_self")                      the picked expert or the router
     Fine-tuned Model                    fine_tuned             both phases with loss="plain"                the router's language model
     math, code, instruction expert      math_expert, ...       toy_experts/train.py                         that expert
     with more passes over the data:
@@ -22,7 +22,7 @@ Each row of the tables is a limit or a neighbour of one fused decoder, so that a
     generalist (a bound)                generalist             Union(), then Sft() with loss="plain"        the router's language model
     at the cost of two models a token, as FusionRoute:
     one model of twice the size         double                 Double(), then Sft() with loss="plain"       the router's language model
-    sum of two fine-tuned models        two_fine_tuned         Sft() with loss="plain", two starts          the sum of both log pi
+    sum of two models, tuned budget     two_fine_tuned         Sft() with loss="plain", two starts          the sum of both log pi
     what the choice is worth, what the addition is worth:
     router + mean of experts            router_mean            as FusionRoute                               the router and all log pi_i
     router + math expert, ...           router_math, ...       as FusionRoute                               Eq. (1), always that expert
@@ -39,9 +39,10 @@ Each row of the tables is a limit or a neighbour of one fused decoder, so that a
     Collab, better judge                collab_lm              as Fine-tuned Model, tuned budget            the token, likewise
 
 Rows called "tuned" have the setting that won on validation prompts; task_arithmetic_paper and dare_paper have the paper's (scale 1;
-p 0.9). The Fine-tuned Model has the same start, data and pairs as FusionRoute, and the same budget or its own best (tune.py). The
-generalist needs the experts' training data, which the paper's premise denies: it is a bound, not a rival. The better judge is the
-Fine-tuned Model's likelihood: the best judge that we found with the data at hand.
+p 0.9). The Fine-tuned Model has the same start, data and pairs as FusionRoute, and the same budget or its own best (tune.py). (With the
+tuned budget its pairs are still those after four passes. Its DPO moves nothing in either.) The generalist needs the experts' training data,
+which the paper's premise denies: it is a bound, not a rival. The better judge is the Fine-tuned Model's likelihood; it was not compared with
+others in a file.
 
     python -m extra.paper.baselines    trains the reward model: OUT/seedN/reward.pt
 

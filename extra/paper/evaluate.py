@@ -59,7 +59,7 @@ HEADLINE = METHODS[:METHODS.index("generalist")]  # measured on every seed; the 
 
 # Chosen by tune.py on validation prompts, as the settings in train.TRAINING were.
 TASK_ARITHMETIC, DARE, LOOKAHEAD = {"scale": 0.5}, {"scale": 0.5, "drop": 0.1}, {"lookahead": 64}
-JUDGE = {"mean": False}  # whether the better judge's likelihood is per token
+JUDGE = {"mean": False}  # not tuned: whether the better judge's likelihood is per token
 
 
 @dataclass

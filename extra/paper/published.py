@@ -31,13 +31,13 @@ NAMES = {
     "sequence_selection": "Sequence Selection", "collab": "Collab", "fine_tuned": "Fine-tuned Model",
     "task_arithmetic_paper": "TaskArithmetic, scale 1", "task_arithmetic": "TaskArithmetic, tuned", "dare_paper": "DARE, p 0.9, scale 1",
     "dare": "DARE, tuned", "routing_only": "routing only", "sft_only": "phase 1 only", "fusionroute": "**FusionRoute**",
-    "router": "router",
-    "uniform_average": "product of experts (no router)", "co_llm": "Co-LLM-style routing", "co_llm_self": "Co-LLM-style, or the router itself",
+    "router": "router alone",
+    "uniform_average": "product of experts (no router)", "co_llm": "Co-LLM-style routing", "co_llm_self": "Co-LLM-style, the router a choice",
     "oracle_expert": "oracle expert (a bound)",
     "fused_sft": "through the fusion, phase 1", "fused_full": "through the fusion, both",
     "fusionroute_long": "FusionRoute, tuned budget", "sft_long": "phase 1 only, tuned budget",
     "fine_tuned_long": "Fine-tuned Model, tuned budget", "fine_tuned_sft_long": "its phase 1 only", "generalist": "generalist (a bound)",
-    "double": "one model of twice the size", "two_fine_tuned": "sum of two fine-tuned models",
+    "double": "one model of twice the size", "two_fine_tuned": "sum of two models, tuned budget",
     "fusionroute_all": "L_expert everywhere, both", "sft_all": "L_expert everywhere, phase 1", "router_mean": "router + mean of experts",
     "router_math": "router + math expert", "router_code": "router + code expert", "router_instruct": "router + instruction expert",
     "router_random": "router + random expert in S", "selection_lm": "Sequence Selection, better judge", "collab_lm": "Collab, better judge",
@@ -45,21 +45,23 @@ NAMES = {
 ABLATIONS = {
     "coverage": "The share of sub-skills that no expert has. At 0 choosing among experts is enough, and the router's own logits add nothing on the "
                 "benchmarks; every sub-skill that is missing is lost to routing only, whereas FusionRoute keeps most of those that the router's "
-                "data has (Assumption 4.2 of the paper, seen from both sides). Its lead over the fine-tuned model shrinks as experts know less.",
+                "data has (Assumption 4.2 of the paper, seen from both sides). Its lead over the fine-tuned model is smallest where the experts know least.",
     "data": "How many SFT samples the router and the fine-tuned model are trained on; phase 2 is unchanged. FusionRoute borrows what the experts "
             "know; the fine-tuned model must learn everything from these samples. With few samples it learns little; with the most it is level "
             "with FusionRoute on the general prompts, and its accuracy is close.",
     "routing": "Phase 1 with other rules for L_expert (variants.py has each in a few lines). routing only shows what the rule is for; "
-               "phase 1 only adds the router's logits. The paper's restriction to S makes no difference to routing only, and phase 1 fares better "
-               "without it. Raw weights fail, as their loss has no lower bound. co_llm trains no language model for "
+               "phase 1 only adds the router's logits. The paper's restriction to S makes no difference to routing only, and here phase 1 fares no "
+               "worse without it (CLAIMS.md has more seeds). Raw weights fail, as their loss has no lower bound. co_llm trains no language model for "
                "fusing; co_llm_self may pick the router itself as well.",
     "preference": "Phase 2 with other losses (variants.PAIR_LOSSES) and other sources of y_l (variants.SOURCES), after the same phase 1. "
                   "\"SFT on y_w instead\" takes as many steps on the same prompts without any y_l. The bias, the paper's novelty, makes no difference "
-                  "that can be seen here, nor does the policy that DPO is applied to. What counts is that y_l is a mistake that a model makes. "
+                  "that can be seen here, nor does the policy that DPO is applied to. Pairs whose y_l is a corrupted right answer did "
+                  "worse here, but two seeds cannot show it. "
                   "The two fine-tuned rows differ in more than their pairs: the first has the rate tuned for it, the second phase 2's default.",
-    "budget": "Passes over the SFT samples in phase 1, for FusionRoute and for the fine-tuned model: four as on the ground floor, and what was best for each on "
-              "validation prompts (tune.py). The generalist is one model that was trained on the data of all experts, for as many steps as all of them "
-              "together, then on the SFT samples: the paper's premise denies it these data, so it is a bound and not a rival.",
+    "budget": "Passes over the SFT samples: four as on the ground floor, and the passes and the rate that were best for each method on validation prompts "
+              "(tune.py; phase 2 as always). The Fine-tuned Model's best budget is at the edge of what was tried, so it gets twice the passes in the last row. The "
+              "generalist is one model that was trained on the data of all experts, for as many steps as all of them together, then on the SFT samples: "
+              "the paper's premise denies it these data, so it is a bound and not a rival.",
     "scale": "Width and layers of base, experts and router alike, everything else as always; settings were tuned at the largest size only, which may "
              "be what the small fine-tuned models suffer from.",
 }

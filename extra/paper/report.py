@@ -10,7 +10,8 @@ import argparse
 from statistics import mean
 
 from extra.common import FAMILIES, RESULTS, fill
-from extra.paper.claims import claims_page
+from extra.paper.claims import claims_page, opposite
+from extra.paper.evaluate import interval
 from extra.paper.published import ABLATIONS, BENCHES, NAMES, PAPER, PAPER_WING, ROOT, SOURCE, THIS, command, load, rival, signed, spread
 from extra.paper.train import Sft
 from toy_experts import run, tasks
@@ -19,27 +20,45 @@ from toy_experts.evaluate import percent, table
 # --- the README's short table -------------------------------------------------------------------------------------------------------------
 
 SHORT = ["fusionroute", "sft_only", "routing_only", "router", "math_expert", "code_expert", "instruct_expert", "fusionroute_long",
-         "fine_tuned_long", "two_fine_tuned", "generalist"]
+         "fine_tuned", "fine_tuned_long", "sft_long", "two_fine_tuned", "generalist"]
+LONG = {"fusionroute_long": "router_sft_long", "sft_long": "router_sft_long", "fine_tuned_long": "fine_tuned_sft_long",
+        "two_fine_tuned": "fine_tuned_sft_long"}  # rows with the tuned budget, and the recipe that has it
 
 
 def short_table(r):
-    """FusionRoute, its own limits, the experts, the Fine-tuned Model, and every method that is above FusionRoute over all seeds."""
+    """FusionRoute, its own limits, the experts, the Fine-tuned Model, and every method that is above FusionRoute over all seeds.
+
+    Each is beside the FusionRoute with the same budget: four passes, or the tuned ones.
+    """
     ours, differences, meta = r["table1"]["llama"], r["differences"]["llama"], r["table1"]["meta"]["llama"]
     above = [m for m in ours if len(ours[m]["average"]) == len(meta["seeds"]) and mean(ours[m]["average"]) > mean(ours["fusionroute"]["average"])]
     averages = {m: ours[m]["average"] for m in dict.fromkeys([*above, *SHORT])}
     few = {m: "*" for m in averages if len(averages[m]) < len(meta["seeds"])}
-    rows = [["method", "average", "FusionRoute minus it"]]
+    rows = [["method", "average", "general", "FusionRoute minus it"]]
     for method in sorted(averages, key=lambda m: -mean(averages[m])):
-        d = differences.get(f"fusionroute - {method}")
-        rows.append([NAMES[method] + few.get(method, ""), spread(averages[method]), signed(d) if d else ""])
-    tuned = [signed(differences[f"fusionroute_long - {m}"]) for m in ("fine_tuned_long", "two_fine_tuned")]
-    stars = f" (* {len(meta['seeds of the other rows'])} of them.)" if few else ""
-    passes = meta["settings"]["router_sft_long"]["epochs"], meta["settings"]["fine_tuned_sft_long"]["epochs"]
+        d = differences.get(f"{'fusionroute_long' if method in LONG else 'fusionroute'} - {method}")
+        passes = f", {meta['settings'][LONG[method]]['epochs']} passes" if method in LONG else ""
+        rows.append([NAMES[method].removesuffix(", tuned budget") + passes + few.get(method, ""), spread(averages[method]),
+                     f"{100 * mean(ours[method]['general']):.0f}", signed(d) if d else ""])
+    stars = f" (*: {len(meta['seeds of the other rows'])} seeds.)" if few else ""
     return "\n".join([
-        f"Per cent right, average of five benchmarks: mean ± standard deviation over {len(meta['seeds'])} seeds, "
-        f"{meta['prompts per benchmark']} test prompts a benchmark; leads in points with a 95% interval over seeds (Student's t).{stars} Tuned budget: "
-        f"{passes[0]} passes over the data for FusionRoute and {passes[1]} for the Fine-tuned Model, instead of {Sft.epochs}.", "", *table(rows), "",
-        f"With tuned budgets FusionRoute leads by {tuned[0]} over the Fine-tuned Model, by {tuned[1]} over the sum of two."])
+        f"Per cent right on {meta['prompts per benchmark']} test prompts a benchmark: average of five, mean ± standard deviation over {len(meta['seeds'])} seeds; and on "
+        f"general prompts. Trained in {Sft.epochs} passes over the SFT samples, or as many as were best on validation. Last column: FusionRoute "
+        f"with as many passes minus the row, 95% interval over seeds (Student's t).{stars}", "", *table(rows), "", phase2_worth(r)])
+
+
+def phase2_worth(r):
+    """What phase 2, its bias and the set S are worth, in one sentence each."""
+    d, ours = r["differences"]["llama"], r["table1"]["llama"]
+    general = interval([a - b for a, b in zip(ours["fusionroute_long"]["general"], ours["sft_long"]["general"])])
+    rows = {row["label"]: row["methods"]["fusionroute"]["average"] for row in r["ablation_preference"]["rows"] if "fusionroute" in row["methods"]}
+    seeds = len(rows["CDPO"])
+    everywhere = d["fusionroute - fusionroute_all"]
+    passes = r["table1"]["meta"]["llama"]["settings"]["router_sft_long"]["epochs"]
+    return (f"Phase 2 adds {signed(d['fusionroute - sft_only'])} to the average after {Sft.epochs} passes, {signed(d['fusionroute_long - sft_long'])} after "
+            f"{passes}, and then {signed(general)} on general prompts. Without the bias it does as well "
+            f"({100 * mean(rows['bias off']):.1f} against {100 * mean(rows['CDPO']):.1f}, {seeds} other seeds). With L_expert at all positions, not only S, "
+            f"FusionRoute gains {signed(opposite(everywhere))} ({len(everywhere['seeds'])} seeds).")
 
 
 def lead(r, epochs):
@@ -57,8 +76,8 @@ def times(r):
     meta = r["quickstart"]["meta"]
     s = meta["seconds"]
     trained = sum(s[name] for name in ("base", "math", "code", "instruct"))
-    return (f"On {meta['machine']} the first takes about {s['total'] / 60:.0f} minutes after the installation: {trained} seconds for base and "
-            f"experts, {s['router_sft']} for phase 1, {s['router']} for phase 2, {s['evaluation']} for the table.")
+    return (f"On {meta['machine']} the first takes about {s['total'] / 60:.0f} minutes after the installation; base model and experts take {trained} "
+            f"seconds of it, phase 1 {s['router_sft']}, phase 2 {s['router']}.")
 
 
 # --- the tables of extra/paper/README.md --------------------------------------------------------------------------------------------------

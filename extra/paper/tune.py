@@ -1,10 +1,13 @@
-"""The settings of every method, ours and the baselines', chosen on validation prompts.
+"""The settings of the methods, ours and the baselines', chosen on validation prompts.
 
     python -m extra.paper.tune --seed 0       every setting of the grid below on one seed: OUT/seed0/tuning.json
     python -m extra.paper.tune --seeds 0 1    both tuning seeds, then writes extra/results/tuning.json: what was tried, and what won
     python -m extra.paper.tune --seeds 0 1 --only fine_tuned_sft_long   a part of it; the rest of tuning.json stays as it is
 
-Budgets: the checkpoints NAME_long are tuned over passes and rates alike, the baselines' over at least as many as ours.
+Budgets: the checkpoints NAME_long are tuned over passes and rates alike, the baselines' over at least as many as ours. A winner may be at the
+edge of its grid (fine_tuned_sft_long: the most passes, the lowest rate), so something better may lie outside. Not tuned at all:
+double and fine_tuned_sft_math (they have fine_tuned_sft_long's settings), co_llm_self and generalist with four passes, phase 2 after the long
+budgets, and the better judge of Sequence Selection and Collab.
 Seeds 0 and 1 are for tuning; the tables are of other seeds. A setting's score is the mean accuracy over the five benchmarks, on validation prompts, averaged over the seeds. The winners are the
 settings in train.TRAINING, in evaluate.py, and the defaults of the ground floor (a test compares). No test prompt is read here. Phase 2
 is tuned after the winner of phase 1. Each score is kept as soon as it is there, so a killed run continues; the models are not kept.

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 from copy import deepcopy
+from dataclasses import replace
 from random import Random
 
 import numpy as np
@@ -135,16 +136,38 @@ def test_the_short_table_has_the_lesson_s_rows_and_all_that_are_above(published)
         return [line.split("|")[1].strip(" *") for line in report.short_table(published).splitlines()[4:] if line.startswith("|")]
 
     ours, seeds = published["table1"]["llama"], len(published["table1"]["meta"]["llama"]["seeds"])
+    named = lambda m: paper.NAMES[m].strip("*").removesuffix(", tuned budget") + ", 16 passes" * (m in report.LONG)
     above = {m for m, row in ours.items() if len(row["average"]) == seeds and np.mean(row["average"]) > np.mean(ours["fusionroute"]["average"])}
-    assert set(rows()) == {paper.NAMES[m].strip("*") for m in [*report.SHORT, *above]} and {"co_llm_self", "fused_sft"} <= above
+    assert set(rows()) == {named(m) for m in [*report.SHORT, *above]} and {"co_llm_self", "fused_sft"} <= above
     few = [m for m in report.SHORT if len(ours[m]["average"]) < seeds]
-    assert few and all(f"{paper.NAMES[m]}*" in report.short_table(published) for m in few) and "of them.)" in report.short_table(published)
+    assert few and all(f"{paper.NAMES[m]}*" in report.short_table(published) for m in few) and "(*: 4 seeds.)" in report.short_table(published)
+    assert all(("_long" in m or m == "two_fine_tuned") == (m in report.LONG) for m in report.SHORT)
     ours["uniform_average"]["average"] = [0.99] * seeds
     ours["collab"]["average"] = [0.99] * (seeds - 1)  # of some seeds only: not a row that must be there
     assert paper.NAMES["uniform_average"] in rows() and "Collab" not in rows()
     for m in few:
         ours[m]["average"] = [0.5] * seeds
-    assert "of them.)" not in report.short_table(published)
+    assert "(*:" not in report.short_table(published)
+
+
+def test_each_row_of_the_short_table_is_beside_fusionroute_with_the_same_budget(published):
+    """And the sentence below it follows its figures."""
+    d = published["differences"]["llama"]
+    said = lambda: {line.split("|")[1].strip(" *"): line.split("|")[4].strip() for line in report.short_table(published).splitlines() if line.startswith("|")}
+    for name, ours, other in (("Fine-tuned Model", "fusionroute", "fine_tuned"), ("Fine-tuned Model, 16 passes", "fusionroute_long", "fine_tuned_long"),
+                              ("sum of two models, 16 passes", "fusionroute_long", "two_fine_tuned"), ("phase 1 only", "fusionroute", "sft_only"),
+                              ("generalist (a bound)", "fusionroute", "generalist")):
+        d[f"{ours} - {other}"].update(mean=0.123, low=0.1, high=0.2)
+        assert said()[name] == "+12.3 [+10.0, +20.0]"
+        d[f"{ours} - {other}"].update(mean=0.05)
+    worth = report.phase2_worth(published)
+    for change in (lambda r: r["table1"]["llama"]["sft_long"]["general"].__setitem__(0, 0.0), lambda r: r["differences"]["llama"]["fusionroute - sft_only"].update(mean=0.9),
+                   lambda r: r["differences"]["llama"]["fusionroute_long - sft_long"].update(mean=0.9),
+                   lambda r: r["differences"]["llama"]["fusionroute - fusionroute_all"].update(mean=0.9),
+                   lambda r: next(x for x in r["ablation_preference"]["rows"] if x["label"] == "bias off")["methods"]["fusionroute"].update(average=[0.1, 0.2])):
+        other = deepcopy(published)
+        change(other)
+        assert report.phase2_worth(other) != worth
 
 
 def test_the_quickstart_shows_what_the_page_claims(published):
@@ -258,6 +281,16 @@ def test_verdicts():
     assert [c.verdict for c in found] == ["reproduced", "reversed", "reproduced", "finding"] and [c.why for c in found] == ["", "why", "", ""]
     found = [claim(0.1, 0.02)] * 1 + [claim(0.1, 0.5) for _ in range(9)]  # one of ten
     assert [c.verdict for c in claims.settle(found)] == ["not shown"] * 10
+    assert found[0].why.startswith("why Alone it would be") and {c.why for c in found[1:]} == {"why"}
+    rank = claims.Claim("", "", "", "as first", "", "")  # it takes the verdict of another claim, and is not counted itself
+    for p, verdict in ((0.04, "reproduced"), (0.06, "not shown")):
+        found = [claims.Claim("first", "", "", "", "", "", {"mean": 0.1, "p": p}), replace(rank)]
+        assert [c.verdict for c in claims.settle(found)] == [verdict, verdict]
+    few = claims.Claim("", "", "", "", "", claims.REASONS["few"], {"mean": -0.1, "p": 0.001})
+    assert claims.settle([few])[0].verdict == "reversed" and not few.why
+    of = lambda paper, verdict: claims.Claim("", paper, "", verdict, "")
+    assert claims.counts([of("said", "reproduced"), of("(no figure)", "reproduced"), of("", "finding"), of("said", "reversed")]) == (
+        "1 reproduced, 1 reversed; of variations of our own 1 reproduced; 1 findings besides")
     assert claims.opposite(evaluate.interval([0.1, 0.3])) == evaluate.interval([-0.1, -0.3])
 
 
