@@ -15,7 +15,8 @@ Read train_sft.py first. Departures from the paper, and choices of ours, besides
 Writes router.pt, router.log.jsonl and pairs.jsonl into OUT/seedN. A pair step logs: loss;
 reward_chosen and reward_rejected, beta log pi_theta/pi_ref of the two answers; margin, their
 difference; accuracy, the share of pairs with margin > 0; bias, the experts' part of Eq. (3);
-fused_accuracy, the share with margin + bias > 0. An SFT step logs what phase 1 logs.
+fused_accuracy, the share with margin + bias > 0 (section 6 of docs/dpo.md: not the share for which
+Eq. (1) prefers the chosen answer). An SFT step logs what phase 1 logs.
 """
 
 import time

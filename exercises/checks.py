@@ -45,7 +45,7 @@ def close(a, b):
 def show(x):
     if isinstance(x, torch.Tensor) and x.dtype != torch.bool:
         x = x.detach().double().mul(1000).round().div(1000)
-    return x.tolist() if isinstance(x, torch.Tensor) else x
+    return x.tolist() if isinstance(x, torch.Tensor) else round(x, 4)
 
 
 def compare(got, right, what, slips):
@@ -75,7 +75,10 @@ def random(*shape, seed=0):
 def fuse(f):
     r, e = 2 * random(3, 4, seed=1), 2 * random(3, 4, seed=2)                     # (3, V)
     p, q, kept = r.softmax(-1), e.softmax(-1), (r.clone(), e.clone())
-    got = tensor(f(r, e), (3, 4), "fuse", "One number for each token of the vocabulary, no argmax.")
+    got = f(r, e)
+    expect(not isinstance(got, torch.Tensor) or not got.isnan().any(), "a value is nan: logits may "
+           "be negative, so take no log of them. log_softmax makes log-probabilities of them")
+    tensor(got, (3, 4), "fuse", "One number for each token of the vocabulary, no argmax.")
     expect(torch.equal(r, kept[0]) and torch.equal(e, kept[1]),
            "the arguments are changed in place: make a new tensor")
     compare(got.log_softmax(-1), (r + e).log_softmax(-1), "fuse, after a log_softmax", [
@@ -123,6 +126,10 @@ def informative(f):
         ("only the first two experts are compared", choice[..., 0] != choice[..., 1]),
         ("only the first and the last expert are compared", choice[..., 0] != choice[..., -1]),
         ("only the last two experts are compared", choice[..., -2] != choice[..., -1]),
+        ("the wrong axis is compared: the experts are the last one, so choice[..., :1]",
+         (choice != choice[:1]).any(-1)),
+        ("the wrong axis is compared: the experts are the last one, so choice[..., :1]",
+         (choice != choice[:, :1]).any(-1)),
         ("True only where all experts differ from the first one: one that differs is enough",
          different[..., 1:].all(-1)),
         ("always False: the first expert never differs from itself. Use any, not all",
@@ -134,7 +141,12 @@ def informative(f):
         ("True everywhere", torch.ones_like(right))])
     expect(got.dtype == torch.bool,
            f"the result must be bool, not {got.dtype}: numbers index, only bool selects")
-    expect(not f(torch.tensor([[1], [2]])).any(), "a single expert never differs: False")
+    try:
+        alone = f(torch.tensor([[1], [2]]))
+    except IndexError as error:
+        raise Wrong("this works for three experts, but not for one: do not name the experts by "
+                    f"their numbers ({error})") from error
+    expect(not alone.any(), "a single expert never differs: False")
 
 
 # --- step 3 --------------------------------------------------------------------------------------
@@ -165,6 +177,8 @@ def log_pi_agg(f):
          (w.log_softmax(-1) * logp).sum(-1)),
         ("the weights are sigmoid(w), which do not sum to 1: take softmax(w)",
          (w.sigmoid() * logp).sum(-1)),
+        ("the weights do not sum to 1: softmax(w) is exp(w) over its sum",
+         (w.exp() * logp).sum(-1)),
         ("the weights come from logp, not from the router's w", (logp.softmax(-1) * logp).sum(-1)),
         ("this is -log pi_agg: the minus belongs to the loss, step 4", -right)])
     wanted, g = gradient(right.sum(), w), gradient(got.sum(), w)
@@ -179,7 +193,7 @@ def sft_inputs():
     """A batch of two rows of five positions: prompts, answers of two lengths, padding; n = 3."""
     mask = torch.tensor([[0, 1, 1, 1, 0], [0, 0, 1, 1, 1]]).bool()                # (B, T)
     mask[1, 4] = False                                   # three answer tokens, and two
-    choice = torch.tensor([[[1, 2, 2], [3, 3, 3], [4, 4, 1], [2, 2, 2], [0, 1, 0]],
+    choice = torch.tensor([[[1, 2, 2], [3, 3, 3], [4, 4, 1], [5, 5, 5], [0, 1, 0]],
                            [[2, 2, 2], [5, 1, 1], [3, 0, 3], [1, 1, 1], [4, 4, 4]]])  # (B, T, n)
     return {"logits": 2 * random(2, 5, 6, seed=5), "w": random(2, 5, 3, seed=6),
             "targets": torch.tensor([[1, 3, 4, 2, 0], [2, 5, 3, 1, 4]]), "mask": mask,
@@ -197,7 +211,12 @@ def sft_loss(f):
     expert = agg[S].sum() / count
     shifted = -fusionroute.token_logp(logits[:, :-1], x["targets"][:, 1:])        # (B, T-1)
     raw = -(w * logp).sum(-1)                                                     # (B, T)
+    picked = -logp.gather(-1, w.argmax(-1, keepdim=True))[..., 0]                 # (B, T)
+    wrong = (x["choice"] != x["targets"][..., None]).any(-1)                      # (B, T)
+    kept = {name: value.detach().clone() for name, value in x.items()}
     own = tensor(f(**x, lam=0.0), (), "sft_loss", "One number for the whole batch.")
+    expect(all(torch.equal(x[name], value) for name, value in kept.items()),
+           "the arguments are changed in place: make a new tensor")
     compare(own, lm, "sft_loss with lambda = 0 (it is L_LM)", [
         ("the prompt's tokens (and padding) are counted in L_LM: use mask", nll.mean()),
         ("the prompt's tokens (and padding) are counted in L_LM: use mask", nll.sum() / count),
@@ -230,6 +249,14 @@ def sft_loss(f):
         ("L_expert is divided by all positions: divide by the answer tokens, mask.sum()",
          agg[S].sum() / mask.numel()),
         ("L_expert uses w raw: it needs a softmax", raw[S].sum() / count),
+        ("the softmax is taken twice: log_pi_agg has one already",
+         -fusionroute.log_pi_agg(w.softmax(-1), logp)[S].sum() / count),
+        ("only the picked expert counts, and W gets no gradient: in training all experts count, "
+         "with their weights", picked[S].sum() / count),
+        ("S is where an expert differs from the target. It is where the experts differ from each "
+         "other", agg[mask & wrong].sum() / count),
+        ("L_expert is averaged row by row: divide the batch's sum by the batch's answer tokens",
+         ((agg * S).sum(1) / mask.sum(1)).mean()),
         ("L_expert has the wrong sign: it is -log pi_agg", -expert),
         ("lambda also takes L_LM away: the loss is L_LM + lambda * L_expert", expert - lm)])
     compare(f(**x, lam=0.25), lm + 0.25 * expert, "sft_loss with lambda = 0.25", [
@@ -244,6 +271,9 @@ def sft_loss(f):
     empty = f(**agree, lam=1.0)
     expect(empty.isfinite(), "where S is empty the loss is nan: L_expert is 0 there")
     compare(empty, lm, "sft_loss with an empty S", [])
+    whole = nll.mean() + agg[differ].sum() / mask.numel()
+    expect(close(f(**x | {"mask": torch.ones_like(mask)}, lam=1.0), whole),
+           "where position 0 is an answer token, it is left out: nothing is to be shifted")
 
 
 # --- step 5 --------------------------------------------------------------------------------------
@@ -274,9 +304,13 @@ def sequence_logp(f):
          (best * mask).sum(-1)),
         ("the targets are shifted a second time: logits[b, t] are about targets[b, t] already",
          (shifted * mask[:, 1:]).sum(-1)),
+        ("log_softmax runs over the wrong axis: the vocabulary is the last one, dim=-1",
+         (logits.log_softmax(1).gather(-1, targets[..., None])[..., 0] * mask).sum(-1)),
         ("only the prompt (and padding) is counted: mask is the other way round",
          (logp * ~mask).sum(-1)),
         ("only the last token of the answer is counted", torch.stack([logp[0, 3], logp[1, 3]]))])
+    expect(close(f(logits, targets, torch.ones_like(mask)), logp.sum(-1)),
+           "where position 0 is an answer token, it is left out: nothing is to be shifted")
     g = gradient(got.sum(), logits)
     expect(g is not None, "theta_LM gets no gradient: logits are detached, or under no_grad")
     compare(g, gradient(right.sum(), logits), "the gradient for the logits", [])
@@ -295,8 +329,8 @@ def routed_logp(f):
 
     got = tensor(f(w, logp, mask), (2,), "routed_logp",
                  "One number for each row: sum over the tokens, keep the batch.")
-    soft = ("W gets a gradient: the experts are mixed by their weights. The router picks one "
-            "expert for each token, the argmax of w")
+    soft = ("the experts are mixed by their weights. The router picks one expert for each token, "
+            "the argmax of w (and without a detach a mixture would give W a gradient)")
     compare(got, right, "routed_logp", [
         (soft, ((weights * logp).sum(-1) * mask).sum(-1)),
         ("the experts are mixed by raw w. The router picks one for each token, the argmax of w",
@@ -316,6 +350,8 @@ def routed_logp(f):
         ("the picked log-probability is multiplied by its weight: the pick alone decides",
          ((routed * weights.amax(-1)) * mask).sum(-1)),
         ("the sign is wrong: log-probabilities are negative", -right)])
+    expect(close(f(w, logp, torch.ones_like(mask)), routed.sum(-1)),
+           "where position 0 is an answer token, it is left out: nothing is to be shifted")
     g = gradient(got.sum(), w)
     expect(g is None or not g.any(), "W gets a gradient, though the values are right: the pick is "
            "outside the stop-gradient. No pair may move W: index with the argmax, or detach w")
@@ -344,6 +380,12 @@ def cdpo_loss(f):
         ("beta is missing in the margin", nll(margin / beta + bias)),
         ("beta is missing", nll((margin + bias) / beta)),
         ("beta is multiplied twice", nll((margin + bias) * beta)),
+        ("beta is missing at the rejected half of the margin",
+         nll(beta * (tw - rw) - (tl - rl) + bias)),
+        ("the rejected half of the margin is missing", nll(beta * (tw - rw) + bias)),
+        ("the rejected half of the bias is missing", nll(margin + beta * ew)),
+        ("a quotient of log-probabilities is taken: log pi_theta/pi_ref is their difference",
+         nll(beta * (tw / rw - tl / rl) + bias)),
         ("the bias has the wrong sign: chosen minus rejected", nll(margin - bias)),
         ("chosen and rejected are exchanged: this loss would teach the rejected answers",
          nll(-margin - bias)),
@@ -357,6 +399,7 @@ def cdpo_loss(f):
          nll(beta * (tw + rw - tl + rl) + bias)),
         ("the bias stands outside the sigmoid", nll(margin) + bias.mean()),
         ("the bias stands outside the sigmoid", nll(margin) - bias.mean()),
+        ("margin and bias each have a sigmoid: theirs is one, of the sum", nll(margin) + nll(bias)),
         ("this is the sum over the pairs: Eq. (3) is a mean here", right * 4),
         ("the pairs are averaged before the sigmoid: average their losses",
          -F.logsigmoid((margin + bias).mean())),
@@ -369,13 +412,15 @@ def cdpo_loss(f):
     g = [gradient(got, x) for x in six]
     expect(all(x is None or not x.any() for x in g[4:]),
            "the experts get a gradient: the bias needs the stop-gradient, .detach()")
-    expect(g[0] is not None and g[1] is not None and g[0].any(),
+    expect(any(x is not None and x.any() for x in g[:2]),
            "theta gets no gradient: the stop-gradient is for the bias only, not for the margin")
+    for name, x in (("theta_chosen", g[0]), ("theta_rejected", g[1])):
+        expect(x is not None, f"{name} gets no gradient: only the bias is detached")
     compare(torch.stack(g[:2]), torch.stack([gradient(right, x) for x in six[:2]]),
             "the gradient for theta", [])
     far = [torch.tensor([x]) for x in (-9000.0, 0.0, 0.0, 0.0, 0.0, 0.0)]
-    expect(f(*far, beta).isfinite(), "the loss is not finite when margin + bias is -2700: sigmoid "
-           "becomes 0, and its logarithm minus infinity. F.logsigmoid does both in one, safely")
+    expect(f(*far, beta).isfinite(), "the loss is not finite when margin + bias is -2700: there "
+           "sigmoid is 0 and exp is infinite in float32. F.logsigmoid does all in one, safely")
     expect(abs(float(f(*far, beta)) - 2700) < 1, "the loss is cut off when margin + bias is -2700: "
            "it must be 2700 there, or such a pair gets no gradient. F.logsigmoid needs no clamp")
 
@@ -411,8 +456,11 @@ class Diary:
         self.read, self.runs, self.owners = {}, {}, {}
 
     def note(self, name, ids, cache):
-        expect(isinstance(ids, torch.Tensor) and ids.dim() == 2 and ids.size(1) > 0,
-               f"{name} must be given its new tokens as a tensor (1, t) with t >= 1")
+        expect(isinstance(ids, torch.Tensor) and ids.dim() == 2,
+               f"{name} must be given its new tokens as a tensor (1, t)")
+        expect(ids.size(1) > 0, f"{name} is given no token: is the new token added to the text?")
+        expect(int(ids.max()) < 12, f"{name} is given the token {int(ids.max())}, of 12: take the "
+               "last position's logits, logits[0, -1], before the argmax")
         expect(cache is not None,
                f"{name} reads without a cache: give it one, and new tokens only")
         owner = self.owners.setdefault(id(cache), (name, cache))[0]
@@ -447,17 +495,21 @@ TEXTS = [(199, [5, 3], 3, 12), (155, [7, 8, 2], 0, 10)]
 def wrong_loop(router, experts, prompt, end, max_new, slip):
     """The tokens that the fused greedy loop gives with a slip in it."""
     text, picks = list(prompt), []
-    caches = [e.new_cache(1) for e in experts]
+    caches, had = [e.new_cache(1) for e in experts], [0] * len(experts)
     while len(picks) < max_new:
+        new = 0 if not picks else -1          # the first of the positions that the router reads now
         r, w = router(torch.tensor([text]))                                # (1, T, V), (1, T, n)
-        picks.append(int(w[0, -1].argmin() if slip == "smallest" else w[0, -1].argmax()))
+        w = w[0, new if slip == "first w" else -1]                                # (n,)
+        picks.append(int(w.argmin() if slip == "smallest" else w.argmax()))
         i = picks[0] if slip == "first pick" else picks[-1]
         if slip == "last token":                        # what the expert missed stays unread
-            new = text if not int(caches[i].length) else text[-1:]
-            e = experts[i](torch.tensor([new]), caches[i])[0][0, -1]              # (V,)
+            unread = text if not int(caches[i].length) else text[-1:]
+            e = experts[i](torch.tensor([unread]), caches[i])[0][0, -1]           # (V,)
         else:
-            e = experts[i](torch.tensor([text]))[0][0, -1]                        # (V,)
-        r = r[0, -1]                                                              # (V,)
+            first, had[i] = had[i], len(text)
+            at = first if slip in ("first logits", "first of the expert's") else -1
+            e = experts[i](torch.tensor([text]))[0][0, at]                        # (V,)
+        r = r[0, new if slip in ("first logits", "first of the router's") else -1]  # (V,)
         token = int({"expert": e, "router": r}.get(slip, fusionroute.fuse(r, e)).argmax())
         if token == end:
             break
@@ -470,6 +522,9 @@ LOOP_SLIPS = {
     "router": "only the router's logits decide: fuse them with the picked expert's",
     "smallest": "the pick is the expert with the smallest w",
     "first pick": "the expert that is picked first writes all tokens: pick anew for each one",
+    "first w": "the first position's w is used: take the last one, w[0, -1]",
+    **dict.fromkeys(("first logits", "first of the router's", "first of the expert's"),
+                    "the first position's logits are used: take the last one's, logits[0, -1]"),
     "last token": "an expert that is picked again reads the last token only: it must first read "
                   "all tokens that it missed"}
 
@@ -490,7 +545,7 @@ def fused_greedy(f):
         expect(mine != prompt + tokens, "the prompt is in the answer: return the new tokens only")
         expect(mine != tokens + [end], "the end token is in the answer: leave it out")
         for slip, message in LOOP_SLIPS.items():
-            expect(mine != slips[slip], message)
+            expect(mine != slips[slip] or mine == tokens, message)  # some slips do no harm here
         expect(len(mine) <= max_new, f"{len(mine)} tokens are written, and max_new is {max_new}")
         expect(mine != tokens[:-1], "the last token is missing: the loop stops too early")
         for name, read in diary.read.items():
@@ -558,7 +613,10 @@ def best_routing(f):
     def back(rule, **how):
         return backwards(rewards, experts, rule, **how)
 
-    got = f([r.copy() for r in rewards], [e.copy() for e in experts])
+    given = [r.copy() for r in rewards], [e.copy() for e in experts]
+    got = f(*given)
+    expect(all(map(np.array_equal, given[0] + given[1], rewards + experts)),
+           "the arguments are changed in place: make a new array for Q")
     expect(isinstance(got, tuple) and len(got) == 2,
            "return two things: the value, and the list of picks")
     value, picks = got
@@ -584,6 +642,11 @@ def best_routing(f):
          back(favourite)),
         ("prefixes are joined wrongly: token a leads from s to A s + a, and not to a A^t + s",
          back(lambda r, Q, pi: expected(r, Q, pi).max(0), child=lambda V, A: V.reshape(A, -1).T)),
+        ("the reward is missing in Q: Q is the reward plus the value of the next prefix", 0.0),
+        ("the value of the next prefix must be weighted by the expert's probabilities, too",
+         back(lambda r, Q, pi: ((pi * r).sum(-1) + (Q - r).mean(-1)).max(0))),
+        ("the value of the next prefix must be weighted by the expert's probabilities, too",
+         back(lambda r, Q, pi: ((pi * r).sum(-1) + (Q - r).max(-1)).max(0))),
         ("V after the last token is 0, not 1",
          back(lambda r, Q, pi: expected(r, Q, pi).max(0), start=1.0))])
     expect(isinstance(picks, list) and len(picks) == len(rewards),

@@ -9,7 +9,7 @@ over the answer's tokens only: those of the prompt x are given. It is a sum and 
 answer has a lower log-probability than a short one.
 
 The second function is the same for the experts. At each token one expert speaks: the one with the
-largest w at this token. No gradient goes through this pick, and W must get none from a pair.
+largest w at this token. No gradient goes through this pick, and W must get none from it.
 
 Worked example, n = 2, an answer of two tokens after a prompt of one:
 

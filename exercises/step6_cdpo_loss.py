@@ -1,7 +1,7 @@
 """Step 6. The loss of phase 2, Eq. (3): DPO in which the experts are a fixed bias.
 
-Read docs/dpo.md first, if preference losses are new to you. A pair is a chosen answer y_w and a
-rejected answer y_l to the same prompt.
+Read docs/dpo.md, sections 1 to 5, if preference losses are new to you. A pair is a chosen answer
+y_w and a rejected answer y_l to the same prompt.
 
     margin  =  beta * [ log pi_theta(y_w) - log pi_ref(y_w) ]
              - beta * [ log pi_theta(y_l) - log pi_ref(y_l) ]

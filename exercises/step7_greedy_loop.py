@@ -14,6 +14,7 @@ not picked falls behind. When it is picked again, it must first read all tokens 
     cache = router.lm.new_cache(1)          the router's: it belongs to its language model
     int(cache.length)                       how many tokens the model has read with this cache
     logits, _ = expert(ids, cache)          ids (1, t): the t >= 1 new tokens -> logits (1, t, V)
+                                            (_ is the hidden states, which are not needed)
     logits, w = router(ids, cache)          the same -> logits (1, t, V), w (1, t, n)
 
 Worked example. The prompt is [7, 8], the end token is 0, and there are two experts:

@@ -119,7 +119,7 @@ def quick_table(r):
         picks.append([short[b], *(percent(share[part][e]) for part in ("all", "S") for e in tasks.DOMAINS), percent(share["S_share"])])
     seconds = meta["seconds"]
     return "\n".join([
-        f"Seed {meta['settings']['seed']}, {meta['settings']['prompts']} {meta['settings']['split']} prompts per benchmark, per cent right in "
+        f"Settings were chosen on other prompts of seeds 0 and 1. Seed {meta['settings']['seed']}, {meta['settings']['prompts']} {meta['settings']['split']} prompts per benchmark, per cent right in "
         "content and form. `average`: of the five benchmarks. Each has eight sub-skills (kinds of problem): `covered` is the average over those "
         "that the experts were trained on, `uncovered` over the others. `general`: problems of all these, half of them with one expert's "
         "content asked for in another's form.", "", *table(rows), "",
@@ -190,17 +190,18 @@ def cost_table(r, family):
 def budgets(r):
     """Accuracy on validation prompts against passes over the SFT samples, for phase 1 of FusionRoute and of the Fine-tuned Model."""
     tuned, meta = r["tuning"]["llama"], r["tuning"]["meta"]["llama"]
+    what_else = {"co_llm_self_long": NAMES["co_llm_self"], "fused_sft_long": NAMES["fused_sft"], "generalist_long": NAMES["generalist"]}
     epochs = sorted({t["settings"]["epochs"] for what in BUDGETS for t in tuned[what]["tried"]})
     rows = [["phase 1 of, learning rate", *(f"{e} passes" for e in epochs)]]
-    for what, name in BUDGETS.items():
+    for what, name in (BUDGETS | what_else).items():
         for lr in dict.fromkeys(t["settings"]["lr"] for t in tuned[what]["tried"]):
             cell = {t["settings"]["epochs"]: t["accuracy"] for t in tuned[what]["tried"] if t["settings"]["lr"] == lr}
             rows.append([f"{name}, {lr:g}", *(f"{100 * mean(cell[e]):.1f} ({', '.join(f'{100 * x:.0f}' for x in cell[e])})" if e in cell else "" for e in epochs)])
     seeds = ", ".join(map(str, meta["seeds"]))
     won, points = lead(r, None)
     return "\n".join([f"Average of the benchmarks on validation prompts, per cent: mean over the tuning seeds {seeds} (each of them).", "", *table(rows), "",
-                      f"The best budget of each: {won['router_sft_long']} passes for FusionRoute, {won['fine_tuned_sft_long']} for the "
-                      f"Fine-tuned Model. Then FusionRoute's phase 1 leads by {mean(points):.1f} points ({', '.join(f'{x:.1f}' for x in points)})."])
+                      f"The best budget of those tried: {won['router_sft_long']} passes for FusionRoute, {won['fine_tuned_sft_long']} for the "
+                      f"Fine-tuned Model (the most passes and the lowest rate tried: more may be better still). Then FusionRoute's phase 1 leads by {mean(points):.1f} points ({', '.join(f'{x:.1f}' for x in points)})."])
 
 
 BUDGETS = {"router_sft_long": "FusionRoute", "fine_tuned_sft_long": "Fine-tuned Model"}

@@ -69,7 +69,8 @@ def cdpo(inner=lambda tw, tl, rw, rl, b: tw - rw - tl + rl, bias=lambda ew, el: 
 
 
 def loop(router_reads="new", expert_reads="new", fused=fuse, pick_of=lambda w: int(w.argmax()), all_run=False, share=False,
-         with_end=False, end_pick=True, stop=lambda n, max_new: n >= max_new, with_prompt=False, cached=True, in_place=False):
+         with_end=False, end_pick=True, stop=lambda n, max_new: n >= max_new, with_prompt=False, cached=True, in_place=False, at=(-1, -1, -1),
+         appends=True, flat=False):
     """The fused greedy loop with one of its parts replaced."""
     def f(router, experts, prompt, end, max_new):
         text, picks = prompt if in_place else list(prompt), []
@@ -90,19 +91,19 @@ def loop(router_reads="new", expert_reads="new", fused=fuse, pick_of=lambda w: i
 
         while not stop(len(picks), max_new):
             r, w = read(router, caches[0], router_reads)
-            picks.append(pick_of(w[0, -1]))
+            picks.append(pick_of(w[0, at[1]]))
             if all_run:
                 every = [read(e, c, expert_reads)[0][0, -1] for e, c in zip(experts, caches[1:])]
                 e = every[picks[-1]]
             else:
-                e = read(experts[picks[-1]], caches[1 + picks[-1]], expert_reads)[0][0, -1]
-            token = int(fused(r[0, -1], e).argmax())
+                e = read(experts[picks[-1]], caches[1 + picks[-1]], expert_reads)[0][0, at[2]]
+            token = int(fused(r[0, at[0]], e).argmax()) + (12 if flat else 0)
             if token == end:
                 text += [token] * with_end
                 if not end_pick:
                     picks.pop()
                 break
-            text.append(token)
+            text += [token] * appends
         return (text if with_prompt else text[begin:]), picks
     return f
 
@@ -119,6 +120,12 @@ def routing(rule=lambda r, Q, pi: (pi * Q).sum(-1), best=lambda v: v.max(0), chi
             picks.insert(0, picks_of(values, r, pi))
         return result(V, order(picks))
     return f
+
+
+def changes_rewards(rewards, experts):
+    value = routing()(rewards, experts)
+    rewards[0] += 1
+    return value
 
 
 def one_expert(rewards, experts):
@@ -168,7 +175,8 @@ WRONG = {
         (lambda r, e: (r + e).argmax(-1), "no argmax"),
         (lambda r, e: r.add_(e), "changed in place"),
         (lambda r, e: None, "returns None"),
-        (lambda r, e: (r + e) * float("inf"), "nan or infinite"),
+        (lambda r, e: (r + e).abs() * float("inf"), "nan or infinite"),
+        (lambda r, e: r.log() + e, "take no log of them"),
     ],
     "informative": [
         (lambda c: c[..., 0] != c[..., 1], "only the first two experts"),
@@ -183,6 +191,9 @@ WRONG = {
         (lambda c: (c != c[:1]).any(0), "the last one, goes"),
         (lambda c: (c != c[..., :1]).any(-1).int(), "must be bool"),
         (lambda c: torch.ones(c.shape[:-1], dtype=torch.bool), "True everywhere"),
+        (lambda c: (c != c[:1]).any(-1), "the wrong axis is compared"),
+        (lambda c: (c != c[:, :1]).any(-1), "the wrong axis is compared"),
+        (lambda c: (c[..., 0] != c[..., 1]) | (c[..., 1] != c[..., 2]), "but not for one"),
     ],
     "log_pi_agg": [
         (lambda w, l: (w * l).sum(-1), "w is used raw"),
@@ -195,6 +206,7 @@ WRONG = {
         (lambda w, l: (w.softmax(-1) * l).mean(-1), "sum to 1 already"),
         (lambda w, l: (w.log_softmax(-1) * l).sum(-1), "which are negative"),
         (lambda w, l: (w.sigmoid() * l).sum(-1), "sigmoid(w)"),
+        (lambda w, l: (w.exp() * l).sum(-1), "over its sum"),
         (lambda w, l: (l.softmax(-1) * l).sum(-1), "come from logp"),
         (lambda w, l: -(w.softmax(-1) * l).sum(-1), "belongs to the loss"),
         (lambda w, l: (w.softmax(-1).detach() * l).sum(-1), "w gets no gradient"),
@@ -226,6 +238,14 @@ WRONG = {
         (sft(agg=lambda a, m, S: a[m & S].mean() * (m & S).sum() / m.sum()), "where S is empty the loss is nan"),
         (sft(total=lambda lm, expert, lam: lm + lam**2 * expert), "with lambda = 0.25"),
         (sft(nll=lambda n, m, S: (n * m).sum(1) / m.sum()), "One number for the whole batch"),
+        (sft(agg_of=lambda w, l: log_pi_agg(w.softmax(-1), l)), "the softmax is taken twice"),
+        (sft(agg_of=lambda w, l: l.gather(-1, w.argmax(-1, keepdim=True))[..., 0]), "only the picked expert counts"),
+        (sft(agg=lambda a, m, S: ((a * (m & S)).sum(1) / m.sum(1)).mean()), "L_expert is averaged row by row"),
+        (lambda logits, w, targets, mask, logp, choice, lam: sft()(logits, w, targets, mask, logp, torch.where(
+            (choice != targets[..., None]).any(-1, True), torch.arange(choice.size(-1)), 0 * choice), lam), "differs from the target"),
+        (lambda logits, w, targets, mask, logp, choice, lam: sft()(logits, w, targets.masked_fill_(~mask, 0), mask, logp, choice, lam), "changed in place"),
+        (sft(nll=lambda n, m, S: n[:, 1:][m[:, 1:]].sum() / m.sum()), "position 0 is an answer token"),
+        (sft(agg=lambda a, m, S: a[:, 1:][(m & S)[:, 1:]].sum() / m.sum()), "position 0 is an answer token"),
     ],
     "sequence_logp": [
         (seq(end=lambda t, m: t.sum(-1)), "the prompt's tokens are counted"),
@@ -240,6 +260,8 @@ WRONG = {
         (seq(end=lambda t, m: (t * ~m).sum(-1)), "the other way round"),
         (seq(end=lambda t, m: (t * m).sum()), "keep the batch"),
         (seq(of=lambda x, y: token_logp(x.detach(), y)), "theta_LM gets no gradient"),
+        (seq(of=lambda x, y: x.log_softmax(1).gather(-1, y[..., None])[..., 0]), "the vocabulary is the last one"),
+        (seq(end=lambda t, m: (t * m)[:, 1:].sum(-1)), "position 0 is an answer token"),
     ],
     "routed_logp": [
         (routed(lambda w, l: (w.softmax(-1) * l).sum(-1)), "the experts are mixed by their weights"),
@@ -254,6 +276,8 @@ WRONG = {
         (routed(lambda w, l: (l * w.softmax(-1)).gather(-1, w.argmax(-1, keepdim=True))[..., 0]), "multiplied by its weight"),
         (routed(end=lambda t, m: -(t * m).sum(-1)), "the sign is wrong"),
         (routed(straight_through), "the pick is outside the stop-gradient"),
+        (routed(lambda w, l: (w.detach().softmax(-1) * l).sum(-1)), "without a detach a mixture"),
+        (routed(end=lambda t, m: (t * m)[:, 1:].sum(-1)), "position 0 is an answer token"),
     ],
     "cdpo_loss": [
         (cdpo(join=lambda m, b: m), "the bias is missing"),
@@ -278,6 +302,13 @@ WRONG = {
         (cdpo(end=lambda z: -z.mean()), "without -log sigmoid"),
         (cdpo(end=lambda z: -z.sigmoid().log().mean()), "not finite"),
         (cdpo(end=lambda z: -F.logsigmoid(z.clamp(-100, 100)).mean()), "cut off"),
+        (cdpo(end=lambda z: (1 + (-z).exp()).log().mean()), "exp is infinite"),
+        (cdpo(inner=lambda tw, tl, rw, rl, b: tw - rw - (tl - rl) / 0.3), "at the rejected half of the margin"),
+        (cdpo(inner=lambda tw, tl, rw, rl, b: tw - rw), "the rejected half of the margin is missing"),
+        (cdpo(bias=lambda ew, el: ew), "the rejected half of the bias is missing"),
+        (cdpo(inner=lambda tw, tl, rw, rl, b: tw / rw - tl / rl), "a quotient of log-probabilities"),
+        (cdpo(inner=lambda tw, tl, rw, rl, b: tw - rw - (tl.detach() - rl)), "theta_rejected gets no gradient"),
+        (lambda tw, tl, rw, rl, ew, el, b: -F.logsigmoid(b * (tw - rw - tl + rl)).mean() - F.logsigmoid((b * (ew - el)).detach()).mean(), "each have a sigmoid"),
     ],
     "fused_greedy": [
         (loop(fused=lambda r, e: e), "only the expert's logits decide"),
@@ -298,6 +329,12 @@ WRONG = {
         (loop(stop=lambda n, max_new: n >= max_new - 1), "the last token is missing"),
         (loop(in_place=True), "the caller's prompt is changed"),
         (lambda *a: loop()(*a)[0], "return two lists"),
+        (loop(at=(0, -1, 0)), "the first position's logits"),
+        (loop(at=(0, -1, -1)), "the first position's logits"),
+        (loop(at=(-1, -1, 0)), "the first position's logits"),
+        (loop(at=(-1, 0, -1)), "the first position's w"),
+        (loop(appends=False), "is the new token added to the text"),
+        (loop(flat=True), "before the argmax"),
     ],
     "best_routing": [
         (routing(best=lambda v: v.mean(0)), "the experts are averaged"),
@@ -311,6 +348,10 @@ WRONG = {
         (routing(rule=lambda r, Q, pi: np.take_along_axis(Q[None], pi.argmax(-1)[..., None], 2)[..., 0]), "favourite token"),
         (routing(child=lambda V, A: V.reshape(A, -1).T), "prefixes are joined wrongly"),
         (routing(start=1.0), "V after the last token is 0"),
+        (routing(rule=lambda r, Q, pi: (pi * (Q - r)).sum(-1)), "the reward is missing in Q"),
+        (routing(rule=lambda r, Q, pi: (pi * r).sum(-1) + (Q - r).mean(-1)), "weighted by the expert's"),
+        (routing(rule=lambda r, Q, pi: (pi * r).sum(-1) + (Q - r).max(-1)), "weighted by the expert's"),
+        (changes_rewards, "changed in place"),
         (routing(picks_of=lambda v, r, pi: (pi * r).sum(-1).argmax(0)), "your picks reach"),
         (routing(order=lambda picks: picks[::-1]), "in reverse order"),
         (routing(picks_of=lambda v, r, pi: v.argmax(0)[0]), "the picks must have the shapes"),
