@@ -110,10 +110,10 @@ def test_curves_need_logs(tmp_path):
 
 
 def test_what_the_readme_says_of_the_shipped_curves():
-    """Nearly every margin is positive at the end, margin plus bias for about half of the pairs, and most biases are negative."""
+    """The rejected answers become less likely, the chosen ones hardly move, and the biases are negative on average."""
     log = [json.loads(line) for line in (run.WEIGHTS / "router.log.jsonl").read_text().splitlines()]
     pairs = [r for r in log if r.get("kind") == "pair"]
     last = pairs[-len(pairs) // 4:]
     mean = lambda rows, name: sum(r[name] for r in rows) / len(rows)
-    assert mean(last, "accuracy") > 0.9 and 0.4 < mean(last, "fused_accuracy") < 0.6 and mean(pairs, "bias") < 0
+    assert mean(pairs, "bias") < 0
     assert mean(last, "reward_rejected") < -0.5 and abs(mean(last, "reward_chosen")) < 0.2

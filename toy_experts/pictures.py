@@ -32,10 +32,10 @@ def routed():
 
 
 def lines(alone):
-    """What the math expert and the router write alone, as the README shows it."""
-    texts = [f"    {name + ' alone:':<15}{text.replace(chr(10), ' / ')}"
-             for name, text in alone.items()]
-    return "\n".join(texts) + "\n"
+    """The prompt, and what the math expert and the router write alone, as the README shows it."""
+    texts = {"prompt:": PROMPT} | {f"{name} alone:": text for name, text in alone.items()}
+    return "".join(f"    {name:<15}{text.replace(chr(10), ' (line break) ')}\n"
+                   for name, text in texts.items())
 
 
 def main():

@@ -28,23 +28,26 @@ LONG = {"fusionroute_long": "router_sft_long", "sft_long": "router_sft_long", "f
 def short_table(r):
     """FusionRoute, its own limits, the experts, the Fine-tuned Model, and every method that is above FusionRoute over all seeds.
 
-    Each is beside the FusionRoute with the same budget: four passes, or the tuned ones.
+    A block for each budget, in which each row is compared with that block's FusionRoute: four passes, or the tuned ones.
     """
     ours, differences, meta = r["table1"]["llama"], r["differences"]["llama"], r["table1"]["meta"]["llama"]
     above = [m for m in ours if len(ours[m]["average"]) == len(meta["seeds"]) and mean(ours[m]["average"]) > mean(ours["fusionroute"]["average"])]
-    averages = {m: ours[m]["average"] for m in dict.fromkeys([*above, *SHORT])}
-    few = {m: "*" for m in averages if len(averages[m]) < len(meta["seeds"])}
+    shown = sorted(dict.fromkeys([*above, *SHORT]), key=lambda m: -mean(ours[m]["average"]))
+    few = [m for m in shown if len(ours[m]["average"]) < len(meta["seeds"])]
     rows = [["method", "average", "general", "FusionRoute minus it"]]
-    for method in sorted(averages, key=lambda m: -mean(averages[m])):
-        d = differences.get(f"{'fusionroute_long' if method in LONG else 'fusionroute'} - {method}")
-        passes = f", {meta['settings'][LONG[method]]['epochs']} passes" if method in LONG else ""
-        rows.append([NAMES[method].removesuffix(", tuned budget") + passes + few.get(method, ""), spread(averages[method]),
-                     f"{100 * mean(ours[method]['general']):.0f}", signed(d) if d else ""])
-    stars = f" (*: {len(meta['seeds of the other rows'])} seeds.)" if few else ""
+    for head, epochs in (("fusionroute", Sft.epochs), ("fusionroute_long", meta["settings"]["router_sft_long"]["epochs"])):
+        block = [m for m in shown if (m in LONG) == (head in LONG)]
+        rows.append([f"*{epochs} passes over the SFT samples:*", "", "", ""])
+        for method in block:
+            d = differences.get(f"{head} - {method}")
+            rows.append([NAMES["fusionroute" if method == head else method].removesuffix(", tuned budget") + "*" * (method in few), spread(ours[method]["average"]),
+                         f"{100 * mean(ours[method]['general']):.0f}", signed(d) if d else ""])
+    first = len(ours[few[0]]["average"]) if few else 0
+    stars = f" *: {first} seeds; FusionRoute has {100 * mean(ours['fusionroute']['average'][:first]):.1f} on these." if few else ""
     return "\n".join([
         f"Per cent right on {meta['prompts per benchmark']} test prompts a benchmark: average of five, mean ± standard deviation over {len(meta['seeds'])} seeds; and on "
-        f"general prompts. Trained in {Sft.epochs} passes over the SFT samples, or as many as were best on validation. Last column: FusionRoute "
-        f"with as many passes minus the row, 95% interval over seeds (Student's t).{stars}", "", *table(rows), "", phase2_worth(r)])
+        f"general prompts. {meta['settings']['router_sft_long']['epochs']} passes were best on validation. Last column: the block's FusionRoute minus the row, with a "
+        f"95% interval over seeds (Student's t).{stars}", "", *table(rows), "", phase2_worth(r)])
 
 
 def phase2_worth(r):
@@ -56,9 +59,9 @@ def phase2_worth(r):
     everywhere = d["fusionroute - fusionroute_all"]
     passes = r["table1"]["meta"]["llama"]["settings"]["router_sft_long"]["epochs"]
     return (f"Phase 2 adds {signed(d['fusionroute - sft_only'])} to the average after {Sft.epochs} passes, {signed(d['fusionroute_long - sft_long'])} after "
-            f"{passes}, and then {signed(general)} on general prompts. Without the bias it does as well "
-            f"({100 * mean(rows['bias off']):.1f} against {100 * mean(rows['CDPO']):.1f}, {seeds} other seeds). With L_expert at all positions, not only S, "
-            f"FusionRoute gains {signed(opposite(everywhere))} ({len(everywhere['seeds'])} seeds).")
+            f"{passes} (there {signed(general)} on general prompts). Its bias makes no difference that {seeds} other seeds show ({100 * mean(rows['bias off']):.1f} "
+            f"without it, {100 * mean(rows['CDPO']):.1f} with it). With L_expert at all positions, not only S, FusionRoute gains "
+            f"{signed(opposite(everywhere))} ({Sft.epochs} passes, {len(everywhere['seeds'])} seeds).")
 
 
 def lead(r, epochs):
