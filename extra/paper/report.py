@@ -147,7 +147,7 @@ def main_table(r, family):
     kinds = " covered, uncovered: the same over the sub-skills that the experts were trained on, and the others." if groups else ""
     return "\n".join([
         f"Per cent right in content and form, mean over seeds {', '.join(map(str, meta['seeds']))}; {meta['prompts per benchmark']} test "
-        "prompts per benchmark and seed; ± standard deviation over the seeds; FusionRoute's lead in points with its 95% interval over seeds "
+        "prompts per benchmark and seed; ± standard deviation over the seeds; the lead of FusionRoute (four passes) in points with its 95% interval over seeds "
         f"(Student's t, on the same prompts).{kinds} `paper`: average of {SOURCE[family]}.", "", *table(rows), "", *repeats(meta),
         f"Training and evaluation took {min(seconds) / 60:.0f} to {max(seconds) / 60:.0f} minutes per seed on {meta['machine']}"
         + (", one thread a run, two runs side by side." if meta["threads"] == 1 else ".")])
@@ -200,11 +200,15 @@ def budgets(r):
         for lr in dict.fromkeys(t["settings"]["lr"] for t in tuned[what]["tried"]):
             cell = {t["settings"]["epochs"]: t["accuracy"] for t in tuned[what]["tried"] if t["settings"]["lr"] == lr}
             rows.append([f"{name}, {lr:g}", *(f"{100 * mean(cell[e]):.1f} ({', '.join(f'{100 * x:.0f}' for x in cell[e])})" if e in cell else "" for e in epochs)])
-    seeds = ", ".join(map(str, meta["seeds"]))
+    seeds, budget = ", ".join(map(str, meta["seeds"])), r["ablation_budget"]
+    *_, tuned_row, more = budget["rows"]
+    said = lambda row, m="fine_tuned": " and ".join(f"{100 * x:.1f}" for x in row["methods"][m]["average"])
     won, points = lead(r, None)
     return "\n".join([f"Average of the benchmarks on validation prompts, per cent: mean over the tuning seeds {seeds} (each of them).", "", *table(rows), "",
                       f"The best budget of those tried: {won['router_sft_long']} passes for FusionRoute, {won['fine_tuned_sft_long']} for the "
-                      f"Fine-tuned Model (the most passes and the lowest rate tried: more may be better still). Then FusionRoute's phase 1 leads by {mean(points):.1f} points ({', '.join(f'{x:.1f}' for x in points)})."])
+                      f"Fine-tuned Model (the most passes and the lowest rate tried). Then FusionRoute's phase 1 leads by {mean(points):.1f} points ({', '.join(f'{x:.1f}' for x in points)}). With "
+                      f"{more['label']} the Fine-tuned Model has {said(more)} on the test prompts of seeds {', '.join(map(str, budget['meta']['seeds']))}, instead of "
+                      f"{said(tuned_row)}; FusionRoute {said(tuned_row, 'fusionroute')}."])
 
 
 BUDGETS = {"router_sft_long": "FusionRoute", "fine_tuned_sft_long": "Fine-tuned Model"}
