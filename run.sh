@@ -38,7 +38,7 @@ fi
 ask() {
     printf '%s\n' "Tom has 21 eggs. He loses 3 of them. Then he gives 7 away. How many eggs are there now? Finish with the word done." \
         "Define a function run(nums) that returns the first two of the numbers below 2 in nums." \
-        "What is 38 mod 5? Put the answer in double quotes." | $python decode.py "$@"
+        "What is 17 mod 5? Put the answer in double quotes." | $python decode.py "$@"
 }
 
 installed=$SECONDS
