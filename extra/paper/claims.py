@@ -194,7 +194,9 @@ def ablated(r):
              ("CDPO", "fusionroute"), ("y_l corrupted", "fusionroute"))):
         x, y = averages(name, *a), averages(name, *b)
         d = interval([p - q for p, q in zip(x, y)])
-        out.append(Claim(text, paper, f"{spread(x)} against {spread(y)}: {signed(d)}, {len(x)} seeds", "", f"ablation_{name}", REASONS["few"], d))
+        small = max(abs(d["low"]), abs(d["high"])) < 0.01
+        out.append(Claim(text, paper, f"{spread(x)} against {spread(y)}: {signed(d)}, {len(x)} seeds", "", f"ablation_{name}",
+                         REASONS["small" if small else "few"], d))
     rows = r["ablation_scale"]["rows"]
     lead = [[a - b for a, b in zip(row["methods"]["fusionroute"]["average"], row["methods"]["fine_tuned"]["average"])] for row in rows]
     grows = [all(a < b for a, b in zip(per, per[1:])) for per in zip(*lead)]
@@ -216,6 +218,7 @@ REASONS = {
     "broken": "One of the two answers nothing right: at toy scale the paper's setting destroys the merged model.",
     "coding": "Here the logits give what no expert has, and that is a quarter of every benchmark alike.",
     "few": "So few seeds can show little.",
+    "small": "If there is a difference, it is less than a point here.",
     "merging": "Full fine-tuning at toy scale moves weights so far that adding three task vectors at scale 1 destroys the model either way.",
     "scale": "Both models profit from size, and at toy scale FusionRoute comes near the ceiling.",
     "words": "In templates the connective words are as much the math expert's as the instruction expert's: both were trained on them.",

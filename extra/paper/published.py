@@ -56,7 +56,7 @@ ABLATIONS = {
     "preference": "Phase 2 with other losses (variants.PAIR_LOSSES) and other sources of y_l (variants.SOURCES), after the same phase 1. "
                   "\"SFT on y_w instead\" takes as many steps on the same prompts without any y_l. The bias, the paper's novelty, makes no difference "
                   "that can be seen here, nor does the policy that DPO is applied to. Pairs whose y_l is a corrupted right answer did "
-                  "worse here, but two seeds cannot show it. "
+                  "worse here; CLAIMS.md says whether these seeds can show it. "
                   "The two fine-tuned rows differ in more than their pairs: the first has the rate tuned for it, the second phase 2's default.",
     "budget": "Passes over the SFT samples: four as on the ground floor, and the passes and the rate that were best for each method on validation prompts "
               "(tune.py; phase 2 as always). The Fine-tuned Model's best budget is at the edge of what was tried, so it gets twice the passes in the last row. The "

@@ -55,12 +55,12 @@ def phase2_worth(r):
     d, ours = r["differences"]["llama"], r["table1"]["llama"]
     general = interval([a - b for a, b in zip(ours["fusionroute_long"]["general"], ours["sft_long"]["general"])])
     rows = {row["label"]: row["methods"]["fusionroute"]["average"] for row in r["ablation_preference"]["rows"] if "fusionroute" in row["methods"]}
-    seeds = len(rows["CDPO"])
+    bias = interval([a - b for a, b in zip(rows["CDPO"], rows["bias off"])])
     everywhere = d["fusionroute - fusionroute_all"]
     passes = r["table1"]["meta"]["llama"]["settings"]["router_sft_long"]["epochs"]
     return (f"Phase 2 adds {signed(d['fusionroute - sft_only'])} to the average after {Sft.epochs} passes, {signed(d['fusionroute_long - sft_long'])} after "
-            f"{passes} (there {signed(general)} on general prompts). Its bias makes no difference that {seeds} other seeds show ({100 * mean(rows['bias off']):.1f} "
-            f"without it, {100 * mean(rows['CDPO']):.1f} with it). With L_expert at all positions, not only S, FusionRoute gains "
+            f"{passes} (there {signed(general)} on general prompts). Its bias is worth {signed(bias)} ({len(bias['seeds'])} seeds). "
+            f"With L_expert at all positions, not only S, FusionRoute gains "
             f"{signed(opposite(everywhere))} ({Sft.epochs} passes, {len(everywhere['seeds'])} seeds).")
 
 
