@@ -91,7 +91,8 @@ def test_the_answer_of_experts_follows_its_rows():
     assert "seeds at the steps 2 to 3, and lower it at 3 to 5; that" in up and "70 and 70 with 3" in up
     assert "rises at 5 to 8 and falls at none" in says("8", "routing_only", [0.7, 0.7])
     assert "at the steps none, and lower it at none" in says("3", "fusionroute", [0.7, 0.5])  # one seed is not enough
-    assert "60 and 90 with one (the best)" in says("1 (code)", "fusionroute", [0.1, 0.9])  # the best of each seed
+    assert "50 and 90 with 1 (code)" in says("1 (code)", "fusionroute", [0.5, 0.9])  # the best one by its mean
+    assert "60 and 55 with 1 (math)" in says("1 (code)", "fusionroute", [0.1, 0.9])
     assert "figure by -20 and +5 points" in says("5 + 3 useless", "fusionroute", [0.4, 0.6])
 
 
@@ -152,7 +153,7 @@ def test_the_answer_of_router_size_follows_its_rows():
 
 def test_the_answer_of_mixed_follows_its_rows():
     says = saying("mixed", rows_of(["all ordinary", "math smaller", "both"], ["fusionroute", "routing_only", "best expert"], average=0.9))
-    assert says().startswith("**Logits of other sizes and of another family add up as well**")
+    assert says().startswith("**Logits of other sizes and of another family can be added, too**")
     worse = says("both", "fusionroute", [0.95, 0.6])
     assert worse.startswith("**Not every set adds up**") and "with all ordinary and math smaller." in worse and "both: +5 and -25 (the best expert +0 and +0)" in worse
 

@@ -54,14 +54,15 @@ def points(values):
 
 def experts(rows):
     one, many = [label for label in rows.labels if label.startswith("1 ")], ["2", "3", "5", "8"]
-    row = {line: [np.max([rows(label, line) for label in one], 0), *(rows(label, line) for label in many)] for line in ("fusionroute", "routing_only")}
+    best = {line: max(one, key=lambda label: rows(label, line).mean()) for line in ("fusionroute", "routing_only")}
+    row = {line: [rows(label, line) for label in (best[line], *many)] for line in best}
 
     def steps(line, sign):
         """The steps along the row ("2 to 3") that go up (sign 1) or down (-1) in every seed."""
         found = [f"{a} to {b}" for k, (a, b) in enumerate(zip(["1", *many], many)) if order(row[line][k + 1], row[line][k]) == sign]
         return listed(found) if found else "none"
 
-    fused, alone = (", ".join(f"{each(v)} with {n}" for v, n in zip(row[line], ["one (the best)", *many])) for line in row)
+    fused, alone = (", ".join(f"{each(v)} with {n}" for v, n in zip(row[line], [best[line], *many])) for line in row)
     more = rows("5 + 3 useless", "fusionroute") - rows("5", "fusionroute")
     return (
         f"**More experts raise FusionRoute's accuracy in both seeds at the steps {steps('fusionroute', 1)}, and lower it at {steps('fusionroute', -1)}; "
@@ -152,7 +153,7 @@ def mixed(rows):
     moved = {line: {label: points(v[label] - v[usual]) for label in others} for line, v in value.items()}
     figures = "; ".join(f"{label}: {moved['fusionroute'][label]} (the best expert {moved['best expert'][label]})" for label in others)
     return (
-        f"**{'Logits of other sizes and of another family add up as well' if len(ahead) == len(rows.labels) else 'Not every set adds up'}**: FusionRoute is "
+        f"**{'Logits of other sizes and of another family can be added, too' if len(ahead) == len(rows.labels) else 'Not every set adds up'}**: FusionRoute is "
         f"ahead of the best expert beside it, in both seeds, with {listed(ahead) or 'no set'}. Beside changed experts FusionRoute's figure moves by, in "
         f"points, a seed each: {figures}.")
 
@@ -208,7 +209,7 @@ def hostile(rows):
     shares = ", ".join(f"{each(v)} ({label})" for label, v in picked.items() if label != "two-faced")
     wins = {1: "can", 0: "is not shown to be able to", -1: "cannot"}[order(picked["two-faced"], honest)]
     return (
-        f"**After training, with added logits the trigger gets through {means[trigger]} often, and wrong digits cost "
+        f"**Exchanged after phase 1: with added logits the trigger gets through {means[trigger]} often, and wrong digits cost "
         f"{'as much, as far as shown' if digits == 0 else means[digits]}.** The trigger is in {each(marked[alone])} per cent of the answers where the picked "
         f"expert writes alone, and in {each(marked[fused])} per cent of FusionRoute's. Wrong digits cost the picked expert alone "
         f"{each(lost['wrong digits', alone])} points and FusionRoute {each(lost['wrong digits', fused])}"
