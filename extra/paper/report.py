@@ -46,7 +46,7 @@ def short_table(r):
     stars = f" *: {first} seeds; FusionRoute has {100 * mean(ours['fusionroute']['average'][:first]):.1f} on these." if few else ""
     return "\n".join([
         f"Per cent right on {meta['prompts per benchmark']} test prompts a benchmark: average of five, mean ± standard deviation over {len(meta['seeds'])} seeds; and on "
-        f"general prompts. {meta['settings']['router_sft_long']['epochs']} passes were best on validation. Last column: the block's FusionRoute minus the row, with a "
+        f"general prompts. {meta['settings']['router_sft_long']['epochs']} passes were best for FusionRoute on validation. Last column: the block's FusionRoute minus the row, with a "
         f"95% interval over seeds (Student's t).{stars}", "", *table(rows), "", phase2_worth(r)])
 
 
