@@ -21,8 +21,7 @@ from toy_experts.evaluate import percent, table
 
 SHORT = ["fusionroute", "sft_only", "routing_only", "router", "math_expert", "code_expert", "instruct_expert", "fusionroute_long",
          "fine_tuned", "fine_tuned_long", "sft_long", "two_fine_tuned", "generalist"]
-LONG = {"fusionroute_long": "router_sft_long", "sft_long": "router_sft_long", "fine_tuned_long": "fine_tuned_sft_long",
-        "two_fine_tuned": "fine_tuned_sft_long"}  # rows with the tuned budget, and the recipe that has it
+LONG = {"fusionroute_long", "sft_long", "fine_tuned_long", "two_fine_tuned"}  # rows with the tuned budget
 
 
 def short_table(r):
@@ -64,12 +63,9 @@ def phase2_worth(r):
             f"{signed(opposite(everywhere))} ({Sft.epochs} passes, {len(everywhere['seeds'])} seeds).")
 
 
-def lead(r, epochs):
-    """Of phase 1: the passes of each, and FusionRoute's lead over the Fine-tuned Model in points for each tuning seed. epochs None: each one's best."""
-    best = {}
-    for what in BUDGETS:
-        tried = [t for t in r["tuning"]["llama"][what]["tried"] if epochs in (None, t["settings"]["epochs"])]
-        best[what] = max(tried, key=lambda t: mean(t["accuracy"]))
+def lead(r):
+    """Of phase 1 with each one's best budget: the passes of each, and FusionRoute's lead over the Fine-tuned Model in points for each tuning seed."""
+    best = {what: max(r["tuning"]["llama"][what]["tried"], key=lambda t: mean(t["accuracy"])) for what in BUDGETS}
     return ({what: t["settings"]["epochs"] for what, t in best.items()},
             [100 * (a - b) for a, b in zip(*(best[what]["accuracy"] for what in BUDGETS))])
 
@@ -203,7 +199,7 @@ def budgets(r):
     seeds, budget = ", ".join(map(str, meta["seeds"])), r["ablation_budget"]
     *_, tuned_row, more = budget["rows"]
     said = lambda row, m="fine_tuned": " and ".join(f"{100 * x:.1f}" for x in row["methods"][m]["average"])
-    won, points = lead(r, None)
+    won, points = lead(r)
     return "\n".join([f"Average of the benchmarks on validation prompts, per cent: mean over the tuning seeds {seeds} (each of them).", "", *table(rows), "",
                       f"The best budget of those tried: {won['router_sft_long']} passes for FusionRoute, {won['fine_tuned_sft_long']} for the "
                       f"Fine-tuned Model (the most passes and the lowest rate tried). Then FusionRoute's phase 1 leads by {mean(points):.1f} points ({', '.join(f'{x:.1f}' for x in points)}). With "

@@ -144,6 +144,8 @@ def test_the_short_table_has_the_lesson_s_rows_and_all_that_are_above(published)
     few = [m for m in report.SHORT if len(ours[m]["average"]) < seeds]
     assert few and all(f"{paper.NAMES[m]}*" in report.short_table(published) for m in few) and "*: 4 seeds; FusionRoute has 88.1 on these." in report.short_table(published)
     assert all(("_long" in m or m == "two_fine_tuned") == (m in report.LONG) for m in report.SHORT)
+    tuned = {TRAINING[name].epochs for name in ("router_sft_long", "fine_tuned_sft_long", "fine_tuned_sft_math")}
+    assert tuned == {16}  # one block holds them all
     ours["uniform_average"]["average"] = [0.99] * seeds
     ours["collab"]["average"] = [0.99] * (seeds - 1)  # of some seeds only: not a row that must be there
     assert paper.NAMES["uniform_average"] in rows() and "Collab" not in rows()
