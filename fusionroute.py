@@ -28,12 +28,12 @@ class Router(nn.Module):
         super().__init__()
         self.lm = lm
         self.W = nn.Linear(lm.config.d_model, n_experts, bias=False)
-        nn.init.zeros_(self.W.weight)                    # at the start no expert is preferred
+        nn.init.zeros_(self.W.weight)  # at the start no expert is preferred
 
-    def forward(self, ids, cache=None, new=None):
-        """ids (B, T) -> logits (B, T, V), routing weights w (B, T, n). cache, new: see GPT."""
-        logits, hidden = self.lm(ids, cache, new)        # (B, T, V), (B, T, d)
-        return logits, self.W(hidden)                    # (B, T, V), (B, T, n); h is not detached
+    def forward(self, ids, cache=None, pos=None):
+        """ids (B, T) -> logits (B, T, V), routing weights w (B, T, n). cache, pos: see GPT."""
+        logits, hidden = self.lm(ids, cache, pos)  # (B, T, V), (B, T, d)
+        return logits, self.W(hidden)  # (B, T, V), (B, T, n); h is not detached
 
 
 # --- decoding: Eq. (1) --------------------------------------------------------------------------
@@ -44,7 +44,7 @@ def fuse(router_logits, expert_logits):
 
     If the router's logits are uniform, the expert decides alone, and the other way round.
     """
-    return F.log_softmax(router_logits, -1) + F.log_softmax(expert_logits, -1)    # (..., V)
+    return F.log_softmax(router_logits, -1) + F.log_softmax(expert_logits, -1)  # (..., V)
 
 
 @torch.no_grad()
@@ -54,16 +54,17 @@ def naive_fused_greedy(router, experts, prompt, end, max_new):
     prompt: token ids. Returns the answer's tokens (without `end`), and the expert that was picked
     for each token (and for the end token).
     """
-    ids, picks = torch.tensor([prompt]), []                                       # (1, T)
+    ids = torch.tensor([prompt], device=router.W.weight.device)  # (1, T)
+    picks = []
     while len(picks) < max_new:
-        router_logits, w = router(ids)                                        # (1, T, V), (1, T, n)
-        picks.append(int(w[0, -1].argmax()))                                  # I* = argmax_i w_i
-        expert_logits, _ = experts[picks[-1]](ids)                                # (1, T, V)
-        token = fuse(router_logits[0, -1], expert_logits[0, -1]).argmax()         # ()
+        router_logits, w = router(ids)  # (1, T, V), (1, T, n)
+        picks.append(int(w[0, -1].argmax()))  # I* = argmax_i w_i
+        expert_logits, _ = experts[picks[-1]](ids)  # (1, T, V)
+        token = fuse(router_logits[0, -1], expert_logits[0, -1]).argmax()  # ()
         if token == end:
             break
-        ids = torch.cat([ids, token.view(1, 1)], 1)                               # (1, T+1)
-    return ids[0, len(prompt):].tolist(), picks
+        ids = torch.cat([ids, token.view(1, 1)], 1)  # (1, T+1)
+    return ids[0, len(prompt) :].tolist(), picks
 
 
 # --- what training needs to know about the experts ----------------------------------------------
@@ -72,7 +73,7 @@ def naive_fused_greedy(router, experts, prompt, end, max_new):
 def token_logp(logits, targets):
     """log pi(y_t) of each target token. logits (B, T, V), targets (B, T) -> (B, T)."""
     nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")  # (B*T,)
-    return -nll.view(targets.shape)                                               # (B, T)
+    return -nll.view(targets.shape)  # (B, T)
 
 
 @torch.no_grad()
@@ -81,15 +82,15 @@ def score(experts, ids, lengths, batch=128):
 
     ids (N, T) padded, lengths (N,) -> logp (N, T-1, n), choice (N, T-1, n), one row per sample.
     """
-    shape = (*ids[:, 1:].shape, len(experts))                                     # N, T-1, n
+    shape = (*ids[:, 1:].shape, len(experts))  # N, T-1, n
     logp, choice = torch.zeros(shape), torch.zeros(shape, dtype=torch.int32)
     for i, expert in enumerate(experts):
         device = next(expert.parameters()).device
-        for rows in lengths.argsort().split(batch):      # similar lengths together: less padding
-            x = ids[rows, :int(lengths[rows].max())].to(device)                   # (b, t)
-            logits, _ = expert(x[:, :-1])                                         # (b, t-1, V)
-            logp[rows, :x.size(1) - 1, i] = token_logp(logits, x[:, 1:]).cpu()
-            choice[rows, :x.size(1) - 1, i] = logits.argmax(-1).to("cpu", torch.int32)
+        for rows in lengths.argsort().split(batch):  # similar lengths together: less padding
+            x = ids[rows, : int(lengths[rows].max())].to(device)  # (b, t)
+            logits, _ = expert(x[:, :-1])  # (b, t-1, V)
+            logp[rows, : x.size(1) - 1, i] = token_logp(logits, x[:, 1:]).cpu()
+            choice[rows, : x.size(1) - 1, i] = logits.argmax(-1).to("cpu", torch.int32)
     return logp, choice
 
 
@@ -123,14 +124,17 @@ def sft_loss(logits, w, targets, mask, logp, choice, lam):
     choice (B, T, n) from `score`. Returns the loss and a dict of what to log.
     """
     answer_tokens = mask.sum()
-    S = mask & informative(choice)                                                # (B, T)
-    loss_lm = -token_logp(logits, targets)[mask].sum() / answer_tokens            # L_LM
-    loss_expert = -log_pi_agg(w, logp)[S].sum() / answer_tokens                   # L_expert
-    pick = w[S].argmax(-1)                                                        # (|S|,)
+    S = mask & informative(choice)  # (B, T)
+    loss_lm = -token_logp(logits, targets)[mask].sum() / answer_tokens  # L_LM
+    loss_expert = -log_pi_agg(w, logp)[S].sum() / answer_tokens  # L_expert
+    pick = w[S].argmax(-1)  # (|S|,)
     routing = [(pick == i).sum() / max(1, len(pick)) for i in range(w.size(-1))]
     return loss_lm + lam * loss_expert, {
-        "loss_lm": loss_lm, "loss_expert": loss_expert, "informative": S.sum() / answer_tokens,
-        "routing": routing}
+        "loss_lm": loss_lm,
+        "loss_expert": loss_expert,
+        "informative": S.sum() / answer_tokens,
+        "routing": routing,
+    }
 
 
 # --- phase 2: Eq. (3) ---------------------------------------------------------------------------
@@ -143,12 +147,13 @@ def sequence_logp(logits, targets, mask):
 
 def routed_logp(w, logp, mask):
     """log pi_expert(y | x): at each token the expert that the router picks. (B, T, n) -> (B,)."""
-    pick = w.argmax(-1, keepdim=True)                                             # (B, T, 1), I*
-    return (logp.gather(-1, pick)[..., 0] * mask).sum(-1)                         # (B,)
+    pick = w.argmax(-1, keepdim=True)  # (B, T, 1), I*
+    return (logp.gather(-1, pick)[..., 0] * mask).sum(-1)  # (B,)
 
 
-def cdpo_loss(theta_chosen, theta_rejected, ref_chosen, ref_rejected, expert_chosen,
-              expert_rejected, beta):
+def cdpo_loss(
+    theta_chosen, theta_rejected, ref_chosen, ref_rejected, expert_chosen, expert_rejected, beta
+):
     """Eq. (3), complemented DPO (CDPO): DPO in which the experts are a constant bias.
 
     L_CDPO = -log sigmoid( beta [log pi_theta/pi_ref(y_w) - log pi_theta/pi_ref(y_l)]
@@ -171,12 +176,16 @@ def cdpo_loss(theta_chosen, theta_rejected, ref_chosen, ref_rejected, expert_cho
     >>> round(float(cdpo_loss(z, z, z, z, z, z, beta=0.1)[0]), 4)
     0.6931
     """
-    reward_chosen = beta * (theta_chosen - ref_chosen)                            # (B,)
-    reward_rejected = beta * (theta_rejected - ref_rejected)                      # (B,)
-    margin = reward_chosen - reward_rejected                                      # (B,)
-    bias = (beta * (expert_chosen - expert_rejected)).detach()                    # (B,), stopgrad
+    reward_chosen = beta * (theta_chosen - ref_chosen)  # (B,)
+    reward_rejected = beta * (theta_rejected - ref_rejected)  # (B,)
+    margin = reward_chosen - reward_rejected  # (B,)
+    bias = (beta * (expert_chosen - expert_rejected)).detach()  # (B,), stopgrad
     loss = -F.logsigmoid(margin + bias).mean()
     return loss, {
-        "reward_chosen": reward_chosen.mean(), "reward_rejected": reward_rejected.mean(),
-        "margin": margin.mean(), "accuracy": (margin > 0).float().mean(), "bias": bias.mean(),
-        "fused_accuracy": (margin + bias > 0).float().mean()}
+        "reward_chosen": reward_chosen.mean(),
+        "reward_rejected": reward_rejected.mean(),
+        "margin": margin.mean(),
+        "accuracy": (margin > 0).float().mean(),
+        "bias": bias.mean(),
+        "fused_accuracy": (margin + bias > 0).float().mean(),
+    }

@@ -1,13 +1,14 @@
 """A small decoder-only GPT in the style of Llama, from scratch.
 
 RMSNorm, rotary positions, grouped-query attention, SwiGLU, an output layer that shares the
-embedding's weights, a key/value cache, and `generate`. The base model, the experts, the reference
+embedding's weights, and a key/value cache. The base model, the experts, the reference
 model and the router's language model are all this one class.
 
 Shapes: B rows, T tokens read now, S tokens a row can look back at (itself too), V vocabulary, d
 width, H query heads, K key/value heads (each serves H / K query heads), hd head size.
 """
 
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -18,13 +19,13 @@ import torch.nn.functional as F
 @dataclass
 class GPTConfig:
     vocab_size: int = 512
-    d_model: int = 96          # width d
+    d_model: int = 96  # width d
     n_layer: int = 3
-    n_head: int = 4            # query heads H
-    n_kv_head: int = 2         # key/value heads K
-    head_dim: int = 24         # hd
-    d_ff: int = 256            # hidden width of the feed-forward layer
-    max_len: int = 256         # longest sequence, prompt and answer together
+    n_head: int = 4  # query heads H
+    n_kv_head: int = 2  # key/value heads K
+    head_dim: int = 24  # hd
+    d_ff: int = 256  # hidden width of the feed-forward layer
+    max_len: int = 256  # longest sequence, prompt and answer together
     rope_theta: float = 500.0  # short texts need only short wavelengths
     norm_eps: float = 1e-5
 
@@ -35,8 +36,7 @@ class Cache:
     Only the part below a row's length counts. Rows may have different lengths.
 
     kv: per layer (2, B, K, max_len, hd), first keys, then values. length: (B,) tokens read.
-    rows: which of the B rows this object is about; None means all of them. (`select` and the
-    argument `new` of GPT.forward are for decoding many prompts at once: toy_experts/batch.py.)
+    rows: which of the B rows are read now; None means all of them (see `select`).
     """
 
     def __init__(self, config, n_rows, max_len, device=None, dtype=None):
@@ -45,25 +45,18 @@ class Cache:
         self.length = torch.zeros(n_rows, dtype=torch.long, device=device)  # (B,)
         self.rows = None
 
-    def keep(self, rows):
-        """Drop all rows but these, for good. rows (b,) long."""
-        self.kv, self.length = [kv[:, rows] for kv in self.kv], self.length[rows]
-
     def select(self, rows):
-        """A view of some rows of the same buffers. rows (b,) long.
-
-        The view has a `length` of its own: the caller copies it back after the model has read.
-        """
-        view = object.__new__(Cache)
-        view.kv, view.length, view.rows = self.kv, self.length[rows], rows
-        return view
+        """The same cache for a model that reads only some rows. rows (b,) long."""
+        part = copy(self)
+        part.rows = rows
+        return part
 
     def append(self, layer, k, v, pos, end):
         """Store k, v (B, T, K, hd) at pos (B, T); return all keys and values (B, K, end, hd)."""
         rows = torch.arange(len(pos), device=pos.device) if self.rows is None else self.rows
         # two index tensors with a slice between them: their axes (B, T) come first
-        self.kv[layer][:, rows[:, None], :, pos] = torch.stack([k, v], 2)   # (B, T, 2, K, hd)
-        kv = self.kv[layer][..., :end, :]                                   # (2, B, K, end, hd)
+        self.kv[layer][:, rows[:, None], :, pos] = torch.stack([k, v], 2)  # (B, T, 2, K, hd)
+        kv = self.kv[layer][..., :end, :]  # (2, B, K, end, hd)
         return (kv if self.rows is None else kv[:, rows]).unbind()
 
 
@@ -73,14 +66,14 @@ def rope_table(config):
     Position p turns the pair (i, i + hd/2) of a head by the angle p * theta^(-2i/hd).
     """
     i = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim  # (hd/2,)
-    p = torch.arange(config.max_len, dtype=torch.float64)                           # (max_len,)
-    angle = p[:, None] * (1 / config.rope_theta**i)                             # (max_len, hd/2)
+    p = torch.arange(config.max_len, dtype=torch.float64)  # (max_len,)
+    angle = p[:, None] * (1 / config.rope_theta**i)  # (max_len, hd/2)
     return angle.cos().float(), angle.sin().float()
 
 
 def rotate(x, cos, sin):
     """Turn x (B, T, heads, hd) by its positions' angles; cos, sin (B or 1, T, 1, hd/2)."""
-    a, b = x.chunk(2, dim=-1)                                     # (B, T, heads, hd/2) each
+    a, b = x.chunk(2, dim=-1)  # (B, T, heads, hd/2) each
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)  # (B, T, heads, hd)
 
 
@@ -93,9 +86,9 @@ def attention(q, k, v, mask):
     B, H, T, hd = q.shape
     K, G = k.size(1), H // k.size(1)
     q = q.reshape(B, K, G * T, hd)
-    scores = (q @ k.transpose(-1, -2)) * hd**-0.5                 # (B, K, G*T, S)
+    scores = (q @ k.transpose(-1, -2)) * hd**-0.5  # (B, K, G*T, S)
     scores = scores.view(B, K, G, T, -1).masked_fill(~mask[:, None, None], float("-inf"))
-    p = scores.view(B, K, G * T, -1).softmax(-1)                  # (B, K, G*T, S)
+    p = scores.view(B, K, G * T, -1).softmax(-1)  # (B, K, G*T, S)
     return (p @ v).view(B, H, T, hd)
 
 
@@ -127,20 +120,20 @@ class Block(nn.Module):
         B, T, _ = x.shape
         q = rotate(self.wq(x).view(B, T, -1, self.c.head_dim), cos, sin)  # (B, T, H, hd)
         k = rotate(self.wk(x).view(B, T, -1, self.c.head_dim), cos, sin)  # (B, T, K, hd)
-        v = self.wv(x).view(B, T, -1, self.c.head_dim)                    # (B, T, K, hd)
+        v = self.wv(x).view(B, T, -1, self.c.head_dim)  # (B, T, K, hd)
         if cache is None:
-            k, v = k.transpose(1, 2), v.transpose(1, 2)                   # (B, K, T, hd)
+            k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, K, T, hd)
         else:
-            k, v = cache.append(layer, k, v, pos, end)                    # (B, K, end, hd)
-        y = attention(q.transpose(1, 2), k, v, mask)                      # (B, H, T, hd)
-        return self.wo(y.transpose(1, 2).reshape(B, T, -1))               # (B, T, d)
+            k, v = cache.append(layer, k, v, pos, end)  # (B, K, end, hd)
+        y = attention(q.transpose(1, 2), k, v, mask)  # (B, H, T, hd)
+        return self.wo(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, d)
 
     def feed_forward(self, x):
-        return self.w_down(F.silu(self.w_gate(x)) * self.w_up(x))         # (B, T, d)
+        return self.w_down(F.silu(self.w_gate(x)) * self.w_up(x))  # (B, T, d)
 
     def forward(self, x, *where):
-        x = x + self.attend(self.attn_norm(x), *where)                    # (B, T, d)
-        return x + self.feed_forward(self.ff_norm(x))                     # (B, T, d)
+        x = x + self.attend(self.attn_norm(x), *where)  # (B, T, d)
+        return x + self.feed_forward(self.ff_norm(x))  # (B, T, d)
 
 
 class GPT(nn.Module):
@@ -159,38 +152,33 @@ class GPT(nn.Module):
                 scale = (2 * config.n_layer) ** -0.5 if added else 1.0
                 nn.init.normal_(p, std=scale * p.size(1) ** -0.5)
         self.head.weight = self.embed.weight
-        cos, sin = rope_table(config)                                     # (max_len, hd/2) each
+        cos, sin = rope_table(config)  # (max_len, hd/2) each
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def forward(self, ids, cache=None, new=None):
+    def forward(self, ids, cache=None, pos=None):
         """ids (B, T) -> logits (B, T, V) of the next token, final hidden states (B, T, d).
 
         With a cache, the new tokens follow the cache.length[b] tokens that row b has read already.
-
-        `new` is for many prompts at once: skip it on a first reading. Rows may bring different
-        numbers of new tokens, padded on the right; new (B,) says how many are real, at least one.
-        Padding then repeats the row's last real token in the same place, which changes nothing, so
-        that [:, -1] is every row's last real output.
+        pos (B, T) says where else the tokens stand, for rows that read different numbers of tokens.
         Raises ValueError if a row would become longer than config.max_len.
         """
-        step = torch.arange(ids.size(1), device=ids.device)[None]             # (1, T)
-        if new is not None:
-            step = torch.minimum(step, new[:, None] - 1)                      # (B, T)
-            ids = ids.gather(1, step)                                         # (B, T)
-        pos = step if cache is None else cache.length[:, None] + step         # (1 or B, T)
+        if pos is None:
+            pos = torch.arange(ids.size(1), device=ids.device)[None]  # (1, T)
+            if cache is not None:
+                pos = cache.length[:, None] + pos  # (B, T)
         end = int(pos.max()) + 1
         if end > self.config.max_len:
             raise ValueError(f"{end} tokens, but the model reads at most {self.config.max_len}")
-        mask = pos[:, :, None] >= torch.arange(end, device=ids.device)        # (1 or B, T, end)
-        cos, sin = self.cos[pos][:, :, None], self.sin[pos][:, :, None]       # (1 or B, T, 1, hd/2)
-        x = self.embed(ids)                                                   # (B, T, d)
+        mask = pos[:, :, None] >= torch.arange(end, device=ids.device)  # (1 or B, T, end)
+        cos, sin = self.cos[pos][:, :, None], self.sin[pos][:, :, None]  # (1 or B, T, 1, hd/2)
+        x = self.embed(ids)  # (B, T, d)
         for layer, block in enumerate(self.blocks):
-            x = block(x, cos, sin, mask, cache, layer, pos, end)              # (B, T, d)
+            x = block(x, cos, sin, mask, cache, layer, pos, end)  # (B, T, d)
         if cache is not None:
-            cache.length = pos[:, -1] + 1                                     # (B,)
-        hidden = self.norm(x)                                                 # (B, T, d)
-        return self.head(hidden), hidden                                      # (B, T, V), (B, T, d)
+            cache.length[slice(None) if cache.rows is None else cache.rows] = pos[:, -1] + 1
+        hidden = self.norm(x)  # (B, T, d)
+        return self.head(hidden), hidden  # (B, T, V), (B, T, d)
 
     def new_cache(self, n_rows, max_len=None):
         p = self.embed.weight
@@ -204,53 +192,11 @@ def sample(logits, temperature=0.0, top_p=1.0, u=None):
     that probability together.
     """
     if temperature == 0:
-        return logits.argmax(-1)                                              # (B,)
-    logits = (logits - logits.amax(-1, keepdim=True)) / temperature           # no overflow
-    logits, order = logits.sort(dim=-1, descending=True, stable=True)         # (B, V)
-    p = logits.softmax(-1)                                                    # (B, V)
-    p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0)     # drop a token if those before it suffice
-    cdf = p.cumsum(-1) / p.sum(-1, keepdim=True)                              # (B, V)
-    index = (cdf <= u[:, None]).sum(-1)                 # the token whose share of [0, 1) has u
-    index = torch.minimum(index, (p > 0).sum(-1) - 1)   # rounding must not reach a dropped token
-    return order.gather(1, index[:, None])[:, 0]                              # (B,)
-
-
-class Uniform:
-    """A stream of random numbers for each row, seeded seed, seed + 1, ...
-
-    So a row draws the same numbers alone as in a batch.
-    """
-
-    def __init__(self, n_rows, seed):
-        self.streams = [torch.Generator().manual_seed(seed + b) for b in range(n_rows)]
-
-    def __call__(self, rows, device):
-        return torch.stack([torch.rand((), generator=self.streams[b]) for b in rows]).to(device)
-
-
-@torch.no_grad()
-def generate(model, prompts, max_new, end, temperature=0.0, top_p=1.0, seed=0):
-    """Continue prompts, token-id lists of any lengths, until `end` or max_new tokens.
-
-    Returns lists without `end`. A row gets the same tokens alone (with seed + b) as in a batch.
-    """
-    device, uniform = model.embed.weight.device, Uniform(len(prompts), seed)
-    lengths = torch.tensor([len(p) for p in prompts], device=device)          # (B,)
-    ids = nn.utils.rnn.pad_sequence([torch.tensor(p) for p in prompts], batch_first=True)
-    cache = model.new_cache(len(prompts), min(ids.size(1) + max_new, model.config.max_len))
-    out, active = [[] for _ in prompts], list(range(len(prompts)))
-    logits, _ = model(ids.to(device), cache, lengths if len(prompts) > 1 else None)
-    for i in range(max_new):
-        u = uniform(active, device) if temperature else None
-        token = sample(logits[:, -1], temperature, top_p, u)                  # (b,)
-        alive = [j for j, t in enumerate(token.tolist()) if t != end]
-        for j in alive:
-            out[active[j]].append(int(token[j]))
-        active = [active[j] for j in alive]
-        if not active or i + 1 == max_new:
-            break
-        if len(alive) < len(token):                     # rows that have ended leave the batch
-            cache.keep(torch.tensor(alive, device=device))
-            token = token[alive]
-        logits, _ = model(token[:, None], cache)                              # (b, 1, V)
-    return out
+        return logits.argmax(-1)  # (B,)
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # (B, V), no overflow
+    p, order = logits.softmax(-1).sort(-1, descending=True, stable=True)  # (B, V) both
+    p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0)  # drop a token if those before it suffice
+    cdf = p.cumsum(-1)  # (B, V)
+    index = (cdf <= u[:, None] * cdf[:, -1:]).sum(-1)  # the token whose share of the cdf has u
+    index = index.minimum((p > 0).sum(-1) - 1)  # rounding must not reach a dropped token
+    return order.gather(1, index[:, None])[:, 0]  # (B,)

@@ -27,42 +27,57 @@ import torch
 from tqdm import tqdm
 
 from fusionroute import cdpo_loss, routed_logp, score, sequence_logp, sft_loss
-from toy_experts import pairs as toy_pairs
-from toy_experts import run, tasks
-from toy_experts import train as toy
-from toy_experts.data import Data, batches, scored
-from toy_experts.batch import show_accuracy, show_answer, validation_item
+from toy_experts import pairs as preference
+from toy_experts import progress, script
+from toy_experts.data import Data, batches, schedule, scored
+from toy_experts.experts import sft_samples
 
-BATCH, LR_W = 16, 1e-3     # samples, or pairs, a step; peak learning rate of W
+BATCH = 16  # samples, or pairs, a step
 
 
 @dataclass
 class Settings:
-    seed: int = 0          # selects the run: all random numbers follow from it
-    out: str = "out"       # runs are kept in OUT/seedN/
-    device: str = "auto"   # auto, cuda, mps or cpu
-    prompts: int = 2000    # prompts from which pairs are made
-    epochs: int = 2        # passes over the pairs
-    lr: float = 2e-4       # peak learning rate of theta_LM
-    lam: float = 1 / 3     # lambda of Eq. (2), the weight of the routing loss
-    beta: float = 0.1      # beta of Eq. (3)
+    seed: int = 0  # selects the run: all random numbers follow from it
+    out: str = "out"  # runs are kept in OUT/seedN/
+    device: str = "auto"  # auto, cuda, mps or cpu
+    prompts: int = 2000  # prompts from which pairs are made
+    epochs: int = 2  # passes over the pairs
+    lr: float = 2e-4  # peak learning rate of theta_LM
+    lr_w: float = 1e-3  # peak learning rate of W
+    lam: float = 1 / 3  # lambda of Eq. (2), the weight of the routing loss
+    beta: float = 0.1  # beta of Eq. (3)
 
     def __post_init__(self):
-        run.positive(self, "prompts", "epochs", "lr", "beta")
-        run.positive(self, "lam", or_zero=True)
+        script.positive(self, "prompts", "epochs", "lr", "lr_w", "beta")
+        script.positive(self, "lam", or_zero=True)
 
 
 def make_plan(s, sft_lengths, pair_lengths):
     """Algorithm 1's shuffled mix, [("sft" or "pair", rows)]: half of them SFT batches."""
-    pairs = [("pair", rows) for epoch in range(s.epochs)
-             for rows in batches(pair_lengths.amax(1), BATCH, s.seed * 1000 + epoch)]
+    pairs = [
+        ("pair", rows)
+        for epoch in range(s.epochs)
+        for rows in batches(pair_lengths.amax(1), BATCH, s.seed * 1000 + epoch)
+    ]
     sft = []
     while len(sft) < len(pairs):
-        sft += [("sft", rows)
-                for rows in batches(sft_lengths, BATCH, s.seed * 1000 + 500 + len(sft))]
-    plan = pairs + sft[:len(pairs)]
+        seed = s.seed * 1000 + 500 + len(sft)
+        sft += [("sft", rows) for rows in batches(sft_lengths, BATCH, seed)]
+    plan = pairs + sft[: len(pairs)]
     Random(f"plan {s.seed}").shuffle(plan)
     return plan
+
+
+def scored_pairs(pairs, experts, lm):
+    """Preference pairs -> Data of shape (pairs, 2, ...), log pi_ref of both answers (pairs, 2).
+
+    pi_ref is the router's language model lm as phase 1 left it. It stays as it is, so it reads the
+    answers once.
+    """
+    both = scored(preference.samples(pairs), experts)  # 2N rows: chosen, rejected, chosen, ...
+    logp, _ = score([lm], both.ids, both.lengths)  # (2N, T-1, 1), of the ids shifted by one
+    ref = (logp[..., 0] * both.mask[:, 1:]).sum(-1)  # (2N,)
+    return Data(*(x.view(-1, 2, *x.shape[1:]) for x in both)), ref.view(-1, 2)
 
 
 def pair_loss(logits, w, targets, mask, logp, ref, beta):
@@ -71,76 +86,79 @@ def pair_loss(logits, w, targets, mask, logp, ref, beta):
     logits (2B, T, V), w and logp (2B, T, n), targets and mask (2B, T), ref (B, 2). The rows
     alternate: chosen, rejected, chosen, rejected, ... (toy_experts.data.Data.batch).
     """
-    theta = sequence_logp(logits, targets, mask).view(-1, 2)     # (B, 2): chosen, rejected
-    expert = routed_logp(w, logp, mask).view(-1, 2)              # (B, 2)
+    theta = sequence_logp(logits, targets, mask).view(-1, 2)  # (B, 2): chosen, rejected
+    expert = routed_logp(w, logp, mask).view(-1, 2)  # (B, 2)
     return cdpo_loss(*theta.unbind(1), *ref.unbind(1), *expert.unbind(1), beta)
 
 
-def train(s, router, sft, pairs, ref, plan, pair_loss=pair_loss, loss=sft_loss):
+def train(s, router, sft, pairs, ref, plan, pair_loss_fn=pair_loss, loss_fn=sft_loss):
     """Train the router in place on sft and pairs (Data) in the order of the plan; returns the log.
 
     ref: log pi_ref of the chosen and the rejected answers, (pairs, 2).
     """
-    optimizer = torch.optim.AdamW([{"params": router.lm.parameters(), "lr": s.lr},
-                                   {"params": router.W.parameters(), "lr": LR_W}],
-                                  betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": router.lm.parameters(), "lr": s.lr},
+            {"params": router.W.parameters(), "lr": s.lr_w},
+        ],
+        betas=(0.9, 0.98),
+        weight_decay=0.01,
+        fused=True,
+    )
     scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: toy.schedule(step, len(plan), warmup=20))
-    log, device = run.Log(toy.EXPERTS), router.W.weight.device
+        optimizer, lambda step: schedule(step, len(plan), warmup=20)
+    )
+    log, device = progress.Log(), router.W.weight.device
     for kind, rows in tqdm(plan, desc="phase 2", mininterval=1.0):
-        x, mask, logp, choice = (pairs if kind == "pair" else sft).batch(rows, device)
-        logits, w = router(x[:, :-1])                            # (B or 2B, T-1, V), (.., T-1, n)
-        if kind == "pair":     # moves theta_LM, never W: argmax has no gradient, W.grad is None
-            total, terms = pair_loss(logits, w, x[:, 1:], mask, logp, ref[rows].to(device), s.beta)
+        data = pairs if kind == "pair" else sft
+        x, mask, logp, choice = data.batch(rows, device)  # (.., T), (.., T-1), (.., T-1, n) * 2
+        logits, w = router(x[:, :-1])  # (B or 2B, T-1, V), (.., T-1, n)
+        if kind == "pair":  # moves theta_LM, never W: argmax has no gradient, W.grad is None
+            this_ref = ref[rows].to(device)  # (B, 2)
+            loss, terms = pair_loss_fn(logits, w, x[:, 1:], mask, logp, this_ref, s.beta)
         else:
-            total, terms = loss(logits, w, x[:, 1:], mask, logp, choice, s.lam)
+            loss, terms = loss_fn(logits, w, x[:, 1:], mask, logp, choice, s.lam)
         optimizer.zero_grad()
-        total.backward()
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(router.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
-        log.add(total, terms, kind)
+        log.add(loss, terms, kind)
     return log
 
 
 def main(argv=None):
-    s = run.settings(Settings, __doc__, argv)
-    folder, device = run.prepare(s)
-    hint = f"run python train_sft.py{run.flags(s)}"
-    router, experts, phase1 = toy.load_router(folder, "router_sft", device, hint)
-    recipe, path = run.recipe(s) | {"phase1": run.fingerprint(router)}, folder / "router.pt"
-    if path.exists():
-        saved = run.load_model(path, "start again", router=True)[1]["recipe"]
-        run.check_same(path, saved, recipe)
-        return print(f"{path} is there already; remove it to see its training again")
-
+    s = script.settings(Settings, __doc__, argv)
+    folder, device = script.prepare(s)
+    hint = f"run python train_sft.py{script.flags(s)}"
+    router, experts, phase1 = script.load_router(folder, "router_sft", device, hint)
+    recipe = script.recipe(s) | {"phase1": script.fingerprint(router)}
+    if script.is_there(folder, "router", recipe):
+        return
     begun = time.time()
-    items = tasks.mixed("train", phase1["recipe"]["samples"], Random(f"sft {s.seed}"))
-    sft = scored([toy.sample(item) for item in items], experts)
-    found = toy_pairs.sample(router, experts, s.seed, s.prompts)
-    run.write(folder / "pairs.jsonl", toy_pairs.text(found))
-    both = scored(toy_pairs.samples(found), experts)             # chosen, rejected, chosen, ...
-    # pi_ref is the router's language model as phase 1 left it. It stays as it is, so it reads the
-    # answers once. `score` gives log-probabilities of targets, which are ids shifted by one.
-    ref = (score([router.lm], both.ids, both.lengths)[0][..., 0] * both.mask[:, 1:]).sum(-1)
-    # (2N,) -> (N, 2): column 0 is the chosen answer, column 1 the rejected one
-    pairs, ref = Data(*(x.view(-1, 2, *x.shape[1:]) for x in both)), ref.view(-1, 2)
-
-    item = validation_item(s.seed)
+    sft = scored(sft_samples(phase1["recipe"]["samples"], s.seed), experts)
+    found = preference.sample(router, experts, s.seed, s.prompts)
+    script.write(folder / "pairs.jsonl", preference.text(found))
+    pairs, ref = scored_pairs(found, experts, router.lm)
     print(f"{len(found)} pairs from {s.prompts} prompts; one of them: {found[len(found) // 2]}")
+
+    items = progress.validation_items(s.seed, 40)
+    item, before = preference.first_mistake(router, experts, items)
     print(f"a validation prompt, of a kind that no expert knows: {item.prompt}")
-    show_answer("before", router, experts, item)
-    print("expect at the first pair step: rewards and margin about 0, as pi_theta is still close "
-          "to pi_ref. DPO would start at log 2 = 0.693; here it is the mean of -log sigmoid(bias)")
-    run.expect("router", ["sft", "pair"])
+    print(f"a right answer: {item.answer!r}")
+    print(f"before: {before!r}")
+    print(
+        "expect at the first pair step: rewards and margin about 0, as pi_theta is still close to "
+        "pi_ref. DPO would start at log 2 = 0.693; here it is the mean of -log sigmoid(bias)"
+    )
+    progress.expect_end("router", ["sft", "pair"])
     plan = make_plan(s, sft.lengths, pairs.lengths)
     log = train(s, router.requires_grad_(True), sft, pairs, ref, plan)
-    show_answer("after", router, experts, item)
-    show_accuracy(router, experts, s.seed)
+    print(f"after: {progress.answer_of(router, experts, item)!r}")
 
-    log.save(folder / "router.log.jsonl")
-    run.save_model(path, router, recipe, time.time() - begun, phase1["experts"])
+    seconds = time.time() - begun
+    script.save_router(folder, "router", router, experts, recipe, seconds, log)
 
 
 if __name__ == "__main__":
-    run.run(main)
+    script.run(main)

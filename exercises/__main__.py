@@ -17,7 +17,7 @@ from pathlib import Path
 
 from exercises import checks, solutions
 from exercises.train import Settings, train
-from toy_experts import run
+from toy_experts import script
 
 FOLDER = Path(__file__).parent
 
@@ -104,21 +104,21 @@ def report(steps):
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["train"]:
-        s = run.settings(Settings, train.__doc__, argv[1:])
+        s = script.settings(Settings, train.__doc__, argv[1:])
         for step in range(1, 8):                        # step 8 is theory: no training needs it
             verdict = check(step)
             if verdict is not None:
                 state = "right" if verdict else "written"
-                raise run.UserError(f"step {step} is not {state} yet, and training needs steps 1 "
+                raise script.UserError(f"step {step} is not {state} yet, and training needs steps 1 "
                                     f"to 7: see python -m exercises {step}")
         names = {name: importlib.import_module(f"exercises.{file}")
                  for file, functions in checks.STEPS.values() for name in functions}
         return train(s, types.SimpleNamespace(**{k: getattr(m, k) for k, m in names.items()}))
-    p = run.Parser(description=__doc__, formatter_class=run.argparse.RawDescriptionHelpFormatter)
+    p = script.Parser(description=__doc__, formatter_class=run.argparse.RawDescriptionHelpFormatter)
     p.add_argument("step", nargs="?", help="a step, 1 to 8 (default: all), or train")
     step = p.parse_args(argv).step
     if step is not None and step not in map(str, checks.STEPS):
-        raise run.UserError(f"{step!r} is neither a step, 1 to {len(checks.STEPS)}, nor train")
+        raise script.UserError(f"{step!r} is neither a step, 1 to {len(checks.STEPS)}, nor train")
     missing = report(checks.STEPS if step is None else [int(step)])
     if step is None:
         print(f"\n{len(checks.STEPS) - len(missing)} of {len(checks.STEPS)} steps pass. " + (
@@ -130,4 +130,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run.run(main)
+    script.run(main)

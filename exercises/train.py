@@ -10,7 +10,7 @@ from tqdm import tqdm
 import fusionroute
 import train_cdpo
 import train_sft
-from toy_experts import batch, evaluate, run, tasks, tokenizer
+from toy_experts import batch, evaluate, script, tasks, tokenizer
 from toy_experts import pairs as toy_pairs
 from toy_experts import train as toy
 from toy_experts.data import Data, scored
@@ -25,7 +25,7 @@ class Settings:
     tests: int = 40        # test prompts of each benchmark at the end
 
     def __post_init__(self):
-        run.positive(self, "samples", "prompts", "tests")
+        script.positive(self, "samples", "prompts", "tests")
 
 
 def losses(mine):
@@ -58,7 +58,7 @@ def accuracies(answer, s, name):
     shares = []
     for b in tqdm(tasks.BENCHMARKS, desc=name):
         items = tasks.dataset(b, "test", s.tests, Random(f"test {b} {s.seed}"))
-        shares.append(sum(map(tasks.check, items, answer(items))) / s.tests)
+        shares.append(sum(map(judge.check, items, answer(items))) / s.tests)
     return shares + [sum(shares) / len(shares)]
 
 
@@ -78,7 +78,7 @@ def phases(s, mine, experts):
     Returns the router after phase 1 and the router after phase 2.
     """
     torch.manual_seed(s.seed)
-    torch.set_flush_denormal(True)                       # as in run.prepare
+    torch.set_flush_denormal(True)                       # as in script.prepare
     loss, pair_loss = losses(mine)
     first, second = train_sft.Settings(s.seed), train_cdpo.Settings(s.seed)
     items = tasks.mixed("train", s.samples, Random(f"sft {s.seed}"))
@@ -102,9 +102,9 @@ def train(s, mine):
     """Train both phases with the functions that you wrote in steps 1 to 6. Your loop of step 7 then
     answers test prompts. Nothing is saved. It takes two to five minutes.
     """
-    folder, flags = run.run_dir(s), run.flags(s)
+    folder, flags = script.run_dir(s), script.flags(s)
     if not flags and not (folder / "router.pt").exists():
-        folder = run.WEIGHTS
+        folder = script.WEIGHTS
     theirs, experts, _ = toy.load_router(folder, "router", "cpu", f"run bash run.sh{flags}")
     print(f"the experts are those in {folder}")
     router_sft, router = phases(s, mine, experts)

@@ -18,8 +18,8 @@ from types import SimpleNamespace
 
 import torch
 
-from toy_experts import run, tasks, tokenizer
-from toy_experts.train import EXPERTS, load_router
+from toy_experts import script, tasks, tokenizer
+from toy_experts.script import EXPERTS, load_router
 
 HERE = Path(__file__).parent
 SHIPPED = HERE.parent / "toy_experts" / "weights"
@@ -41,7 +41,7 @@ def pack(path, tensors):
     """{base64, crc} of a list of tensors as half-precision numbers, low byte first."""
     flat = torch.cat([t.detach().flatten() for t in tensors]).half()
     if not flat.isfinite().all():
-        raise run.UserError(f"{path} has weights that no half-precision number can hold")
+        raise script.UserError(f"{path} has weights that no half-precision number can hold")
     data = flat.numpy().astype("<f2").tobytes()
     return {"base64": base64.b64encode(data).decode(), "crc": zlib.crc32(data)}
 
@@ -57,7 +57,7 @@ def models(folder, hint):
         state = lm.state_dict()
         tensors = [state[key] for key in names(lm.config)] + W
         packed[name] = pack(folder / f"{name}.pt", tensors)
-    gap = run.load(folder / "math.pt", ("recipe",), hint)["recipe"].get("gap", 0.25)
+    gap = script.load(folder / "math.pt", ("recipe",), hint)["recipe"].get("gap", 0.25)
     return packed, asdict(router.lm.config), gap
 
 
@@ -67,11 +67,11 @@ def read_lines(path, hint, keys):
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         rows = [{key: row[key] for key in keys} | row for row in rows]
     except FileNotFoundError as e:
-        raise run.UserError(f"there is no {path}: {hint}") from e
+        raise script.UserError(f"there is no {path}: {hint}") from e
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise run.UserError(f"{path} is not lines of JSON with {', '.join(keys)}: {hint}") from e
+        raise script.UserError(f"{path} is not lines of JSON with {', '.join(keys)}: {hint}") from e
     if not rows:
-        raise run.UserError(f"{path} is empty: {hint}")
+        raise script.UserError(f"{path} is empty: {hint}")
     return rows
 
 
@@ -89,7 +89,7 @@ def curves(folder, hint):
     phase2 = read_lines(folder / "router.log.jsonl", hint, ["step", "kind"])
     pair_steps = [row for row in phase2 if row["kind"] == "pair"]
     if not pair_steps or not {"margin", "bias"} <= set(pair_steps[0]):
-        raise run.UserError(f"{folder / 'router.log.jsonl'} has no steps with pairs: {hint}")
+        raise script.UserError(f"{folder / 'router.log.jsonl'} has no steps with pairs: {hint}")
     return {"sft": curve(phase1), "pair": curve(pair_steps)}
 
 
@@ -146,7 +146,7 @@ def build(data):
 
 
 def main(argv=None):
-    parser = run.Parser(description=__doc__.strip(),
+    parser = script.Parser(description=__doc__.strip(),
                         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, help="the run OUT/seedN, not the shipped weights")
     parser.add_argument("--out", help="where runs are kept (default: out)")
@@ -156,13 +156,13 @@ def main(argv=None):
         hint = "run python -m toy_experts.weights"
     else:
         s = SimpleNamespace(seed=args.seed or 0, out="out" if args.out is None else args.out)
-        folder, seed, flags = run.run_dir(s), s.seed, run.flags(s)
+        folder, seed, flags = script.run_dir(s), s.seed, script.flags(s)
         path = folder / "page.html"
         hint = f"run python train_sft.py{flags}, then python train_cdpo.py{flags}"
     page = build(collect(folder, seed, hint))
-    run.write(path, page)
+    script.write(path, page)
     print(f"saved {path} ({len(page.encode()) / 1e6:.1f} MB): open it in a browser")
 
 
 if __name__ == "__main__":
-    run.run(main)
+    script.run(main)

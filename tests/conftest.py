@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from model import GPT, GPTConfig
-from toy_experts import batch, pairs, run, tokenizer
+from toy_experts import batch, pairs, script, tokenizer
 from toy_experts import train as toy
 from toy_experts.batch import show_accuracy
 
@@ -38,7 +38,7 @@ def script(name, *args, status=0, stdin="", prefix=(), env=None, cwd=ROOT):
 
 def mistake(name, *args):
     """A script's complaint about a user's mistake, in this process (starting Python and torch takes seconds each time)."""
-    with pytest.raises(run.UserError) as caught:
+    with pytest.raises(script.UserError) as caught:
         importlib.import_module(name).main([str(a) for a in args])
     return str(caught.value)
 

@@ -108,7 +108,7 @@ MUTANTS = [
     # pairs and data
     ("pairs: exchanged", "toy_experts/pairs.py", 'for side in ("chosen", "rejected")', 'for side in ("rejected", "chosen")',
      "training first_wrong_one"),
-    ("pairs: right answers are rejected", "toy_experts/pairs.py", "if not tasks.check(item, text)", "if tasks.check(item, text)",
+    ("pairs: right answers are rejected", "toy_experts/pairs.py", "if not judge.check(item, text)", "if judge.check(item, text)",
      "training first_wrong_one"),
     ("pairs: a tenth of the temperature", "toy_experts/pairs.py", "temperature=TEMPERATURE,", "temperature=TEMPERATURE / 10,",
      "training pairs_come"),

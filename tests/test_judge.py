@@ -91,7 +91,7 @@ def test_random_token_soup_never_raises():
         item = rng.choice(items)
         keep = rng.randrange(len(item.answer)) if n % 2 else 0
         soup = tokenizer.encoding.decode([rng.choice(tokens) for _ in range(rng.randrange(1, 60))])
-        right += tasks.check(item, item.answer[:keep] + soup)
+        right += judge.check(item, item.answer[:keep] + soup)
     assert time.perf_counter() - start < 20 and right < 30
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model import GPT, GPTConfig, Uniform, generate, rope_table, sample
-from toy_experts import run
+from toy_experts import script
 
 CONFIG = GPTConfig(vocab_size=29, d_model=16, n_layer=2, n_head=4, n_kv_head=2, head_dim=6, d_ff=20, max_len=40)
 
@@ -145,8 +145,8 @@ def test_weights_at_the_start():
 def test_a_checkpoint_holds_the_config_and_every_weight(tmp_path):
     """Saved and loaded, a model says the same to the bit; it comes back frozen."""
     model, ids = GPT(CONFIG), torch.randint(0, 29, (2, 9))
-    run.save_model(tmp_path / "a.pt", model, {"seed": 4}, 2.5)
-    again, content = run.load_model(tmp_path / "a.pt", "hint")
+    script.save_model(tmp_path / "a.pt", model, {"seed": 4}, 2.5)
+    again, content = script.load_model(tmp_path / "a.pt", "hint")
     assert again.config == CONFIG and torch.equal(again(ids)[0], model(ids)[0]) and not any(p.requires_grad for p in again.parameters())
     assert content["recipe"] == {"seed": 4} and content["seconds"] == 2.5 and "model" not in content
 

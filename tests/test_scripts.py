@@ -22,9 +22,9 @@ import decode
 import train_cdpo
 import train_sft
 from tests.conftest import ROOT, TINY, make_tiny, mistake, script, train_tiny
-from toy_experts import evaluate, run, tasks, tokenizer
+from toy_experts import evaluate, script, tasks, tokenizer
 from toy_experts import train as toy
-from toy_experts.train import EXPERTS, load_router
+from toy_experts.script import EXPERTS, load_router
 
 PROMPT = "Maya has 12 apples. She buys 5 more. Then she doubles the number. How many apples are there now?"
 
@@ -84,7 +84,7 @@ def test_phase_1_logs_what_a_slow_computation_gives(copy, monkeypatch):
     monkeypatch.setattr(train_sft, "show_accuracy", lambda *args: None)
     train_sft.main(["--out", str(copy), "--device", "cpu", "--samples", "60", "--epochs", "1"])
     log = lines(copy / "seed0" / "router_sft.log.jsonl")[0]
-    experts = [run.load_model(copy / "seed0" / f"{n}.pt", "")[0] for n in EXPERTS]
+    experts = [script.load_model(copy / "seed0" / f"{n}.pt", "")[0] for n in EXPERTS]
     lm = expert = informative = count = 0
     for i in tasks.mixed("train", 60, Random("sft 0")):
         logp, choice = alone(experts, i.prompt, i.answer)
@@ -129,7 +129,7 @@ def test_phase_2_logs_what_a_slow_computation_gives(copy, monkeypatch):
     assert log["fused_accuracy"] == pytest.approx(mean([b > 0 for b in bias]), abs=1e-4)
     items = {i.prompt: i for i in tasks.mixed("preference", 36, Random("preference 0"))}
     for p in lines(seed / "pairs.jsonl"):
-        assert tasks.check(items[p["prompt"]], p["chosen"]) and not tasks.check(items[p["prompt"]], p["rejected"])
+        assert judge.check(items[p["prompt"]], p["chosen"]) and not judge.check(items[p["prompt"]], p["rejected"])
 
 
 def test_the_reference_stays_frozen_while_the_policy_moves(copy, monkeypatch):
@@ -400,7 +400,7 @@ def test_a_full_disk_keeps_what_was_there(copy):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, limits[1]))
     try:
-        with pytest.raises(run.UserError, match="cannot write .* the old file is unchanged"):
+        with pytest.raises(script.UserError, match="cannot write .* the old file is unchanged"):
             train_tiny(copy, "train_sft")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -408,8 +408,8 @@ def test_a_full_disk_keeps_what_was_there(copy):
 
 
 def test_write_is_whole_or_nothing(tmp_path, monkeypatch):
-    run.write(tmp_path / "a", "old")
+    script.write(tmp_path / "a", "old")
     monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(run.UserError, match="No space left"):
-        run.write(tmp_path / "a", "new")
+    with pytest.raises(script.UserError, match="No space left"):
+        script.write(tmp_path / "a", "new")
     assert (tmp_path / "a").read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a"]

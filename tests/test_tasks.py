@@ -11,7 +11,7 @@ import train_cdpo
 import train_sft
 from toy_experts import data, evaluate, judge, tasks, tokenizer
 from toy_experts import train as toy
-from toy_experts.run import UserError
+from toy_experts.script import UserError
 
 ALL = tasks.BENCHMARKS + ["general"]
 
@@ -181,8 +181,8 @@ def test_drills_learn_only_results():
 @pytest.mark.parametrize("bench", ALL)
 def test_gold_answers_are_right(bench):
     for i in some(bench):
-        assert tasks.check(i, i.answer) and tasks.grade(i, i.answer) == 7, i
-        assert not tasks.check(i, "") and not tasks.check(i, i.answer + " Yes."), i
+        assert judge.check(i, i.answer) and judge.grade(i, i.answer) == 7, i
+        assert not judge.check(i, "") and not judge.check(i, i.answer + " Yes."), i
         assert i.prompt == i.prompt.strip(" ") and i.prompt.isascii()
 
 
@@ -211,31 +211,31 @@ def test_arithmetic_in_every_chain_of_thought_is_right():
 def test_number_checker_by_hand():
     i = item("toy-gsm8k", "double")
     n = i.gold
-    assert tasks.check(i, f"The answer is {n}.") and tasks.check(i, f"Well. The answer is {n}.\n")
+    assert judge.check(i, f"The answer is {n}.") and judge.check(i, f"Well. The answer is {n}.\n")
     for wrong in (f"The answer is {n + 1}.", f"The answer is {n}", f"{n}", f"The answer is {n}. Or {n + 1}.",
                   f"The answer is {n}0.", f"The answer is {'9' * 5000}.", f"The answer is -{n}."):
-        assert not tasks.check(i, wrong), wrong
-    assert tasks.grade(i, f"It is {n}") > 4 > tasks.grade(i, f"The answer is {n + 1}.") > 2 > tasks.grade(i, "no idea")
+        assert not judge.check(i, wrong), wrong
+    assert judge.grade(i, f"It is {n}") > 4 > judge.grade(i, f"The answer is {n + 1}.") > 2 > judge.grade(i, "no idea")
 
 
 def test_words_checker_by_hand():
     i = item("toy-ifeval", "numbers", lambda i: i.answer.startswith("1.") and i.gold[0].__len__() == 3 and "done" not in i.answer)
     a, b, c = i.gold[0]
-    assert tasks.check(i, f"1. {a}\n2. {b}\n3. {c}")
+    assert judge.check(i, f"1. {a}\n2. {b}\n3. {c}")
     for wrong in (f"1. {a}\n2. {b}", f"1. {a}\n2. {c}\n3. {b}", f"1. {a} 2. {b} 3. {c}", f"1) {a}\n2) {b}\n3) {c}",
                   f"1. {a.upper()}\n2. {b}\n3. {c}"):
-        assert not tasks.check(i, wrong), wrong
-    assert tasks.grade(i, f"{a}, {b}, {c}") > 4 > tasks.grade(i, f"{a}, {c}, {b}")
+        assert not judge.check(i, wrong), wrong
+    assert judge.grade(i, f"{a}, {b}, {c}") > 4 > judge.grade(i, f"{a}, {c}, {b}")
 
 
 def test_code_checker_by_hand():
     head = 'def rate(a, b):\n    """Return the larger of a and b."""\n'
     i = tasks.Item("toy-humaneval", "larger", "", "", "    return max(a, b)", "code", (head, head + "    return max(a, b)", "rate"))
     for right in ("    return max(a, b)", "    return a if a > b else b", "    return max(b, a)", "    return max([a, b])"):
-        assert tasks.check(i, right), right
+        assert judge.check(i, right), right
     for wrong in ("    return min(a, b)", "return max(a, b)", "    max(a, b)", "    return max(a)", "    return None", "    return a",
                   "    return max(a, b)\n    return 1", "```\n    return max(a, b)\n```", "    return a.__class__", "    return b + 0 * a"):
-        assert not tasks.check(i, wrong), wrong
+        assert not judge.check(i, wrong), wrong
 
 
 @pytest.mark.parametrize("bench", ["toy-mbpp", "toy-humaneval"])
@@ -251,7 +251,7 @@ def test_hidden_cases_tell_near_misses_apart(bench):
             for new in (["2", "5", "9"] if m[0].isdigit() else ["<", ">", "+", "-"]):
                 text = i.answer[:m.start()] + new + i.answer[m.end():]
                 mutants += text != i.answer
-                if text != i.answer and tasks.check(i, text):
+                if text != i.answer and judge.check(i, text):
                     program = judge.parse(i.gold[0] + text)
                     assert all(judge.call(program, args) == judge.call(gold, args) for args in grid), (i.answer, text)
                 else:
@@ -261,7 +261,7 @@ def test_hidden_cases_tell_near_misses_apart(bench):
 
 def test_code_must_have_the_asked_name():
     i = item("toy-mbpp", "sum")
-    assert not tasks.check(i, i.answer.replace(f"def {i.gold[2]}(", "def other("))
+    assert not judge.check(i, i.answer.replace(f"def {i.gold[2]}(", "def other("))
 
 
 @pytest.mark.parametrize("skill, wrong", [
@@ -278,11 +278,11 @@ def test_cross_domain_answers_need_their_form(skill, wrong):
     """Right content in the wrong form: not right for `check`, and graded below the right form."""
     i = item("general", skill)
     bad = wrong(i)
-    assert bad != i.answer and not tasks.check(i, bad)
-    assert tasks.grade(i, bad) < tasks.grade(i, i.answer)
+    assert bad != i.answer and not judge.check(i, bad)
+    assert judge.grade(i, bad) < judge.grade(i, i.answer)
     other = i.answer.replace(str(i.gold[0]), str(i.gold[0]) + "1") if skill.startswith("math") else None
     if other:
-        assert tasks.shaped(i, other) and not tasks.right(i, other) and not tasks.check(i, other)
+        assert tasks.shaped(i, other) and not tasks.right(i, other) and not judge.check(i, other)
 
 
 def test_grade_by_hand():
@@ -290,9 +290,9 @@ def test_grade_by_hand():
     i = item("toy-gsm8k", "double")
     n = len(i.answer)
     short, long = f"The answer is {i.gold}.", "Well. " * 10 + i.answer
-    assert tasks.grade(i, short) == 7 == tasks.grade(i, i.answer) and tasks.grade(i, long) == pytest.approx(6 + n / (n + 60))
-    assert tasks.grade(i, f"{i.gold}") == 5 and tasks.grade(i, "no idea") == 1
-    assert tasks.grade(i, f"The answer is {i.gold + 1}.") == 3
+    assert judge.grade(i, short) == 7 == judge.grade(i, i.answer) and judge.grade(i, long) == pytest.approx(6 + n / (n + 60))
+    assert judge.grade(i, f"{i.gold}") == 5 and judge.grade(i, "no idea") == 1
+    assert judge.grade(i, f"The answer is {i.gold + 1}.") == 3
 
 
 # --- samples as tensors ------------------------------------------------------------------------------------------------------------------

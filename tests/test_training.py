@@ -13,10 +13,10 @@ import train_cdpo
 import train_sft
 from fusionroute import Router
 from model import GPT, GPTConfig
-from toy_experts import batch, data, evaluate, pairs, run, tasks, tokenizer
+from toy_experts import batch, data, evaluate, pairs, script, tasks, tokenizer
 from toy_experts import train as toy
 from toy_experts.batch import METHODS, Trace
-from toy_experts.train import EXPERTS
+from toy_experts.script import EXPERTS
 
 CONFIG = GPTConfig(vocab_size=23, d_model=8, n_layer=1, n_head=2, n_kv_head=1, head_dim=4, d_ff=12, max_len=16)
 SIXTEEN = 16  # samples, or pairs, a step
@@ -213,8 +213,8 @@ def test_phase_1_is_fed_the_train_split(world, tmp_path, monkeypatch):
         train_sft.main(["--out", str(tmp_path), "--device", "cpu", "--samples", "60"])
     _, router, sft = stopped.value.args
     assert all(p.requires_grad for p in router.parameters()) and float(router.W.weight.abs().max()) == 0
-    expert, _ = run.load_model(world / "seed0" / "instruct.pt", "")
-    assert run.fingerprint(router.lm) == run.fingerprint(expert)
+    expert, _ = script.load_model(world / "seed0" / "instruct.pt", "")
+    assert script.fingerprint(router.lm) == script.fingerprint(expert)
     items = tasks.mixed("train", 60, Random("sft 0"))
     assert {tasks.split_of(i.key) for i in items} == {"train"} and {i.bench for i in items} == {*tasks.BENCHMARKS, "general"}
     for item, ids, mask, n in zip(items, sft.ids, sft.mask, sft.lengths, strict=True):
@@ -231,7 +231,7 @@ ROWS = {"fusionroute": ("router", {}), "sft_only": ("router_sft", {}), "routing_
 
 def prints(world):
     """Fingerprint of a router -> its name."""
-    return {run.fingerprint(run.load_model(world / "seed0" / f"{n}.pt", "", router=True)[0]): n for n in ("router", "router_sft")}
+    return {script.fingerprint(script.load_model(world / "seed0" / f"{n}.pt", "", router=True)[0]): n for n in ("router", "router_sft")}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -241,7 +241,7 @@ def test_each_row_of_the_table_is_its_own_model_and_decoder(world, monkeypatch, 
 
     def stub(router, experts, items, **how):
         asked.append(items)
-        good = (names[run.fingerprint(router)], how) == ROWS[method]
+        good = (names[script.fingerprint(router)], how) == ROWS[method]
         return [Trace(tokens=tokenizer.encode_answer(i.answer if good else "?"), pick=[0] * 99) for i in items]
 
     monkeypatch.setattr(evaluate, "answers", stub)
@@ -270,7 +270,7 @@ def test_covered_and_uncovered_and_the_split(world, monkeypatch):
 
 def test_routing_shares_by_hand(world):
     """The share of each expert in all tokens, and in those at which the three tiny experts disagree, counted from the text anew."""
-    experts = [run.load_model(world / "seed0" / f"{e}.pt", "")[0] for e in EXPERTS]
+    experts = [script.load_model(world / "seed0" / f"{e}.pt", "")[0] for e in EXPERTS]
     items, rng = tasks.dataset("toy-gsm8k", "test", 5, Random(0)), Random(1)
     traces, inside, all_picks = [], [], []
     for i in items:
@@ -294,9 +294,9 @@ def test_each_method_of_decode_is_its_own_model_and_decoder(world, monkeypatch, 
 
     def stub(router, experts, prompt, **how):
         assert (how.pop("temperature"), how.pop("top_p"), how.pop("seed")) == (0.7, 0.8, 0)
-        got.append((prints(world)[run.fingerprint(router)], how))
-        saved = [run.load_model(world / "seed0" / f"{e}.pt", "")[0] for e in EXPERTS]
-        assert [run.fingerprint(e) for e in experts] == [run.fingerprint(e) for e in saved]
+        got.append((prints(world)[script.fingerprint(router)], how))
+        saved = [script.load_model(world / "seed0" / f"{e}.pt", "")[0] for e in EXPERTS]
+        assert [script.fingerprint(e) for e in experts] == [script.fingerprint(e) for e in saved]
         yield decode.Step(tokenizer.END, 0, [1.0, 0.0, 0.0], tokenizer.END)
 
     monkeypatch.setattr(decode, "decode", stub)

@@ -7,21 +7,21 @@ import pytest
 import torch
 
 import decode
-from toy_experts import curves, pictures, run, show, tasks, weights
+from toy_experts import curves, pictures, script, show, tasks, weights
 from toy_experts.batch import METHODS, decode_batch
-from toy_experts.train import EXPERTS, load_router
+from toy_experts.script import EXPERTS, load_router
 
 
 @pytest.fixture(scope="module")
 def check():
-    return json.loads((run.WEIGHTS / "check.json").read_text())
+    return json.loads((script.WEIGHTS / "check.json").read_text())
 
 
 def test_they_answer_as_the_run_that_they_came_from(check, monkeypatch):
     """check.json has digests of 1,000 answers that the run itself gave, in single precision. Every tenth is repeated here."""
     items, recorded = weights.test_items(check["seed"])[::10], check["answers of the run"][::10]
     monkeypatch.setattr(weights, "test_items", lambda seed: items)
-    answers, right = weights.outcome(run.WEIGHTS, check["seed"])
+    answers, right = weights.outcome(script.WEIGHTS, check["seed"])
     assert len(answers) == len(recorded) == 100 and sum(a == b for a, b in zip(answers, recorded)) >= 99
     assert check["equal answers of 1000"] >= 995
     for bench, share in check["right, the run"].items():  # outcome counts of 200: these are 20 of them
@@ -29,13 +29,13 @@ def test_they_answer_as_the_run_that_they_came_from(check, monkeypatch):
 
 
 def test_they_are_small_and_in_half_precision():
-    files = sorted(run.WEIGHTS.glob("*.pt"))
+    files = sorted(script.WEIGHTS.glob("*.pt"))
     assert [f.stem for f in files] == sorted(EXPERTS + weights.ROUTERS)
     assert sum(f.stat().st_size for f in files) <= 4_000_000
     for f in files:
         model = torch.load(f, weights_only=True)["model"]
         assert all(p.dtype == torch.float16 for p in model.values())
-    router, experts, _ = load_router(run.WEIGHTS, "router", "cpu", "")
+    router, experts, _ = load_router(script.WEIGHTS, "router", "cpu", "")
     assert all(p.dtype == torch.float32 for m in (router, *experts) for p in m.parameters())
 
 
@@ -52,11 +52,11 @@ def test_half_precision_stores_a_tied_head_once(tmp_path):
     (lambda f: shutil.copy(f.with_name("math.pt"), f), "was made with code"),
 ])
 def test_damaged_weights_are_one_line(damage, message, tmp_path, monkeypatch):
-    folder = shutil.copytree(run.WEIGHTS, tmp_path / "weights")
+    folder = shutil.copytree(script.WEIGHTS, tmp_path / "weights")
     damage(folder / "code.pt")
     monkeypatch.setattr(run, "WEIGHTS", folder)
     monkeypatch.chdir(tmp_path)                    # no run of one's own here
-    with pytest.raises(run.UserError, match=message):
+    with pytest.raises(script.UserError, match=message):
         decode.main(["What is 38 mod 5?"])
 
 
@@ -65,13 +65,13 @@ def test_the_first_answer_needs_no_training(tmp_path, monkeypatch, capsys):
     decode.main(["What is 38 mod 5?"])
     out, err = capsys.readouterr()
     assert "toy_experts/weights" in err and len(err.splitlines()) == 1 and "answer is" in out
-    with pytest.raises(run.UserError, match="there is no .*--seed 1"):
+    with pytest.raises(script.UserError, match="there is no .*--seed 1"):
         decode.main(["--seed", "1", "What is 38 mod 5?"])   # not the shipped run
 
 
 def test_a_run_of_ones_own_comes_first(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(run.WEIGHTS, tmp_path / "out" / "seed0")
+    shutil.copytree(script.WEIGHTS, tmp_path / "out" / "seed0")
     decode.main(["What is 38 mod 5?"])
     assert not capsys.readouterr().err
 
@@ -82,7 +82,7 @@ def test_the_pictures_are_what_the_commands_draw():
     assert (docs / "answer.svg").read_text() == show.svg(pictures.PROMPT, rows)
     assert pictures.BEGIN + pictures.lines(alone) + pictures.END in readme
     if curves.plt is not None:
-        drawn = curves.draw(run.WEIGHTS, "")
+        drawn = curves.draw(script.WEIGHTS, "")
         assert drawn.count("<path") == (docs / "curves.svg").read_text().count("<path")
 
 
@@ -95,7 +95,7 @@ def test_the_picture_shows_what_the_readme_says():
     assert alone["router"].endswith("done") and "answer is 11" not in alone["router"]
     key = "gsm 21 21 - 3 = 18 lose 18 - 7 = 11"
     assert tasks.split_of(key) == "test"
-    router, experts, _ = load_router(run.WEIGHTS, "router", "cpu", "")
+    router, experts, _ = load_router(script.WEIGHTS, "router", "cpu", "")
     ids = decode.encode(pictures.PROMPT, 256)
     for method in EXPERTS:
         text = decode_batch(router, experts, [ids], **METHODS[method])[0].text()
@@ -105,13 +105,13 @@ def test_the_picture_shows_what_the_readme_says():
 def test_curves_need_logs(tmp_path):
     if curves.plt is None:
         pytest.skip("pip install matplotlib")
-    with pytest.raises(run.UserError, match="python train_sft.py"):
+    with pytest.raises(script.UserError, match="python train_sft.py"):
         curves.main(["--out", str(tmp_path)])
 
 
 def test_what_the_readme_says_of_the_shipped_curves():
     """The rejected answers become less likely, the chosen ones hardly move, and the biases are negative on average."""
-    log = [json.loads(line) for line in (run.WEIGHTS / "router.log.jsonl").read_text().splitlines()]
+    log = [json.loads(line) for line in (script.WEIGHTS / "router.log.jsonl").read_text().splitlines()]
     pairs = [r for r in log if r.get("kind") == "pair"]
     last = pairs[-len(pairs) // 4:]
     mean = lambda rows, name: sum(r[name] for r in rows) / len(rows)

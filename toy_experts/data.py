@@ -1,4 +1,7 @@
-"""From samples to tensors: packing, batches, and the experts' scores beside each sample."""
+"""From samples to tensors: packing, batches, and the experts' scores beside each sample.
+
+Also the learning rate's schedule, which all trainings share.
+"""
 
 from typing import NamedTuple
 
@@ -19,12 +22,12 @@ def pack(samples):
     >>> ids.tolist(), mask.int().tolist()
     ([[7, 8, 9], [5, 6, 0]], [[0, 0, 1], [0, 1, 0]])
     """
-    lengths = torch.tensor([len(ids) for ids, _ in samples])               # (N,)
+    lengths = torch.tensor([len(ids) for ids, _ in samples])  # (N,)
     ids = torch.zeros(len(samples), int(lengths.max()), dtype=torch.long)  # (N, T)
-    mask = torch.zeros_like(ids, dtype=torch.bool)                         # (N, T)
+    mask = torch.zeros_like(ids, dtype=torch.bool)  # (N, T)
     for i, (x, learn) in enumerate(samples):
-        ids[i, :len(x)] = torch.tensor(x)
-        mask[i, :len(x)] = torch.tensor(learn)
+        ids[i, : len(x)] = torch.tensor(x)
+        mask[i, : len(x)] = torch.tensor(learn)
     return ids, mask, lengths
 
 
@@ -34,11 +37,12 @@ class Data(NamedTuple):
     N is the number of samples; for preference pairs it is two axes, (pairs, 2): the chosen answer
     first, then the rejected one.
     """
-    ids: torch.Tensor      # (N, T), padded
-    mask: torch.Tensor     # (N, T), True on the answer's tokens
+
+    ids: torch.Tensor  # (N, T), padded
+    mask: torch.Tensor  # (N, T), True on the answer's tokens
     lengths: torch.Tensor  # (N,)
-    logp: torch.Tensor     # (N, T-1, n), log pi_i of each next token
-    choice: torch.Tensor   # (N, T-1, n), the token that expert i would choose itself
+    logp: torch.Tensor  # (N, T-1, n), log pi_i of each next token
+    choice: torch.Tensor  # (N, T-1, n), the token that expert i would choose itself
 
     def batch(self, rows, device):
         """The samples with these numbers, cut to the longest, rows flattened into one axis.
@@ -46,9 +50,13 @@ class Data(NamedTuple):
         Returns x (B, T), mask (B, T-1) of the targets x[:, 1:], logp and choice (B, T-1, n).
         """
         T = int(self.lengths[rows].max())
-        parts = (self.ids[rows, ..., :T], self.mask[rows, ..., 1:T],
-                 self.logp[rows, ..., :T - 1, :], self.choice[rows, ..., :T - 1, :])
-        lead = self.lengths.dim() - 1                                      # 1 for pairs, else 0
+        parts = (
+            self.ids[rows, ..., :T],
+            self.mask[rows, ..., 1:T],
+            self.logp[rows, ..., : T - 1, :],
+            self.choice[rows, ..., : T - 1, :],
+        )
+        lead = self.lengths.dim() - 1  # 1 for pairs, else 0
         return tuple(part.flatten(0, lead).to(device) for part in parts)
 
 
@@ -64,7 +72,15 @@ def batches(lengths, size, seed):
     A batch holds samples of similar length (sorted within pools of 16 batches): less padding.
     """
     g = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(lengths), generator=g)                      # (N,)
+    order = torch.randperm(len(lengths), generator=g)  # (N,)
     pools = [pool[lengths[pool].argsort(stable=True)] for pool in order.split(16 * size)]
     out = [b for pool in pools for b in pool.split(size)]
     return [out[i] for i in torch.randperm(len(out), generator=g)]
+
+
+def schedule(step, steps, warmup):
+    """The learning rate's factor: a linear rise, then a cosine down to a tenth."""
+    if step < warmup:
+        return (step + 1) / warmup
+    t = torch.tensor((step - warmup) / max(1, steps - warmup))
+    return float(0.1 + 0.9 * 0.5 * (1 + torch.cos(torch.pi * t)))

@@ -1,4 +1,4 @@
-"""Shows a routed answer: in the terminal, as JSON, or as a picture (SVG, see pictures.py).
+"""Shows a routed answer in the terminal or as JSON.
 
 Where all experts choose the same token, each alone would write the same: these tokens are plain.
 (The router may still change one: Eq. (1) adds whole distributions.) Tokens in
@@ -7,16 +7,16 @@ what the router changed: the picked expert by itself would have written another 
 """
 
 import codecs
-from html import escape
+import os
+import sys
 
 import torch
 
 from fusionroute import informative, score
 from toy_experts import tokenizer
-from toy_experts.train import EXPERTS
+from toy_experts.script import EXPERTS
 
 COLOURS = {"math": 34, "code": 32, "instruct": 33, "router": 35}  # blue, green, yellow, magenta
-SVG = {"math": "#0072B2", "code": "#00795A", "instruct": "#B54800", "router": "#A0407A"}
 
 
 def in_S(experts, prompt, tokens):
@@ -24,9 +24,9 @@ def in_S(experts, prompt, tokens):
 
     Only the display needs this. The decoder runs the router and one expert per token.
     """
-    ids = torch.tensor([prompt + tokens])                                 # (1, T)
-    _, choice = score(experts, ids, torch.tensor([ids.size(1)]))          # (1, T-1, n)
-    return informative(choice)[0, len(prompt) - 1:].tolist()
+    ids = torch.tensor([prompt + tokens])  # (1, T)
+    _, choice = score(experts, ids, torch.tensor([ids.size(1)]))  # (1, T-1, n)
+    return informative(choice)[0, len(prompt) - 1 :].tolist()
 
 
 def pieces(tokens):
@@ -35,7 +35,7 @@ def pieces(tokens):
     for i, token in enumerate(tokens):
         end = token == tokenizer.END
         part = b"" if end else tokenizer.encoding.decode_single_token_bytes(token)
-        last = end or tokens[i + 1:i + 2] in ([], [tokenizer.END])   # nothing more can complete it
+        last = end or tokens[i + 1 : i + 2] in ([], [tokenizer.END])  # nothing more can complete it
         out.append(decoder.decode(part, last))
     return out
 
@@ -49,16 +49,43 @@ def alone(token):
         return f"byte 0x{raw.hex()}"
 
 
-def records(steps, S, method):
-    """One dict per token (decode.Step, and whether it is in S): what --json prints."""
-    for step, inside, text in zip(steps, S, pieces([s.token for s in steps])):
-        no_expert = method == "router"
+def records(experts, prompt, steps, method):
+    """One dict per token, the end token's included: what --json prints.
+
+    prompt: token ids. steps: what decode.decode yielded. method: a name of decode.METHODS.
+    """
+    tokens = [step.token for step in steps]
+    rows = []
+    for step, inside, text in zip(steps, in_S(experts, prompt, tokens), pieces(tokens)):
         weights = dict(zip(EXPERTS, (round(w, 4) for w in step.weights)))
-        yield {"token": text, "id": step.token,
-               "expert": "router" if no_expert else EXPERTS[step.pick],
-               "weights": {} if no_expert else weights,
-               "expert_choice": tokenizer.encoding.decode([step.expert_choice]),
-               "changed": step.token != step.expert_choice, "in_S": inside}
+        rows.append(
+            {
+                "token": text,
+                "id": step.token,
+                "expert": "router" if method == "router" else EXPERTS[step.pick],
+                "weights": {} if method == "router" else weights,
+                "expert_choice": tokenizer.encoding.decode([step.expert_choice]),
+                "expert_choice_id": step.expert_choice,
+                "changed": step.token != step.expert_choice,
+                "in_S": inside,
+            }
+        )
+    return rows
+
+
+def as_json(rows, prompt, method):
+    """The dicts that --json prints: one per token of the answer, then one with the whole answer."""
+    ended = rows[-1]["id"] == tokenizer.END
+    tokens = rows[:-1] if ended else rows
+    answer = tokenizer.encoding.decode([row["id"] for row in tokens])
+    end = rows[-1] if ended else None
+    return [*tokens, {"answer": answer, "prompt": prompt, "method": method, "end": end}]
+
+
+def answer(rows):
+    """The answer and the line below it, with colours on a terminal that shows them."""
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    return (coloured(rows) if colour else plain(rows)) + "\n" + legend(rows, colour)
 
 
 def visible(row):
@@ -87,7 +114,7 @@ def plain(rows):
     """
     out, last = "", None
     for r in rows:
-        if r["token"]:                        # not the end, nor the first part of a character
+        if r["token"]:  # not the end, nor the first part of a character
             expert = r["expert"] if r["in_S"] else None
             if expert != last:
                 out += "]" * bool(last) + f"[{expert}:" * bool(expert)
@@ -95,47 +122,14 @@ def plain(rows):
     return out + "]" * bool(last)
 
 
-def legend(steps, rows, colour):
+def legend(rows, colour):
     """One line: how many tokens, who was picked in S, what the router changed."""
     picked = [r["expert"] for r in rows if r["in_S"]]
     names = {e: f"\033[{COLOURS[e]}m{e}\033[0m" if colour else e for e in picked}
     counts = ", ".join(f"{names[e]} {picked.count(e)}" for e in names)
-    changed = ", ".join(f"{alone(s.expert_choice)} -> {alone(s.token)}" for s in steps
-                        if s.token != s.expert_choice)
-    return (f"({len(steps)} tokens with the end; the experts disagree at {len(picked)}"
-            f"{': ' if picked else ''}{counts}; changed by the router: {changed or 'none'})")
-
-
-def svg(prompt, rows, width=62):
-    """A picture of an answer, with a white background, so that it can be read in dark mode too."""
-    lines, column = [[]], 0
-    for r in rows:
-        for part in visible(r).splitlines(keepends=True):
-            if column + len(part) > width and part.startswith(" "):
-                lines, column, part = lines + [[]], 0, part[1:]
-            style = f' fill="{SVG[r["expert"]]}" font-weight="bold"' if r["in_S"] else ""
-            style += ' text-decoration="underline"' if r["changed"] else ""
-            lines[-1].append(f"<tspan{style}>{escape(part.rstrip(chr(10)))}</tspan>")
-            column += len(part)
-            if part.endswith("\n"):
-                lines, column = lines + [[]], 0
-    used = list(dict.fromkeys(r["expert"] for r in rows if r["in_S"]))
-    keys = ", ".join(f'<tspan fill="{SVG[e]}" font-weight="bold">{e}</tspan>' for e in used)
-    notes = [f"in colour: the experts disagree, and this one was picked: {keys}",
-             '<tspan text-decoration="underline">underlined</tspan>: changed by the router']
-    words, question = prompt.split(" "), [""]
-    for word in words:
-        if len(question[-1]) + len(word) > width:
-            question.append("")
-        question[-1] += word + " "
-    texts = [f'<tspan fill="#555">{escape(q)}</tspan>' for q in question]
-    texts += [""] + ["".join(line) for line in lines] + [""]
-    rows_svg = "".join(f'<text x="16" y="{28 + 22 * i}" xml:space="preserve">{text}</text>'
-                       for i, text in enumerate(texts))
-    height = 22 * len(texts) + 62
-    for i, note in enumerate(notes):
-        rows_svg += (f'<text x="16" y="{height - 32 + 18 * i}" font-size="12" fill="#555">{note}'
-                     "</text>")
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 600 {height}" width="600" '
-            f'font-family="monospace" font-size="15"><rect width="600" height="{height}" rx="8" '
-            f'fill="#fff" stroke="#ddd"/>{rows_svg}</svg>\n')
+    changes = [f"{alone(r['expert_choice_id'])} -> {alone(r['id'])}" for r in rows if r["changed"]]
+    return (
+        f"({len(rows)} tokens with the end; the experts disagree at {len(picked)}"
+        f"{': ' if picked else ''}{counts}; "
+        f"changed by the router: {', '.join(changes) or 'none'})"
+    )

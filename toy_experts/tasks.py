@@ -1,4 +1,4 @@
-"""Synthetic benchmarks like the paper's: generators of problems, and exact checkers of answers.
+"""Synthetic benchmarks like the paper's: generators of problems. judge.py checks the answers.
 
     toy-gsm8k      word problems with a worked chain of thought       (math expert)
     toy-math500    harder algebra, modular arithmetic, sequences      (math expert)
@@ -14,20 +14,21 @@ has them. See `held_out`.
 
 A problem's `key` is its content without its wording, and the hash of the key alone decides its
 split. So two wordings of one problem are always in the same split, and a cross-domain problem is in
-the split of the calculation inside it. Code is checked on hidden test cases, see `cases`.
+the split of the calculation inside it.
 """
 
 import hashlib
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 from random import Random
 
-from toy_experts import judge
-from toy_experts.run import UserError
+from toy_experts.script import UserError
 
-DOMAINS = {"math": ["toy-gsm8k", "toy-math500"], "code": ["toy-mbpp", "toy-humaneval"],
-           "instruct": ["toy-ifeval"]}
+DOMAINS = {
+    "math": ["toy-gsm8k", "toy-math500"],
+    "code": ["toy-mbpp", "toy-humaneval"],
+    "instruct": ["toy-ifeval"],
+}
 BENCHMARKS = [bench for benches in DOMAINS.values() for bench in benches]
 SPLITS = {"train": 70, "preference": 10, "validation": 10, "test": 10}  # per cent of all problems
 
@@ -35,11 +36,11 @@ SPLITS = {"train": 70, "preference": 10, "validation": 10, "test": 10}  # per ce
 @dataclass
 class Item:
     bench: str
-    skill: str    # one of SKILLS[bench]; for general prompts the kind of prompt
-    key: str      # the problem's content, without its wording
+    skill: str  # one of SKILLS[bench]; for general prompts the kind of prompt
+    key: str  # the problem's content, without its wording
     prompt: str
-    answer: str   # a right answer
-    kind: str     # how an answer is checked: number, code, words, or a cross-domain format
+    answer: str  # a right answer
+    kind: str  # how an answer is checked: number, code, words, or a cross-domain format
     gold: object  # what the checker needs
 
 
@@ -49,8 +50,10 @@ def pick(rng, *options):
 
 # --- toy-gsm8k: a first event (buying or losing), then the event that names the sub-skill --------
 
-NAMES = {"She": "Maya Anna Emma Lucy Nina Sara Kate Rosa".split(),
-         "He": "Tom Ben Leo Max Sam Paul Omar Hugo".split()}
+NAMES = {
+    "She": "Maya Anna Emma Lucy Nina Sara Kate Rosa".split(),
+    "He": "Tom Ben Leo Max Sam Paul Omar Hugo".split(),
+}
 ITEMS = "apples books coins pens cards stamps shells eggs cups cakes stickers marbles".split()
 
 
@@ -61,30 +64,54 @@ def event(rng, skill, a):
         case "buy":
             return (f"buys {n} more", f"finds {n} more"), "buying", f"{a} + {n} = {a + n}", a + n
         case "lose":
-            return ((f"loses {n} of them", f"gives {n} away"), "losing", f"{a} - {n} = {a - n}",
-                    a - n)
+            return (
+                (f"loses {n} of them", f"gives {n} away"),
+                "losing",
+                f"{a} - {n} = {a - n}",
+                a - n,
+            )
         case "double":
-            return (("doubles the number", "gets as many again"), "doubling",
-                    f"{a} * 2 = {a * 2}", a * 2)
+            return (
+                ("doubles the number", "gets as many again"),
+                "doubling",
+                f"{a} * 2 = {a * 2}",
+                a * 2,
+            )
         case "triple":
-            return (("triples the number", "gets three times as many"), "tripling",
-                    f"{a} * 3 = {a * 3}", a * 3)
+            return (
+                ("triples the number", "gets three times as many"),
+                "tripling",
+                f"{a} * 3 = {a * 3}",
+                a * 3,
+            )
         case "halve":
             if a % 2 == 0:
-                return (("sells half of them", "gives half away"), "halving",
-                        f"{a} / 2 = {a // 2}", a // 2)
+                return (
+                    ("sells half of them", "gives half away"),
+                    "halving",
+                    f"{a} / 2 = {a // 2}",
+                    a // 2,
+                )
         case "share":
             if a % n == 0:
                 text = f"keeps one of {n} equal parts", f"splits them by {n} and keeps one part"
                 return text, "sharing", f"{a} / {n} = {a // n}", a // n
         case "trade":
-            return ((f"trades each one for {m}", f"gets {m} for each one"), "trading",
-                    f"{a} * {m} = {a * m}", a * m)
+            return (
+                (f"trades each one for {m}", f"gets {m} for each one"),
+                "trading",
+                f"{a} * {m} = {a * m}",
+                a * m,
+            )
         case "bags":
             n = rng.randint(2, 5)
             total = a + n * m
-            return ((f"buys {n} bags of {m}", f"finds {n} bags with {m} each"), "the bags",
-                    f"{n} * {m} = {n * m} and {a} + {n * m} = {total}", total)
+            return (
+                (f"buys {n} bags of {m}", f"finds {n} bags with {m} each"),
+                "the bags",
+                f"{n} * {m} = {n * m} and {a} + {n * m} = {total}",
+                total,
+            )
     return None
 
 
@@ -100,20 +127,25 @@ def gsm8k(rng, skill):
     name, items = rng.choice(NAMES[pronoun]), rng.choice(ITEMS)
     if rng.random() < 0.1:  # sometimes a name and a thing that are in no list, as a user's may be
         name, items = invented(rng).capitalize(), invented(rng) + "s"
-    question = pick(rng, f"How many {items} does {name} have now?",
-                    f"How many {items} are there now?")
-    prompt = (f"{name} has {a} {items}. {pronoun} {rng.choice(e1[0])}. "
-              f"Then {pronoun.lower()} {rng.choice(e2[0])}. {question}")
+    question = pick(
+        rng, f"How many {items} does {name} have now?", f"How many {items} are there now?"
+    )
+    prompt = (
+        f"{name} has {a} {items}. {pronoun} {rng.choice(e1[0])}. "
+        f"Then {pronoun.lower()} {rng.choice(e2[0])}. {question}"
+    )
     answer = f"After {e1[1]}, {e1[2]}. After {e2[1]}, {e2[2]}. The answer is {e2[3]}."
     return f"gsm {a} {e1[2]} {skill} {e2[2]}", prompt, answer, "number", e2[3]
 
 
 def invented(rng):
-    return "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou")
-                   for _ in range(rng.randint(2, 3)))
+    return "".join(
+        rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(rng.randint(2, 3))
+    )
 
 
 # --- toy-math500 ---------------------------------------------------------------------------------
+
 
 def math500(rng, skill):
     a, b, m, x = rng.randint(2, 9), rng.randint(2, 15), rng.randint(3, 9), rng.randint(2, 9)
@@ -130,12 +162,16 @@ def math500(rng, skill):
         case "sequence":
             b = rng.randint(1, 30)
             s = [b + i * x for i in range(4)]
-            prompt = (f"{pick(rng, 'What comes next:', 'Find the next number:', 'Continue')} "
-                      f"{s[0]}, {s[1]}, {s[2]}")
+            prompt = (
+                f"{pick(rng, 'What comes next:', 'Find the next number:', 'Continue')} "
+                f"{s[0]}, {s[1]}, {s[2]}"
+            )
             work, gold = f"{s[1]} - {s[0]} = {x}. {s[2]} + {x} = {s[3]}.", s[3]
         case "function":
-            prompt = (f"{pick(rng, 'Let', 'Suppose')} f(x) = {a}x + {b}. "
-                      f"{pick(rng, 'What is', 'Find')} f({x})")
+            prompt = (
+                f"{pick(rng, 'Let', 'Suppose')} f(x) = {a}x + {b}. "
+                f"{pick(rng, 'What is', 'Find')} f({x})"
+            )
             work, gold = f"{a} * {x} = {a * x}. {a * x} + {b} = {a * x + b}.", a * x + b
         case "brackets":
             a, m = rng.randint(1, 5), rng.randint(1, 4)
@@ -151,8 +187,9 @@ def math500(rng, skill):
         case "system":
             x = rng.randint(2, 15)
             s, d = b + x, abs(b - x)
-            prompt = (f"{pick(rng, 'Find x if', 'Solve', 'What is x if')} "
-                      f"x + y = {s} and x - y = {d}")
+            prompt = (
+                f"{pick(rng, 'Find x if', 'Solve', 'What is x if')} x + y = {s} and x - y = {d}"
+            )
             work = f"2x = {s} + {d} = {s + d}. x = {s + d} / 2 = {(s + d) // 2}."
             gold = (s + d) // 2
         case "modsum":
@@ -160,8 +197,9 @@ def math500(rng, skill):
             s = y + b
             q = s // m
             prompt = f"{pick(rng, 'What is', 'Find', 'Compute')} ({y} + {b}) mod {m}"
-            work = (f"{y} + {b} = {s}. {s} // {m} = {q}. {m} * {q} = {m * q}. "
-                    f"{s} - {m * q} = {s % m}.")
+            work = (
+                f"{y} + {b} = {s}. {s} // {m} = {q}. {m} * {q} = {m * q}. {s} - {m * q} = {s % m}."
+            )
             gold = s % m
     key = f"math {skill} {' '.join(re.findall('[0-9]+', prompt))}"
     prompt += "?" if "What is" in prompt else "."
@@ -187,25 +225,43 @@ def mbpp(rng, skill):
     f = pick(rng, *"total pick solve run check collect result work".split())
     xs, c, d = pick(rng, "xs", "nums", "values"), rng.randint(2, 9), rng.randint(2, 9)
     filter_words, test = pick(
-        rng, ("all numbers", ""), ("the even numbers", "x % 2 == 0"),
+        rng,
+        ("all numbers", ""),
+        ("the even numbers", "x % 2 == 0"),
         ("the odd numbers", "x % 2 == 1"),
-        *[(f"the numbers above {c}", f"x > {c}"), (f"the numbers below {c}", f"x < {c}"),
-          (f"the numbers divisible by {c}", f"x % {c} == 0")] * 2)
+        *[
+            (f"the numbers above {c}", f"x > {c}"),
+            (f"the numbers below {c}", f"x < {c}"),
+            (f"the numbers divisible by {c}", f"x % {c} == 0"),
+        ]
+        * 2,
+    )
     map_words, value = pick(
-        rng, ("", "x"), (", each squared", "x ** 2"), (", each negated", "-x"),
-        *[(f", each plus {d}", f"x + {d}"), (f", each minus {d}", f"x - {d}"),
-          (f", each times {d}", f"x * {d}")] * 2)
+        rng,
+        ("", "x"),
+        (", each squared", "x ** 2"),
+        (", each negated", "-x"),
+        *[
+            (f", each plus {d}", f"x + {d}"),
+            (f", each minus {d}", f"x - {d}"),
+            (f", each times {d}", f"x * {d}"),
+        ]
+        * 2,
+    )
     inner = f"{value} for x in {xs}" + (f" if {test}" if test else "")
     verb = pick(rng, "Write", "Define")
     empty = ", or 0 if there are none" if skill in ("max", "min") else ""
-    prompt = (f"{verb} a function {f}({xs}) that returns {words} {filter_words} in {xs}"
-              f"{map_words}{empty}.")
+    prompt = (
+        f"{verb} a function {f}({xs}) that returns {words} {filter_words} in {xs}"
+        f"{map_words}{empty}."
+    )
     answer = f"def {f}({xs}):\n    return {expression.format(e=inner)}"
     key = f"mbpp {skill} {test} {value}"
     return key, prompt, answer, "code", ("", answer, f)
 
 
 # --- toy-humaneval: a function of two integers; its kind names the sub-skill ---------------------
+
 
 def humaneval(rng, skill):
     a, b = pick(rng, ("a", "b"), ("x", "y"), ("m", "n"), ("p", "q"))
@@ -234,8 +290,9 @@ def humaneval(rng, skill):
             words = f"{u_words} if {v_words} is above {c}, otherwise {v_words}"
             e = f"{u} if {v} > {c} else {v}"
     if skill not in ("above", "choose"):
-        op_words, op = pick(rng, ("", ""), (f", then add {d}", f" + {d}"),
-                            (f", then subtract {d}", f" - {d}"))
+        op_words, op = pick(
+            rng, ("", ""), (f", then add {d}", f" + {d}"), (f", then subtract {d}", f" - {d}")
+        )
         words, e = words + op_words, e + op
     verb = pick(rng, "Complete", "Finish")
     head = f'def {f}({a}, {b}):\n    """Return {words}."""\n'
@@ -246,31 +303,45 @@ def humaneval(rng, skill):
 
 # --- toy-ifeval: the words of the prompt, in the format that it asks for -------------------------
 
-WORDS = ("red green blue black white pink brown cat dog bird fish horse mouse sheep lion apple "
-         "pear plum lemon peach grape bread milk rice soup cheese chair table lamp door window "
-         "clock tree river cloud stone sun moon star car train boat").split()
+WORDS = (
+    "red green blue black white pink brown cat dog bird fish horse mouse sheep lion apple "
+    "pear plum lemon peach grape bread milk rice soup cheese chair table lamp door window "
+    "clock tree river cloud stone sun moon star car train boat"
+).split()
 FORMATS = {  # skill: (wordings, words -> text)
     "commas": (("separated by commas", "with commas between them"), ", ".join),
-    "bullets": (("as a bulleted list", "as bullet points"),
-                lambda ws: "\n".join(f"- {w}" for w in ws)),
-    "numbers": (("as a numbered list", "with a number before each"),
-                lambda ws: "\n".join(f"{i}. {w}" for i, w in enumerate(ws, 1))),
+    "bullets": (
+        ("as a bulleted list", "as bullet points"),
+        lambda ws: "\n".join(f"- {w}" for w in ws),
+    ),
+    "numbers": (
+        ("as a numbered list", "with a number before each"),
+        lambda ws: "\n".join(f"{i}. {w}" for i, w in enumerate(ws, 1)),
+    ),
     "capitals": (("in capital letters", "in upper case"), lambda ws: " ".join(ws).upper()),
-    "quotes": (("in double quotes", "with quotes around each"),
-               lambda ws: " ".join(f'"{w}"' for w in ws)),
-    "json": (("as a JSON list", "in JSON"),
-             lambda ws: "[" + ", ".join(f'"{w}"' for w in ws) + "]"),
+    "quotes": (
+        ("in double quotes", "with quotes around each"),
+        lambda ws: " ".join(f'"{w}"' for w in ws),
+    ),
+    "json": (("as a JSON list", "in JSON"), lambda ws: "[" + ", ".join(f'"{w}"' for w in ws) + "]"),
     "reverse": (("in reverse order", "from last to first"), lambda ws: " ".join(ws[::-1])),
-    "brackets": (("in brackets", "with brackets around each"),
-                 lambda ws: " ".join(f"({w})" for w in ws)),
+    "brackets": (
+        ("in brackets", "with brackets around each"),
+        lambda ws: " ".join(f"({w})" for w in ws),
+    ),
 }
 
 
 def ifeval(rng, skill):
     words = rng.sample(WORDS, rng.randint(2, 4))
     wordings, render = FORMATS[skill]
-    extra, wrap = pick(rng, ("", "{}"), ("", "{}"), (" Begin with the word ready.", "ready\n{}"),
-                       (" Finish with the word done.", "{}\ndone"))
+    extra, wrap = pick(
+        rng,
+        ("", "{}"),
+        ("", "{}"),
+        (" Begin with the word ready.", "ready\n{}"),
+        (" Finish with the word done.", "{}\ndone"),
+    )
     listed = ", ".join(words[:-1]) + " and " + words[-1]
     prompt = f"{pick(rng, 'Write', 'List', 'Give')} {listed} {rng.choice(wordings)}.{extra}"
     return f"ifeval {skill} {listed}", prompt, wrap.format(render(words)), "words", (words, skill)
@@ -278,17 +349,24 @@ def ifeval(rng, skill):
 
 # --- general: prompts of the five benchmarks, and prompts across domains -------------------------
 
+
 def steps(answer):
     return re.findall(r"[^.]+\.", answer)
 
 
 CROSS_MATH = {  # skill: (instruction, worked answer and result -> text)
-    "math-json": ("Give the answer as JSON.",
-                  lambda text, n: text.replace(f"The answer is {n}.", f'{{"answer": {n}}}')),
-    "math-quotes": ("Put the answer in double quotes.",
-                    lambda text, n: text.replace(f"is {n}.", f'is "{n}".')),
-    "math-bullets": ("Write each step as a bullet point.",
-                     lambda text, n: "\n".join(f"- {s.strip()}" for s in steps(text))),
+    "math-json": (
+        "Give the answer as JSON.",
+        lambda text, n: text.replace(f"The answer is {n}.", f'{{"answer": {n}}}'),
+    ),
+    "math-quotes": (
+        "Put the answer in double quotes.",
+        lambda text, n: text.replace(f"is {n}.", f'is "{n}".'),
+    ),
+    "math-bullets": (
+        "Write each step as a bullet point.",
+        lambda text, n: "\n".join(f"- {s.strip()}" for s in steps(text)),
+    ),
     "math-done": ("Finish with the word done.", lambda text, n: text + "\ndone"),
 }
 CROSS_CODE = {
@@ -298,8 +376,11 @@ CROSS_CODE = {
 
 
 def general(rng, skill):
-    bench = {"math": pick(rng, "toy-gsm8k", "toy-math500"), "code": "toy-mbpp",
-             "list": "toy-ifeval"}.get(skill.split("-")[0], skill)
+    bench = {
+        "math": pick(rng, "toy-gsm8k", "toy-math500"),
+        "code": "toy-mbpp",
+        "list": "toy-ifeval",
+    }.get(skill.split("-")[0], skill)
     inner = rng.choice(SKILLS[bench])
     if skill == "list-count":
         inner = pick(rng, "bullets", "numbers", "commas")
@@ -318,21 +399,44 @@ def general(rng, skill):
     return key, prompt, answer, kind, gold
 
 
-GENERATORS = {"toy-gsm8k": gsm8k, "toy-math500": math500, "toy-mbpp": mbpp,
-              "toy-humaneval": humaneval, "toy-ifeval": ifeval, "general": general}
+GENERATORS = {
+    "toy-gsm8k": gsm8k,
+    "toy-math500": math500,
+    "toy-mbpp": mbpp,
+    "toy-humaneval": humaneval,
+    "toy-ifeval": ifeval,
+    "general": general,
+}
 SKILLS = {
     "toy-gsm8k": ["buy", "lose", "double", "triple", "halve", "share", "trade", "bags"],
-    "toy-math500": ["linear", "mod", "sequence", "function", "brackets", "square", "system",
-                    "modsum"],
+    "toy-math500": [
+        "linear",
+        "mod",
+        "sequence",
+        "function",
+        "brackets",
+        "square",
+        "system",
+        "modsum",
+    ],
     "toy-mbpp": list(REDUCERS),
-    "toy-humaneval": ["add", "larger", "smaller", "distance", "remainder", "quotient", "above",
-                      "choose"],
+    "toy-humaneval": [
+        "add",
+        "larger",
+        "smaller",
+        "distance",
+        "remainder",
+        "quotient",
+        "above",
+        "choose",
+    ],
     "toy-ifeval": list(FORMATS),
     "general": list(CROSS_MATH) + list(CROSS_CODE) + ["list-count"] + BENCHMARKS,
 }
 
 
 # --- splits and data sets ------------------------------------------------------------------------
+
 
 def split_of(key):
     """The split that a problem belongs to. It depends on the key alone, so splits are disjoint."""
@@ -349,8 +453,11 @@ def held_out(bench, gap, seed):
     The seed chooses them. The experts keep the first two: toy-gsm8k's first events need them.
     """
     skills = SKILLS[bench]
-    return [] if bench == "general" else Random(f"{bench} {seed}").sample(
-        skills[2:], round(gap * len(skills)))
+    return (
+        []
+        if bench == "general"
+        else Random(f"{bench} {seed}").sample(skills[2:], round(gap * len(skills)))
+    )
 
 
 def draw(bench, split, rng, skills=None):
@@ -369,98 +476,19 @@ def dataset(bench, split, n, rng, skills=None):
         item = draw(bench, split, rng, skills)
         misses = misses + 1 if item.prompt in items else 0
         if misses > 1000:
-            raise UserError(f"{bench} has only some {len(items)} different {split} prompts, and "
-                            f"{n} are asked")
+            raise UserError(
+                f"{bench} has only some {len(items)} different {split} prompts, and {n} are asked"
+            )
         items.setdefault(item.prompt, item)
     return list(items.values())
 
 
 def mixed(split, n, rng, benches=tuple(BENCHMARKS + ["general"])):
     """n Items with different prompts, equal shares of the benchmarks, in random order."""
-    items = [item for i, bench in enumerate(benches)
-             for item in dataset(bench, split, n // len(benches) + (i < n % len(benches)), rng)]
+    items = [
+        item
+        for i, bench in enumerate(benches)
+        for item in dataset(bench, split, n // len(benches) + (i < n % len(benches)), rng)
+    ]
     rng.shuffle(items)
     return items
-
-
-# --- checkers ------------------------------------------------------------------------------------
-
-SHAPES = {  # how an answer must end, the number in the group
-    "number": r"The answer is (-?[0-9]+)\.",
-    "math-json": r'\{"answer": (-?[0-9]+)\}',
-    "math-quotes": r'The answer is "(-?[0-9]+)"\.',
-    "math-done": r"The answer is (-?[0-9]+)\.\ndone",
-}
-
-
-@lru_cache(maxsize=10_000)
-def cases(source, n_args):
-    """Hidden cases of a right program, ((args, its value), ...). Enough to notice small mistakes.
-
-    Two integers: a grid around the constants in the tasks. A list: the empty one, every single
-    value, [x, -x, x], and some long ones whose numbers depend on the program's text.
-    """
-    if n_args == 2:
-        args = [(i, j) for i in range(-3, 13) for j in range(-3, 13)]
-    else:
-        rng = Random(source)
-        args = ([([],)] + [([x],) for x in range(-12, 31)] + [([x, -x, x],) for x in range(1, 10)]
-                + [([*range(-12, 31)],)])
-        args += [([rng.randint(-12, 30) for _ in range(n)],) for n in (3, 4, 5, 7, 9, 12, 16, 20)]
-    return tuple((a, judge.run(source, a)) for a in args)
-
-
-def code_right(gold, source):
-    head, gold_source, name = gold
-    return judge.passes(head + source, cases(gold_source, 2 if head else 1), name)
-
-
-def shaped(item, text):
-    """Whether the answer has exactly the form that the prompt asks for, whatever its content."""
-    text = text.rstrip()
-    if item.kind == "words":
-        return text == item.answer
-    if item.kind == "list-count":
-        words, skill = item.gold
-        listed = re.escape(FORMATS[skill][1](words))
-        return bool(re.fullmatch(listed + r"\nThere are [0-9]+\.", text))
-    if item.kind in SHAPES:
-        return bool(re.search(f"(?:{SHAPES[item.kind]})\\Z", text))
-    if item.kind == "math-bullets":  # one sentence a bullet, no fewer than in the worked answer
-        enough = len(steps(item.gold[1])) - 1
-        return bool(re.fullmatch(r"(?:- [^.\n]+\.\n){%d,}- The answer is -?[0-9]+\." % enough,
-                                 text))
-    if item.kind == "code-block":
-        return bool(re.fullmatch(r"```python\n[^`]+\n```", text))
-    if item.kind == "code-done":
-        return text.endswith("\ndone")
-    return "`" not in text  # plain code: nothing but code
-
-
-def right(item, text):
-    """Whether the content of the answer is right, whatever its form."""
-    text = text.rstrip()
-    if item.kind == "number" or item.kind.startswith("math"):
-        gold = item.gold if item.kind == "number" else item.gold[0]
-        return re.findall(r"-?[0-9]+", text)[-1:] == [str(gold)]
-    if item.kind in ("words", "list-count"):
-        words, skill = item.gold
-        said = [w for w in re.findall(r"[a-z]+", text.lower()) if w in WORDS]
-        counted = item.kind == "words" or re.findall(r"[0-9]+", text)[-1:] == [str(len(words))]
-        return counted and said == (words[::-1] if skill == "reverse" else words)
-    if item.kind == "code-block":
-        text = re.sub(r"\A```python\n|\n```\Z", "", text)
-    if item.kind == "code-done":
-        text = text.removesuffix("\ndone")
-    return code_right(item.gold, text)
-
-
-def check(item, text):
-    """Strict: right in content and in form. What every benchmark counts."""
-    return shaped(item, text) and right(item, text)
-
-
-def grade(item, text):
-    """A score in [0, 7] to compare answers with: correctness first, then form, then brevity."""
-    brevity = min(1.0, len(item.answer) / max(1, len(text)))
-    return 4 * right(item, text) + 2 * shaped(item, text) + brevity

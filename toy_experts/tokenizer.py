@@ -13,6 +13,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import regex  # a dependency of tiktoken, with the \p{L} that `re` lacks
 import tiktoken
 
 VOCAB_FILE = Path(__file__).with_name("vocab.txt")
@@ -27,13 +28,15 @@ def build(words):
         ranks.setdefault(word.encode(), len(ranks))
     n = len(ranks)
     special = {"<|user|>": n, "<|assistant|>": n + 1, "<|end|>": n + 2}
-    return tiktoken.Encoding("fusionroute-toy", pat_str=PATTERN, mergeable_ranks=ranks,
-                             special_tokens=special)
+    return tiktoken.Encoding(
+        "fusionroute-toy", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special
+    )
 
 
 encoding = build(json.loads(line) for line in VOCAB_FILE.read_text().splitlines())
-USER, ASSISTANT, END = (encoding.encode_single_token(s)
-                        for s in ("<|user|>", "<|assistant|>", "<|end|>"))
+USER, ASSISTANT, END = (
+    encoding.encode_single_token(s) for s in ("<|user|>", "<|assistant|>", "<|end|>")
+)
 VOCAB_SIZE = encoding.n_vocab
 # A checkpoint stores this, and is never loaded with another vocabulary.
 FINGERPRINT = hashlib.sha256(VOCAB_FILE.read_bytes() + PATTERN.encode()).hexdigest()[:16]
@@ -46,3 +49,14 @@ def encode_prompt(prompt):
 
 def encode_answer(answer):
     return encoding.encode_ordinary(answer) + [END]
+
+
+def unseen(prompt):
+    """What no training text has, as a user may type it: foreign words, numbers of three digits.
+
+    >>> unseen("What is 140 modulo 5?")
+    ['140', 'modulo']
+    """
+    numbers = regex.findall(r"\d{3,}", prompt)
+    words = [w for w in regex.findall(r" ?\p{L}+", prompt) if len(encoding.encode_ordinary(w)) > 1]
+    return numbers + [w.strip() for w in words if len(encoding.encode_ordinary(w.strip())) > 1]

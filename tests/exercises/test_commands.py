@@ -20,7 +20,7 @@ from exercises import checks, solutions
 from exercises import train as exercise
 from fusionroute import Router, score
 from toy_experts import pairs as toy_pairs
-from toy_experts import run, tasks
+from toy_experts import script, tasks
 from toy_experts import train as toy
 from toy_experts.data import Data, scored
 
@@ -94,9 +94,9 @@ def test_one_step_and_wrong_commands(folder, command):
     solve(folder, 3)
     status, said = command("3")
     assert (status, len(said.splitlines())) == (0, 1)
-    with pytest.raises(run.UserError, match="'9' is neither a step, 1 to 8, nor train"):
+    with pytest.raises(script.UserError, match="'9' is neither a step, 1 to 8, nor train"):
         command("9")
-    with pytest.raises(run.UserError, match="step 1 is not written yet, .* see python -m exercises 1"):
+    with pytest.raises(script.UserError, match="step 1 is not written yet, .* see python -m exercises 1"):
         command("train")
 
 
@@ -119,7 +119,7 @@ MINE = {name: getattr(solutions, name) for _, functions in checks.STEPS.values()
 
 @pytest.fixture(scope="module")
 def experts():
-    return toy.load_router(run.WEIGHTS, "router", "cpu", "")[1]
+    return toy.load_router(script.WEIGHTS, "router", "cpu", "")[1]
 
 
 @pytest.fixture(scope="module")

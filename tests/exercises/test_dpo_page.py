@@ -10,8 +10,8 @@ import torch
 from fusionroute import Router, cdpo_loss, routed_logp
 from model import GPT, GPTConfig
 from toy_experts import dpo_example as example
-from toy_experts import run
-from toy_experts.train import load_router
+from toy_experts import script
+from toy_experts.script import load_router
 
 PAGE = (example.DOCS / "dpo.md").read_text()
 D = json.loads((example.DOCS / "dpo.json").read_text())
@@ -22,15 +22,15 @@ def test_the_page_shows_the_file_s_numbers():
 
 
 def test_a_page_without_its_marks_is_refused():
-    with pytest.raises(run.UserError, match="must be there once each"):
+    with pytest.raises(script.UserError, match="must be there once each"):
         example.filled(PAGE.replace("<!-- end: pair -->", ""), example.blocks(D))
 
 
 def test_the_shipped_weights_give_the_pair_s_six_numbers():
     """They are the run's in half precision: a few thousandths of each log-probability."""
-    router_sft, experts, _ = load_router(run.WEIGHTS, "router_sft", "cpu", "")
-    router = load_router(run.WEIGHTS, "router", "cpu", "")[0]
-    p, stored = json.loads((run.WEIGHTS / "pair.json").read_text()), D["pair"]
+    router_sft, experts, _ = load_router(script.WEIGHTS, "router_sft", "cpu", "")
+    router = load_router(script.WEIGHTS, "router", "cpu", "")[0]
+    p, stored = json.loads((script.WEIGHTS / "pair.json").read_text()), D["pair"]
     assert {k: stored[k] for k in p} == p
     ours = example.one_pair(p, router_sft, router, experts, D["beta"])
     for when in ("before", "after"):

@@ -20,9 +20,9 @@ import torch  # noqa: E402
 
 from fusionroute import fuse  # noqa: E402
 from page.__main__ import SHIPPED, collect  # noqa: E402
-from toy_experts import run, tasks, tokenizer  # noqa: E402
+from toy_experts import script, tasks, tokenizer  # noqa: E402
 from toy_experts.batch import MAX_NEW, METHODS  # noqa: E402
-from toy_experts.train import EXPERTS, load_router  # noqa: E402
+from toy_experts.script import EXPERTS, load_router  # noqa: E402
 
 
 def prompts_of(n):
@@ -102,9 +102,9 @@ def main():
     for prompt in different:
         print(f"different: {prompt!r}")
     record = {"prompts": len(prompts), "equal": len(prompts) - len(different), "made of": made_of(data)}
-    run.write(ROOT / "page" / "equal.json", json.dumps(record, indent=1) + "\n")
+    script.write(ROOT / "page" / "equal.json", json.dumps(record, indent=1) + "\n")
     print(f"saved page/equal.json: {record['equal']} of {record['prompts']} equal")
 
 
 if __name__ == "__main__":
-    run.run(main)
+    script.run(main)

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from toy_experts import run  # noqa: E402
+from toy_experts import script  # noqa: E402
 
 
 INSTALL = "run: bash tests/page/install.sh python"
@@ -35,9 +35,9 @@ def main():
     try:
         from playwright.sync_api import sync_playwright
     except ImportError as e:
-        raise run.UserError(f"there is no playwright; {INSTALL}") from e
+        raise script.UserError(f"there is no playwright; {INSTALL}") from e
     if CHROMIUM is None:
-        raise run.UserError(f"there is no chromium; {INSTALL}")
+        raise script.UserError(f"there is no chromium; {INSTALL}")
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         take(browser, ROOT / "page" / "index.html", ROOT / "page" / "screenshot.png")
@@ -46,4 +46,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run.run(main)
+    script.run(main)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from page import __main__ as page
-from toy_experts import run
+from toy_experts import script
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [ROOT / "page" / name for name in ["template.html", "style.css"]] + [
@@ -75,7 +75,7 @@ def test_missing_and_damaged_files(a_run, name):
         path.unlink(missing_ok=True)
         if content is not None:
             path.write_bytes(content)
-        with pytest.raises(run.UserError, match=re.escape(name)) as caught:
+        with pytest.raises(script.UserError, match=re.escape(name)) as caught:
             page.main(args)
         assert "python train_sft.py --seed 3" in str(caught.value)
         assert not (a_run / "page.html").exists()
@@ -87,5 +87,5 @@ def test_the_command_has_one_line_for_a_mistake(tmp_path):
     assert p.returncode == 2 and p.stderr.startswith("error: there is no ") and not p.stdout
     assert p.stderr.count("\n") == 1 and "python train_sft.py --seed 7" in p.stderr
     for args, word in ((["--seed", "x"], "--seed"), (["--seed", "-1"], "--seed is -1"), (["more"], "more")):
-        with pytest.raises(run.UserError, match=word):
+        with pytest.raises(script.UserError, match=word):
             page.main(args)

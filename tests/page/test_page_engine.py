@@ -11,9 +11,9 @@ import torch
 
 import decode
 from fusionroute import cdpo_loss
-from toy_experts import run, show, tasks, tokenizer
+from toy_experts import script, show, tasks, tokenizer
 from toy_experts.batch import MAX_NEW, METHODS
-from toy_experts.train import EXPERTS
+from toy_experts.script import EXPERTS
 
 from page_equal import compare, made_of, prompts_of
 
@@ -123,7 +123,7 @@ BAD = ["", "   ", "\n\t", "\u3000\u2003", "\x1c\x85", "word " * 200, "日" * 100
 
 def test_refusals_are_those_of_decode(node):
     for prompt, ours in zip(BAD, node("refusals", BAD)):
-        with pytest.raises(run.UserError) as caught:
+        with pytest.raises(script.UserError) as caught:
             decode.encode(prompt, 256)
         assert ours == str(caught.value)
     fine = ["\ufeff", "\u200b", "7" * 150]

@@ -1,4 +1,4 @@
-"""What every script needs around the lesson: flags, errors, run folders, checkpoints, logs.
+"""What every script needs around the lesson: flags, errors, run folders, checkpoints.
 
 A run is a folder OUT/seedN. Its files are written whole or not at all, and reading a checkpoint
 never executes code from it.
@@ -13,18 +13,19 @@ import json
 import os
 import pickle
 import re
+import shlex
 import sys
 import traceback
 import warnings
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from fusionroute import Router
 from model import GPT, GPTConfig
 from toy_experts import tokenizer
 
+EXPERTS = ["math", "code", "instruct"]  # the order of the routing weights, everywhere
 
 WEIGHTS = Path(__file__).parent / "weights"  # a trained run that comes with the code
 
@@ -38,12 +39,12 @@ def run(main):
     for name in ("stdin", "stdout", "stderr"):  # a stream that the caller has closed
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
-    for stream in (sys.stdout, sys.stderr):     # characters that the terminal cannot show
+    for stream in (sys.stdout, sys.stderr):  # characters that the terminal cannot show
         stream.reconfigure(errors="backslashreplace")
     try:
         main()
         sys.stdout.flush()
-    except BrokenPipeError:                     # `... | head`: the reader has gone
+    except BrokenPipeError:  # `... | head`: the reader has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except (UserError, OSError) as e:
@@ -77,7 +78,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         quotes = re.match("unrecognized arguments: [^-]", message) and any(
-            a.dest == "prompt" for a in self._actions)
+            a.dest == "prompt" for a in self._actions
+        )
         hint = " (put the prompt in quotes)" if quotes else ""
         raise UserError(f"{message}{hint} (see {self.prog} --help)")
 
@@ -88,8 +90,13 @@ def parser(cls, doc):
     comments = dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.*)$", inspect.getsource(cls), re.M))
     for f in dataclasses.fields(cls):
         text = comments[f.name].replace("%", "%%") + " (default: %(default)s)"
-        p.add_argument(f"--{f.name}", type=f.type, default=f.default, help=text,
-                       metavar=f.type.__name__.upper())
+        p.add_argument(
+            f"--{f.name}",
+            type=f.type,
+            default=f.default,
+            help=text,
+            metavar=f.type.__name__.upper(),
+        )
     return p
 
 
@@ -112,6 +119,13 @@ def positive(s, *names, or_zero=False):
             raise UserError(f"--{name} is {value}, and must be {right}")
 
 
+def one_of(s, name, values):
+    """UserError unless the field `name` of the settings s is one of values."""
+    if getattr(s, name) not in values:
+        given, names = getattr(s, name), ", ".join(map(str, values))
+        raise UserError(f"--{name} is {given!r}, and must be one of {names}")
+
+
 def device(name):
     """The torch.device for --device auto|cuda|mps|cpu."""
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -122,6 +136,34 @@ def device(name):
     if not has[name]:
         raise UserError(f"--device {name}: this machine has none; use --device auto")
     return torch.device(name)
+
+
+def each_line(respond, echo):
+    """Call respond(line) for each line that is typed, until an empty one, or of a file on stdin.
+
+    echo: print a file's lines before their answers. One bad line does not end the others.
+    """
+    typed, failed = sys.stdin.isatty(), False
+    sys.stdin.reconfigure(errors="replace")
+    while True:
+        try:
+            line = input("prompt> " if typed else "")
+        except EOFError:
+            break
+        if not line.strip():
+            if typed:
+                break
+            continue  # in a file, a blank line only separates
+        if echo and not typed:
+            print(f"prompt> {line}")
+        try:
+            respond(line)
+        except UserError as e:
+            print(f"error: {e}", file=sys.stderr)
+            failed = not typed
+    if failed:
+        sys.stdout.flush()
+        sys.exit(2)
 
 
 # --- run folders ---------------------------------------------------------------------------------
@@ -136,8 +178,8 @@ def run_dir(s):
 
 def flags(s):
     """The flags that make another command work on the same run, " --seed 9"; no defaults."""
-    out = s.out if re.fullmatch(r"[\w./-]+", s.out) else repr(s.out)
-    return (f" --seed {s.seed}" if s.seed else "") + (f" --out {out}" if s.out != "out" else "")
+    seed = f" --seed {s.seed}" if s.seed else ""
+    return seed + (f" {shlex.quote(f'--out={s.out}')}" if s.out != "out" else "")
 
 
 def prepare(s):
@@ -188,15 +230,27 @@ def load(path, keys, hint):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about foreign files, then refuses them
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError,
-            IndexError, AttributeError, TypeError, AssertionError) as e:
+    except (
+        OSError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        TypeError,
+        AssertionError,
+    ) as e:
         if isinstance(e, OSError) and e.errno != errno.EINVAL:  # EINVAL: the file is cut short
             raise UserError(f"cannot read {path} ({e.strerror})") from e
         raise UserError(f"{path} is truncated or not a checkpoint; remove it, then {hint}") from e
     missing = [k for k in keys if not isinstance(content, dict) or k not in content]
     if missing:
-        raise UserError(f"{path} is not a checkpoint of this project (it has no "
-                        f"{', '.join(missing)}); remove it, then {hint}")
+        raise UserError(
+            f"{path} is not a checkpoint of this project (it has no "
+            f"{', '.join(missing)}); remove it, then {hint}"
+        )
     return content
 
 
@@ -204,8 +258,10 @@ def check_same(path, saved, asked, remove="that file"):
     """UserError unless a file's settings (a dict) have the asked values."""
     for name in asked:
         if saved.get(name) != asked[name]:
-            raise UserError(f"{path} was made with {name} = {saved.get(name)}, but {asked[name]} "
-                            f"is asked: use another --out, or remove {remove} to train anew")
+            raise UserError(
+                f"{path} was made with {name} = {saved.get(name)}, but {asked[name]} "
+                f"is asked: use another --out, or remove {remove} to train anew"
+            )
 
 
 def recipe(s):
@@ -224,81 +280,97 @@ def fingerprint(model):
 def save_model(path, model, recipe, seconds, experts=None):
     """Save a GPT, or a Router with its experts' fingerprints (name -> hex).
 
-    seconds: how long the training took.
+    recipe: the settings that made it. seconds: how long its training took.
     """
     lm = model if experts is None else model.lm
-    content = {"config": dataclasses.asdict(lm.config), "vocabulary": tokenizer.FINGERPRINT,
-               "recipe": recipe, "seconds": seconds, "experts": experts or {},
-               "model": model.state_dict()}
+    content = {
+        "config": dataclasses.asdict(lm.config),
+        "vocabulary": tokenizer.FINGERPRINT,
+        "recipe": recipe,
+        "seconds": seconds,
+        "experts": experts or {},
+        "model": model.state_dict(),
+    }
     write(path, lambda f: torch.save(content, f))
     print(f"saved {path}")
 
 
-def load_model(path, hint, device="cpu", router=False):
+def save_router(folder, name, router, experts, recipe, seconds, log):
+    """Save a trained router as NAME.pt, and what its training logged as NAME.log.jsonl."""
+    write(folder / f"{name}.log.jsonl", "".join(json.dumps(record) + "\n" for record in log))
+    names = dict(zip(EXPERTS, map(fingerprint, experts)))
+    save_model(folder / f"{name}.pt", router, recipe, seconds, names)
+
+
+def gpt_of(config):
+    """An untrained GPT with the config of a checkpoint (a dict)."""
+    return GPT(GPTConfig(**config))
+
+
+def load_model(path, hint, device="cpu", router=False, build=gpt_of):
     """The frozen GPT (or Router) in a checkpoint, and the checkpoint's dict without its weights."""
     keys = ("config", "vocabulary", "recipe", "seconds", "experts", "model")
     content = load(path, keys, hint)
     if content["vocabulary"] != tokenizer.FINGERPRINT:
-        raise UserError(f"{path} was made with another vocabulary ({content['vocabulary']}) than "
-                        f"this one ({tokenizer.FINGERPRINT}): use another --out, or remove it, "
-                        f"then {hint}")
+        raise UserError(
+            f"{path} was made with another vocabulary ({content['vocabulary']}) than this one "
+            f"({tokenizer.FINGERPRINT}): use another --out, or remove it, then {hint}"
+        )
     if bool(content["experts"]) != router:
         raise UserError(f"{path} is {'not ' if router else ''}a router: remove it, then {hint}")
     try:
-        model = GPT(GPTConfig(**content["config"]))
+        model = build(content["config"])
         model = Router(model, len(content["experts"])) if router else model
         model.load_state_dict(content.pop("model"))
     except (TypeError, RuntimeError, AttributeError, ValueError, ZeroDivisionError) as e:
-        raise UserError(f"{path}: its weights do not fit its settings ({str(e)[:120]}); remove it, "
-                        f"then {hint}") from e
+        raise UserError(
+            f"{path}: its weights do not fit its settings ({str(e)[:120]}); remove it, then {hint}"
+        ) from e
     return model.to(device).eval().requires_grad_(False), content
 
 
-class Log(list):
-    """What each training step reported. Prints the first step, then the means of every 50 steps.
+def load_router(folder, name, device, hint, build=gpt_of):
+    """The router NAME.pt in a folder, frozen, its experts, and the router's checkpoint.
 
-    names: of the experts, for the list "routing" in what sft_loss returns.
+    UserError unless they belong together: W's rows are about these experts' exact weights.
     """
-
-    def __init__(self, names):
-        super().__init__()
-        self.names, self.kinds = names, set()
-
-    def add(self, loss, terms, kind="sft"):
-        if not loss.isfinite():
-            raise UserError(f"the loss is {loss.item()}: the training has diverged; lower --lr")
-        routing = {f"route_{n}": x for n, x in zip(self.names, terms.get("routing", []))}
-        values = {"loss": loss} | {k: v for k, v in terms.items() if k != "routing"} | routing
-        values = {k: round(v.detach().item(), 5) for k, v in values.items()}
-        self.append({"step": len(self), "kind": kind} | values)
-        if kind not in self.kinds:
-            self.kinds.add(kind)
-            tqdm.write(means(self[-1:], kind))
-        if len(self) % EVERY == 0:
-            for kind in sorted(self.kinds):
-                tqdm.write(means(self[-EVERY:], kind))
-
-    def save(self, path):
-        write(path, "".join(json.dumps(record) + "\n" for record in self))
+    experts = [load_model(folder / f"{e}.pt", hint, device, build=build)[0] for e in EXPERTS]
+    path = folder / f"{name}.pt"
+    router, content = load_model(path, hint, device, router=True, build=build)
+    for e, expert in zip(EXPERTS, experts):
+        if expert.config != router.lm.config:
+            raise UserError(
+                f"{e}.pt and {name}.pt in {folder} are models of different sizes or vocabularies: "
+                "their logits cannot be added"
+            )
+    if list(content["experts"]) != EXPERTS:
+        raise UserError(
+            f"{path} routes among {', '.join(map(str, content['experts']))}, not among "
+            f"{', '.join(EXPERTS)}"
+        )
+    check_same(path, content["experts"], dict(zip(EXPERTS, map(fingerprint, experts))))
+    return router, experts, content
 
 
-EVERY = 50  # steps between two printed lines
+def load_router_or_shipped(s, name):
+    """load_router of the run that the settings s select, or of the shipped run if there is none."""
+    folder = run_dir(s)
+    if not flags(s) and not (folder / f"{name}.pt").exists():
+        folder = WEIGHTS
+        note = "(there is no run in out/seed0 yet: this is the one in toy_experts/weights)"
+        print(note, file=sys.stderr)
+    hint = f"run python train_sft.py{flags(s)}, then python train_cdpo.py{flags(s)}"
+    return load_router(folder, name, device(s.device), hint)
 
 
-def means(records, kind):
-    """One line: the last step, and the mean of each term over the records of one kind."""
-    step, records = records[-1]["step"] + 1, [r for r in records if r["kind"] == kind]
-    terms = [k for k in records[0] if k not in ("step", "kind")] if records else []
-    texts = [f"{k} {sum(r[k] for r in records) / len(records):.3f}" for k in terms]
-    return f"step {step:4d} {kind:4s}  {'  '.join(texts)}"
+def is_there(folder, name, recipe):
+    """Whether the router NAME.pt has been trained already; then a line says so.
 
-
-def expect(name, kinds):
-    """Print how the run in toy_experts/weights ended: what to expect of a training like it."""
-    try:
-        lines = (WEIGHTS / f"{name}.log.jsonl").read_text().splitlines()[-EVERY:]
-        records = [json.loads(line) for line in lines]
-        print("expect at the end, if all flags are the defaults (other seeds differ a little):")
-        print("\n".join(means(records, kind) for kind in kinds))
-    except (OSError, ValueError, KeyError, IndexError):  # no figures then: they are only a help
-        pass
+    UserError if it was trained with another recipe or for other experts.
+    """
+    path = folder / f"{name}.pt"
+    if not path.exists():
+        return False
+    check_same(path, load_router(folder, name, "cpu", "start again")[2]["recipe"], recipe)
+    print(f"{path} is there already; remove it to see its training again")
+    return True

@@ -1,7 +1,7 @@
 """Trains the toy's frozen models: one base model, and three experts (math, code, instruct) that are
 fine-tuned from it, as the paper's experts are fine-tuned from one base.
 
-    python -m toy_experts.train
+    python -m toy_experts.experts
 
 The base sees exercises in arithmetic and copying, some whole questions with answers (most of them
 mathematical), and many halves: a prompt alone, or an answer alone, so that it has met every word of
@@ -23,34 +23,35 @@ from tqdm import tqdm
 
 from fusionroute import token_logp
 from model import GPT, GPTConfig
-from toy_experts import run, tasks, tokenizer
-from toy_experts.data import answer_only, batches, pack
+from toy_experts import script, tasks, tokenizer
+from toy_experts.data import answer_only, batches, pack, schedule
+from toy_experts.script import EXPERTS
 
-EXPERTS = list(tasks.DOMAINS)  # math, code, instruct: the order of the routing weights, everywhere
 STEPS = {"base": 3400, "math": 2000, "code": 600, "instruct": 2000}
 LR = {"base": 2e-3, "math": 1.5e-3, "code": 1.5e-3, "instruct": 1.5e-3}
-BATCH = 16     # documents a step
+BATCH = 16  # documents a step
 REPLAY = 0.15  # share of the base's kind of document in an expert's data
 
 
 @dataclass
 class Settings:
-    seed: int = 0         # selects the run: all random numbers follow from it
-    out: str = "out"      # runs are kept in OUT/seedN/
+    seed: int = 0  # selects the run: all random numbers follow from it
+    out: str = "out"  # runs are kept in OUT/seedN/
     device: str = "auto"  # auto, cuda, mps or cpu
-    gap: float = 0.25     # share of each benchmark's sub-skills that no expert learns, 0 to 0.75
-
-    def __post_init__(self):
-        if not 0 <= self.gap <= 0.75:
-            raise run.UserError(f"--gap is {self.gap}, and must be from 0 to 0.75")
+    gap: float = 0.25  # share of each benchmark's sub-skills that no expert learns, 0 to 0.75
 
 
 # --- documents -----------------------------------------------------------------------------------
 
 # The base's documents: exercises, whole questions with answers, and for the rest halves.
 DRILLS = 0.35
-WHOLE = {"toy-gsm8k": 0.06, "toy-math500": 0.12, "toy-mbpp": 0.02, "toy-humaneval": 0.02,
-         "toy-ifeval": 0.14}
+WHOLE = {
+    "toy-gsm8k": 0.06,
+    "toy-math500": 0.12,
+    "toy-mbpp": 0.02,
+    "toy-humaneval": 0.02,
+    "toy-ifeval": 0.14,
+}
 EQUALS = tokenizer.encoding.encode_single_token(" = ")
 STOP = tokenizer.encoding.encode_single_token(".")
 
@@ -85,7 +86,7 @@ def drill(rng):
         first, again = (encode(rng.choice(["", " "]) + " ".join(words) + ".") for _ in range(2))
         return answer_only(first, again)
     ids, learn = encode(" ".join(fact(rng) for _ in range(6))), []
-    for i, t in enumerate(ids):
+    for i in range(len(ids)):
         learn.append(i > 0 and (ids[i - 1] == EQUALS or learn[-1] and ids[i - 1] != STOP))
     return ids, learn
 
@@ -93,6 +94,11 @@ def drill(rng):
 def sample(item):
     """A question with its answer; only the answer is learned."""
     return answer_only(tokenizer.encode_prompt(item.prompt), tokenizer.encode_answer(item.answer))
+
+
+def sft_samples(n, seed):
+    """Phase 1's samples for the router: n of the benchmarks and general prompts in equal shares."""
+    return [sample(item) for item in tasks.mixed("train", n, Random(f"sft {seed}"))]
 
 
 def base_document(s, rng):
@@ -131,30 +137,25 @@ def new_gpt():
     return GPT(GPTConfig(vocab_size=tokenizer.VOCAB_SIZE))
 
 
-def schedule(step, steps, warmup):
-    """The learning rate's factor: a linear rise, then a cosine down to a tenth."""
-    if step < warmup:
-        return (step + 1) / warmup
-    t = torch.tensor((step - warmup) / max(1, steps - warmup))
-    return float(0.1 + 0.9 * 0.5 * (1 + torch.cos(torch.pi * t)))
-
-
-def train(name, model, samples, seed):
-    """Ordinary language-model training, in place."""
+def train(model, samples, seed, steps, lr, name):
+    """Ordinary language-model training, in place. lr: the peak learning rate."""
     ids, mask, lengths = pack(samples)
-    steps, device = STEPS[name], model.embed.weight.device
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR[name], betas=(0.9, 0.98),
-                                  weight_decay=0.01, fused=True)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: schedule(i, steps, 30))
+    device = model.embed.weight.device
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: schedule(step, steps, warmup=30)
+    )
     plan = []
     while len(plan) < steps:
         plan += batches(lengths, BATCH, seed + len(plan))
     bar = tqdm(plan[:steps], desc=name, mininterval=1.0)
     for step, rows in enumerate(bar):
-        x = ids[rows, :int(lengths[rows].max())].to(device)               # (B, T)
-        m = mask[rows, 1:x.size(1)].to(device)                            # (B, T-1)
-        logits, _ = model(x[:, :-1])                                      # (B, T-1, V)
-        loss = -token_logp(logits, x[:, 1:])[m].mean()
+        x = ids[rows, : int(lengths[rows].max())].to(device)  # (B, T)
+        learn = mask[rows, 1 : x.size(1)].to(device)  # (B, T-1)
+        logits, _ = model(x[:, :-1])  # (B, T-1, V)
+        loss = -token_logp(logits, x[:, 1:])[learn].mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -162,16 +163,18 @@ def train(name, model, samples, seed):
         scheduler.step()
         if step % 50 == 49:
             bar.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
-    return model
 
 
-def ensure(s):
+def ensure(s, new_gpt=new_gpt, build=script.gpt_of):
     """Train what is missing of base and experts. Returns the experts, frozen, in EXPERTS' order.
 
-    What is there already must have been trained with the settings s.
+    s: settings with seed, out, device and gap. What is there already must have been trained with
+    this seed and gap. new_gpt and build make an untrained model, and one for a checkpoint's config.
     """
-    folder, device = run.prepare(s)
-    models = {}
+    if not 0 <= s.gap <= 0.75:
+        raise script.UserError(f"--gap is {s.gap}, and must be from 0 to 0.75")
+    folder, device = script.prepare(s)
+    recipe, models = {"seed": s.seed, "gap": s.gap}, {}
     for i, name in enumerate(["base"] + EXPERTS):
         path = folder / f"{name}.pt"
         if not path.exists():
@@ -179,37 +182,19 @@ def ensure(s):
             begun = time.time()
             torch.manual_seed(s.seed)
             model = new_gpt() if name == "base" else deepcopy(models["base"]).requires_grad_(True)
-            train(name, model.to(device), documents(s, name), s.seed * 1000 + i)
-            run.save_model(path, model, run.recipe(s), time.time() - begun)
-        models[name], content = run.load_model(path, "start again", device)
-        run.check_same(path, content["recipe"], run.recipe(s), remove=f"the folder {folder}")
+            model.to(device)
+            train(model, documents(s, name), s.seed * 1000 + i, STEPS[name], LR[name], name)
+            script.save_model(path, model, recipe, time.time() - begun)
+        models[name], content = script.load_model(path, "start again", device, build=build)
+        script.check_same(path, content["recipe"], recipe, remove=f"the folder {folder}")
     return [models[name] for name in EXPERTS]
 
 
-def load_router(folder, name, device, hint):
-    """The router NAME.pt in a folder, frozen, its experts, and the router's checkpoint.
-
-    UserError unless they belong together: W's rows are about these experts' exact weights.
-    """
-    experts = [run.load_model(folder / f"{e}.pt", hint, device)[0] for e in EXPERTS]
-    path = folder / f"{name}.pt"
-    router, content = run.load_model(path, hint, device, router=True)
-    for e, expert in zip(EXPERTS, experts):
-        if expert.config != router.lm.config:
-            raise run.UserError(f"{e}.pt and {name}.pt in {folder} are models of different sizes "
-                                "or vocabularies: their logits cannot be added")
-    if list(content["experts"]) != EXPERTS:
-        raise run.UserError(f"{path} routes among {', '.join(map(str, content['experts']))}, not "
-                            f"among {', '.join(EXPERTS)}")
-    run.check_same(path, content["experts"], dict(zip(EXPERTS, map(run.fingerprint, experts))))
-    return router, experts, content
-
-
 def main(argv=None):
-    s = run.settings(Settings, __doc__, argv)
+    s = script.settings(Settings, __doc__, argv)
     ensure(s)
-    print(f"experts ready in {run.run_dir(s)}")
+    print(f"experts ready in {script.run_dir(s)}")
 
 
 if __name__ == "__main__":
-    run.run(main)
+    script.run(main)

@@ -17,14 +17,14 @@ from random import Random
 
 import torch
 import torch.nn.functional as F
+from toy_experts.script import load_router, sample
 
 import train_cdpo
 from fusionroute import routed_logp, sequence_logp
 from toy_experts import pairs as toy_pairs
-from toy_experts import run, tasks
+from toy_experts import script, tasks
 from toy_experts.data import Data, scored
 from toy_experts.evaluate import table
-from toy_experts.train import load_router, sample
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -107,12 +107,12 @@ def lengths(pairs, expert, beta):
 
 def measure(folder, s):
     """Everything that the page says, as a dict."""
-    hint = f"run bash run.sh{run.flags(s)}"
+    hint = f"run bash run.sh{script.flags(s)}"
     router_sft, experts, phase1 = load_router(folder, "router_sft", "cpu", hint)
     router, _, phase2 = load_router(folder, "router", "cpu", hint)
     recipe = train_cdpo.Settings(**{k: v for k, v in phase2["recipe"].items() if k != "phase1"})
     if not (folder / "pairs.jsonl").exists():
-        raise run.UserError(f"there is no {folder / 'pairs.jsonl'}: {hint}")
+        raise script.UserError(f"there is no {folder / 'pairs.jsonl'}: {hint}")
     found = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
     log = [json.loads(line) for line in (folder / "router.log.jsonl").read_text().splitlines()]
     pairs = in_twos(scored(toy_pairs.samples(found), experts))
@@ -139,7 +139,7 @@ def measure(folder, s):
                      **change(theta, ref, after, recipe.beta)})
     first = next(record for record in log if record["kind"] == "pair")
     return {"seed": s.seed, "beta": recipe.beta, "torch": torch.__version__.split("+")[0],
-            "made_from": {name: run.fingerprint(model) for name, model in (
+            "made_from": {name: script.fingerprint(model) for name, model in (
                 ("router_sft", router_sft), ("router", router))},
             "pair": one_pair(found[len(found) // 2], router_sft, router, experts, recipe.beta),
             "first": first,
@@ -236,7 +236,7 @@ def filled(page, parts):
         begin, end = f"<!-- begin: {name}, written by python -m toy_experts.dpo_example -->", \
             f"<!-- end: {name} -->"
         if page.count(begin) != 1 or page.count(end) != 1:
-            raise run.UserError(f"docs/dpo.md: the lines {begin} and {end} must be there once each")
+            raise script.UserError(f"docs/dpo.md: the lines {begin} and {end} must be there once each")
         pattern = re.escape(begin) + ".*?" + re.escape(end)
         text = "\n".join([begin, *lines, end])
         page = re.sub(pattern, lambda _: text, page, flags=re.S)
@@ -244,21 +244,21 @@ def filled(page, parts):
 
 
 def main(argv=None):
-    s = run.settings(Settings, __doc__, argv)
-    folder = run.run_dir(s)
-    if not run.flags(s) and not (folder / "router.pt").exists():
-        router_sft, experts, _ = load_router(run.WEIGHTS, "router_sft", "cpu", "run bash run.sh")
-        router, _, last = load_router(run.WEIGHTS, "router", "cpu", "run bash run.sh")
-        pair, beta = json.loads((run.WEIGHTS / "pair.json").read_text()), last["recipe"]["beta"]
+    s = script.settings(Settings, __doc__, argv)
+    folder = script.run_dir(s)
+    if not script.flags(s) and not (folder / "router.pt").exists():
+        router_sft, experts, _ = load_router(script.WEIGHTS, "router_sft", "cpu", "run bash run.sh")
+        router, _, last = load_router(script.WEIGHTS, "router", "cpu", "run bash run.sh")
+        pair, beta = json.loads((script.WEIGHTS / "pair.json").read_text()), last["recipe"]["beta"]
         print("(there is no run in out/seed0 yet: this is the pair of toy_experts/weights)")
         return print("\n".join(pair_block(one_pair(pair, router_sft, router, experts, beta), beta)))
     d = measure(folder, s)
     page = filled((DOCS / "dpo.md").read_text(), blocks(d))
-    run.write(DOCS / "dpo.json", json.dumps(d, indent=1) + "\n")
-    run.write(DOCS / "dpo.md", page)
+    script.write(DOCS / "dpo.json", json.dumps(d, indent=1) + "\n")
+    script.write(DOCS / "dpo.md", page)
     print("\n".join(pair_block(d["pair"], d["beta"])))
     print("saved docs/dpo.json and docs/dpo.md")
 
 
 if __name__ == "__main__":
-    run.run(main)
+    script.run(main)

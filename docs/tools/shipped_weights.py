@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from random import Random
 
 import torch
+from toy_experts.decode_batch import answers
+from toy_experts.script import EXPERTS, load_router
 
-from toy_experts import run, tasks
-from toy_experts.batch import answers
-from toy_experts.train import EXPERTS, load_router
+from toy_experts import judge, script, tasks
 
 ROUTERS = ["router_sft", "router"]
 
@@ -47,38 +47,38 @@ def outcome(folder, seed):
     router, experts, _ = load_router(folder, "router", "cpu", "run bash run.sh")
     items = test_items(seed)
     texts = [t.text() for t in answers(router, experts, items)]
-    right = {b: sum(tasks.check(i, x) for i, x in zip(items, texts) if i.bench == b) / 200
+    right = {b: sum(judge.check(i, x) for i, x in zip(items, texts) if i.bench == b) / 200
              for b in tasks.BENCHMARKS}
     return [hashlib.sha256(x.encode()).hexdigest()[:6] for x in texts], right
 
 
 def main(argv=None):
-    s = run.settings(Settings, __doc__, argv)
-    folder, hint = run.run_dir(s), f"run bash run.sh{run.flags(s)}"
+    s = script.settings(Settings, __doc__, argv)
+    folder, hint = script.run_dir(s), f"run bash run.sh{script.flags(s)}"
     load_router(folder, "router", "cpu", hint)            # are all files there, do they fit?
-    run.WEIGHTS.mkdir(exist_ok=True)
-    contents = {name: run.load(folder / f"{name}.pt", ("model",), hint)
+    script.WEIGHTS.mkdir(exist_ok=True)
+    contents = {name: script.load(folder / f"{name}.pt", ("model",), hint)
                 for name in EXPERTS + ROUTERS}
     for name, content in contents.items():
-        run.write(run.WEIGHTS / f"{name}.pt", lambda f: torch.save(half(content), f))
+        script.write(script.WEIGHTS / f"{name}.pt", lambda f: torch.save(half(content), f))
     # A router's checkpoint names its experts by their exact weights, which rounding has changed.
-    experts = {name: run.load_model(run.WEIGHTS / f"{name}.pt", hint)[0] for name in EXPERTS}
-    names = {name: run.fingerprint(expert) for name, expert in experts.items()}
+    experts = {name: script.load_model(script.WEIGHTS / f"{name}.pt", hint)[0] for name in EXPERTS}
+    names = {name: script.fingerprint(expert) for name, expert in experts.items()}
     for name in ROUTERS:
         content = half(contents[name]) | {"experts": names}
-        run.write(run.WEIGHTS / f"{name}.pt", lambda f: torch.save(content, f))
-        run.write(run.WEIGHTS / f"{name}.log.jsonl", (folder / f"{name}.log.jsonl").read_text())
+        script.write(script.WEIGHTS / f"{name}.pt", lambda f: torch.save(content, f))
+        script.write(script.WEIGHTS / f"{name}.log.jsonl", (folder / f"{name}.log.jsonl").read_text())
     pairs = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
-    run.write(run.WEIGHTS / "pair.json", json.dumps(pairs[len(pairs) // 2], indent=1) + "\n")
+    script.write(script.WEIGHTS / "pair.json", json.dumps(pairs[len(pairs) // 2], indent=1) + "\n")
     print("answering 1,000 test prompts with the run, then with the half-precision weights")
-    (theirs, right), (ours, right_half) = outcome(folder, s.seed), outcome(run.WEIGHTS, s.seed)
+    (theirs, right), (ours, right_half) = outcome(folder, s.seed), outcome(script.WEIGHTS, s.seed)
     equal = sum(a == b for a, b in zip(theirs, ours))
-    run.write(run.WEIGHTS / "check.json", json.dumps(
+    script.write(script.WEIGHTS / "check.json", json.dumps(
         {"seed": s.seed, "equal answers of 1000": equal, "right, the run": right,
          "right, half precision": right_half, "answers of the run": theirs}) + "\n")
-    size = sum(p.stat().st_size for p in run.WEIGHTS.glob("*.pt"))
-    print(f"saved {run.WEIGHTS}: {size / 1e6:.2f} MB, {equal} of 1,000 answers as the run's")
+    size = sum(p.stat().st_size for p in script.WEIGHTS.glob("*.pt"))
+    print(f"saved {script.WEIGHTS}: {size / 1e6:.2f} MB, {equal} of 1,000 answers as the run's")
 
 
 if __name__ == "__main__":
-    run.run(main)
+    script.run(main)

@@ -8,10 +8,11 @@ shows what the sum of Eq. (1) is for: neither the router nor any expert answers 
 
 from pathlib import Path
 
+from toy_experts.decode_batch import decode_batch
+from toy_experts.script import load_router
+
 import decode
-from toy_experts import run, show
-from toy_experts.batch import METHODS, decode_batch
-from toy_experts.train import load_router
+from toy_experts import script, show
 
 PROMPT = ("Tom has 21 eggs. He loses 3 of them. Then he gives 7 away. How many eggs are there now? "
           "Finish with the word done.")
@@ -22,7 +23,7 @@ END = "<!-- end: example -->"
 
 def routed():
     """The prompt's answer as the rows of show.records, and what each part alone answers."""
-    router, experts, _ = load_router(run.WEIGHTS, "router", "cpu", "run bash run.sh")
+    router, experts, _ = load_router(script.WEIGHTS, "router", "cpu", "run bash run.sh")
     ids = decode.encode(PROMPT, router.lm.config.max_len)
     steps = list(decode.decode(router, experts, ids))
     inside = show.in_S(experts, ids, [step.token for step in steps])
@@ -40,14 +41,14 @@ def lines(alone):
 
 def main():
     rows, alone = routed()
-    run.write(ROOT / "docs" / "answer.svg", show.svg(PROMPT, rows))
+    script.write(ROOT / "docs" / "answer.svg", show.svg(PROMPT, rows))
     text = (ROOT / "README.md").read_text()
     if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise run.UserError(f"README.md must have the lines {BEGIN.strip()} and {END} once each")
+        raise script.UserError(f"README.md must have the lines {BEGIN.strip()} and {END} once each")
     start = text.index(BEGIN) + len(BEGIN)
-    run.write(ROOT / "README.md", text[:start] + lines(alone) + text[text.index(END):])
+    script.write(ROOT / "README.md", text[:start] + lines(alone) + text[text.index(END):])
     print("saved docs/answer.svg and README.md")
 
 
 if __name__ == "__main__":
-    run.run(main)
+    script.run(main)

@@ -8,7 +8,7 @@ import io
 import json
 from dataclasses import dataclass
 
-from toy_experts import run
+from toy_experts import script
 
 try:
     import matplotlib
@@ -30,9 +30,9 @@ def read(path, hint):
     try:
         return [json.loads(line) for line in path.read_text().splitlines()]
     except FileNotFoundError as e:
-        raise run.UserError(f"there is no {path}: {hint}") from e
+        raise script.UserError(f"there is no {path}: {hint}") from e
     except ValueError as e:
-        raise run.UserError(f"{path} is damaged: remove it, then {hint}") from e
+        raise script.UserError(f"{path} is damaged: remove it, then {hint}") from e
 
 
 def line(axis, records, key, label):
@@ -73,18 +73,18 @@ def draw(folder, hint):
 
 
 def main(argv=None):
-    parser = run.parser(Settings, __doc__)
+    parser = script.parser(Settings, __doc__)
     parser.add_argument("--shipped", action="store_true", help="the run in toy_experts/weights")
     args = vars(parser.parse_args(argv))
     shipped, s = args.pop("shipped"), Settings(**args)
     if plt is None:
-        raise run.UserError("the curves need matplotlib: pip install matplotlib")
-    folder = run.WEIGHTS if shipped else run.run_dir(s)
-    path = run.WEIGHTS.parent.parent / "docs" / "curves.svg" if shipped else folder / "curves.svg"
-    hint = f"run python train_sft.py{run.flags(s)}, then python train_cdpo.py{run.flags(s)}"
-    run.write(path, draw(folder, hint))
+        raise script.UserError("the curves need matplotlib: pip install matplotlib")
+    folder = script.WEIGHTS if shipped else script.run_dir(s)
+    path = script.WEIGHTS.parent.parent / "docs" / "curves.svg" if shipped else folder / "curves.svg"
+    hint = f"run python train_sft.py{script.flags(s)}, then python train_cdpo.py{script.flags(s)}"
+    script.write(path, draw(folder, hint))
     print(f"saved {path}")
 
 
 if __name__ == "__main__":
-    run.run(main)
+    script.run(main)
