@@ -194,7 +194,7 @@ def sample(logits, temperature=0.0, top_p=1.0, u=None):
     if temperature == 0:
         return logits.argmax(-1)  # (B,)
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # (B, V), no overflow
-    p, order = logits.softmax(-1).sort(-1, descending=True, stable=True)  # (B, V) both
+    p, order = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)  # (B, V) both
     p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0)  # drop a token if those before it suffice
     cdf = p.cumsum(-1)  # (B, V)
     index = (cdf <= u[:, None] * cdf[:, -1:]).sum(-1)  # the token whose share of the cdf has u
