@@ -40,15 +40,6 @@ def pieces(tokens):
     return out
 
 
-def alone(token):
-    """A token shown by itself: quoted, with its leading space; a part of a character as hex."""
-    raw = tokenizer.encoding.decode_single_token_bytes(token)
-    try:
-        return repr(raw.decode())
-    except UnicodeDecodeError:
-        return f"byte 0x{raw.hex()}"
-
-
 def records(experts, prompt, steps, method):
     """One dict per token, the end token's included: what --json prints.
 
@@ -65,7 +56,6 @@ def records(experts, prompt, steps, method):
                 "expert": "router" if method == "router" else EXPERTS[step.pick],
                 "weights": {} if method == "router" else weights,
                 "expert_choice": tokenizer.encoding.decode([step.expert_choice]),
-                "expert_choice_id": step.expert_choice,
                 "changed": step.token != step.expert_choice,
                 "in_S": inside,
             }
@@ -127,7 +117,11 @@ def legend(rows, colour):
     picked = [r["expert"] for r in rows if r["in_S"]]
     names = {e: f"\033[{COLOURS[e]}m{e}\033[0m" if colour else e for e in picked}
     counts = ", ".join(f"{names[e]} {picked.count(e)}" for e in names)
-    changes = [f"{alone(r['expert_choice_id'])} -> {alone(r['id'])}" for r in rows if r["changed"]]
+    changes = [
+        f"{r['expert_choice']!r} -> {tokenizer.encoding.decode([r['id']])!r}"
+        for r in rows
+        if r["changed"]
+    ]
     return (
         f"({len(rows)} tokens with the end; the experts disagree at {len(picked)}"
         f"{': ' if picked else ''}{counts}; "
