@@ -26,6 +26,8 @@ from toy_experts.data import answer_only, pack
 from toy_experts.decode_batch import answers
 from toy_experts.script import EXPERTS, load_router
 
+BENCHES = [*tasks.BENCHMARKS, "general"]
+
 
 @dataclass
 class Settings:
@@ -37,134 +39,134 @@ class Settings:
 
     def __post_init__(self):
         script.positive(self, "prompts")
-        if self.split not in ("test", "validation"):
-            raise script.UserError(f"--split is {self.split!r}, and must be test or validation")
+        script.one_of(self, "split", ["test", "validation"])
+
+
+def mean(values):
+    """The mean, rounded for the JSON file; None of no values."""
+    return round(sum(values) / len(values), 4) if values else None
+
+
+def shares(right, items, held_out):
+    """The share of right answers to all items, to covered and to uncovered ones; None of none.
+
+    right: a bool for each item. held_out: the sub-skills that no expert was trained on.
+    """
+    uncovered = [item.skill in held_out for item in items]
+    return {
+        "all": mean(right),
+        "covered": mean([r for r, u in zip(right, uncovered) if not u]),
+        "uncovered": mean([r for r, u in zip(right, uncovered) if u]),
+    }
+
+
+def average(rows):
+    """The mean over the five benchmarks of the shares of each group; None where one has none."""
+    groups = {
+        group: [rows[b][group] for b in tasks.BENCHMARKS]
+        for group in ("all", "covered", "uncovered")
+    }
+    return {group: None if None in x else mean(x) for group, x in groups.items()}
 
 
 def routing(experts, items, traces):
     """The share of each expert in the answers' tokens: of all of them, and of those in S."""
     samples = [
-        answer_only(tokenizer.encode_prompt(i.prompt), t.tokens) for i, t in zip(items, traces)
+        answer_only(tokenizer.encode_prompt(item.prompt), trace.tokens)
+        for item, trace in zip(items, traces)
     ]
     ids, mask, lengths = pack(samples)
-    choice = score(experts, ids, lengths)[1]  # (N, T-1, n)
-    S = informative(choice)[mask[:, 1:]].tolist()  # one bool for each token of the answers
-    picks = [p for t in traces for p in t.pick]
-    inside = [p for p, s in zip(picks, S) if s]
+    _, choice = score(experts, ids, lengths)  # (N, T-1, n)
+    in_S = informative(choice)[mask[:, 1:]].tolist()  # one bool for each token of the answers
+    picks = [pick for trace in traces for pick in trace.pick]
+    picks_in_S = [pick for pick, inside in zip(picks, in_S) if inside]
 
-    def share(picks):
-        return {
-            name: round(picks.count(i) / max(1, len(picks)), 4) for i, name in enumerate(EXPERTS)
-        }
+    def of_each(picks):
+        return {e: round(picks.count(i) / max(1, len(picks)), 4) for i, e in enumerate(EXPERTS)}
 
-    return {"all": share(picks), "S": share(inside), "S_share": round(len(inside) / len(picks), 4)}
+    return {"all": of_each(picks), "S": of_each(picks_in_S), "S_share": mean(in_S)}
 
 
 def evaluate(s, folder):
     """Everything that the table shows, as a dict, for the run in a folder."""
-    device = script.device(s.device)
+    begun, device = time.time(), script.device(s.device)
     hint = f"run bash run.sh{script.flags(s)}"
     router, experts, last = load_router(folder, "router", device, hint)
     router_sft, _, first = load_router(folder, "router_sft", device, hint)
-    contents = {
+    frozen = {
         name: script.load(folder / f"{name}.pt", ("recipe", "seconds"), hint)
         for name in ["base"] + EXPERTS
-        if (folder / f"{name}.pt").exists()
+        if (folder / f"{name}.pt").exists()  # the shipped weights have no base
     }
-    contents |= {"router_sft": first, "router": last}
-    benches, gap = tasks.BENCHMARKS + ["general"], contents["math"]["recipe"]["gap"]
-    held = {b: tasks.held_out(b, gap, s.seed) for b in benches}
-    result = {
-        "meta": {"settings": script.recipe(s), "gap": gap, "held_out": held},
-        "accuracy": {},
-        "covered": {},
-        "uncovered": {},
-        "general_grade": {},
-        "routing": {},
+    gap = frozen["math"]["recipe"]["gap"]
+    held_out = {b: tasks.held_out(b, gap, s.seed) for b in BENCHES}
+    items = {
+        b: tasks.dataset(b, s.split, s.prompts, Random(f"{s.split} {b} {s.seed}")) for b in BENCHES
     }
-    drawn = {
-        b: tasks.dataset(b, s.split, s.prompts, Random(f"{s.split} {b} {s.seed}")) for b in benches
-    }
-    clock, bar = time.time(), tqdm(total=len(METHODS) * len(benches), desc="evaluating")
+    methods, picks = {}, {}
+    bar = tqdm(total=len(METHODS) * len(BENCHES), desc="evaluating")
     for method, how in METHODS.items():
-        rows = {"accuracy": {}, "covered": {}, "uncovered": {}}
-        for b in benches:
-            items = drawn[b]
-            traces = answers(router_sft if method == "sft_only" else router, experts, items, **how)
-            texts = [t.text() for t in traces]
-            right = [judge.check(item, text) for item, text in zip(items, texts)]
-            groups = {
-                "accuracy": right,
-                "covered": [r for r, i in zip(right, items) if i.skill not in held[b]],
-                "uncovered": [r for r, i in zip(right, items) if i.skill in held[b]],
-            }
-            for name, values in groups.items():
-                if values:
-                    rows[name][b] = round(sum(values) / len(values), 4)
-            if b == "general":
-                grade = sum(map(judge.grade, items, texts)) / len(texts)
-                result["general_grade"][method] = round(grade, 4)
+        model, rows = router_sft if method == "sft_only" else router, {}
+        for b in BENCHES:
+            traces = answers(model, experts, items[b], **how)
+            right = [judge.check(item, trace.text()) for item, trace in zip(items[b], traces)]
+            rows[b] = shares(right, items[b], held_out[b])
             if method == "fusionroute":
-                result["routing"][b] = routing(experts, items, traces)
+                picks[b] = routing(experts, items[b], traces)
             bar.update()
-        for name, row in rows.items():
-            if all(b in row for b in tasks.BENCHMARKS):
-                row["average"] = round(sum(row[b] for b in tasks.BENCHMARKS) / 5, 4)
-            result[name][method] = row
+        methods[method] = rows | {"average": average(rows)}
     bar.close()
-    seconds = {name: round(c["seconds"]) for name, c in contents.items()}
-    seconds["evaluation"] = round(time.time() - clock)
-    result["meta"] |= {
+    trained = frozen | {"router_sft": first, "router": last}
+    seconds = {name: round(content["seconds"]) for name, content in trained.items()}
+    gpu = device.type == "cuda"
+    meta = {
+        "settings": script.recipe(s),
+        "gap": gap,
+        "held_out": held_out,
         "torch": torch.__version__.split("+")[0],
         "python": platform.python_version(),
-        "machine": torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else f"{os.cpu_count()} CPU cores",
-        "seconds": seconds | {"total": sum(seconds.values())},
-        "made_from": {
-            "router": script.fingerprint(router),
-            "router_sft": script.fingerprint(router_sft),
-        },
+        "machine": torch.cuda.get_device_name() if gpu else f"{os.cpu_count()} CPU cores",
+        "seconds": seconds | {"evaluation": round(time.time() - begun)},
+        "router": script.fingerprint(router),
+        "router_sft": script.fingerprint(router_sft),
     }
-    return result
+    return {"meta": meta, "methods": methods, "routing": picks}
 
 
-def report(r):
+def report(result):
     """What a result of `evaluate` says, as text."""
-    meta, short = r["meta"], {b: b.removeprefix("toy-") for b in r["routing"]}
-    seconds = meta["seconds"]
-    rows = [
-        ["method", *map(short.get, tasks.BENCHMARKS), "average", "covered", "uncovered", "general"]
-    ]
-    for method, row in sorted(r["accuracy"].items(), key=lambda kv: -kv[1]["average"]):
-        groups = [r[group][method].get("average") for group in ("covered", "uncovered")]
-        cells = [row[b] for b in tasks.BENCHMARKS] + [row["average"], *groups, row["general"]]
+    meta, short = result["meta"], {b: b.removeprefix("toy-") for b in BENCHES}
+    asked, seconds = meta["settings"], meta["seconds"]
+    head = [*map(short.get, tasks.BENCHMARKS), "average", "covered", "uncovered", "general"]
+    rows = [["method", *head]]
+    best_first = sorted(result["methods"].items(), key=lambda kv: -kv[1]["average"]["all"])
+    for method, row in best_first:
+        cells = [row[b]["all"] for b in tasks.BENCHMARKS]
+        cells += [*row["average"].values(), row["general"]["all"]]
         rows.append([method, *map(percent, cells)])
     picks = [["answers to", *EXPERTS, *(f"{e} in S" for e in EXPERTS), "in S"]]
-    for b, share in r["routing"].items():
-        cells = [share[part][e] for part in ("all", "S") for e in EXPERTS] + [share["S_share"]]
+    for b, share in result["routing"].items():
+        cells = [*share["all"].values(), *share["S"].values(), share["S_share"]]
         picks.append([short[b], *map(percent, cells)])
     held = "; ".join(f"{short[b]}: {', '.join(meta['held_out'][b])}" for b in tasks.BENCHMARKS)
-    trained = sum(seconds.get(name, 0) for name in ["base"] + EXPERTS)
-    asked = meta["settings"]
-    return "\n".join(
-        [
-            f"Seed {asked['seed']}, {asked['prompts']} {asked['split']} prompts per benchmark, per "
-            "cent right in content and form.",
-            "",
-            *table(rows),
-            "",
-            f"No expert was trained on {percent(meta['gap'])}% of the sub-skills ({held}).",
-            "",
-            "The share of each expert in FusionRoute's tokens, of all tokens and of those in S:",
-            "",
-            *table(picks),
-            "",
-            f"Seconds on {meta['machine']}: base and experts {trained}, phase 1 "
-            f"{seconds['router_sft']}, pairs and phase 2 {seconds['router']}, evaluation "
-            f"{seconds['evaluation']}.",
-        ]
-    )
+    frozen = sum(seconds.get(name, 0) for name in ["base"] + EXPERTS)
+    lines = [
+        f"Seed {asked['seed']}, {asked['prompts']} {asked['split']} prompts per benchmark, per "
+        "cent right in content and form.",
+        "",
+        *table(rows),
+        "",
+        f"No expert was trained on {percent(meta['gap'])}% of the sub-skills ({held}).",
+        "",
+        "The share of each expert in FusionRoute's tokens, of all tokens and of those in S:",
+        "",
+        *table(picks),
+        "",
+        f"Seconds on {meta['machine']}: base and experts {frozen}, phase 1 "
+        f"{seconds['router_sft']}, pairs and phase 2 {seconds['router']}, evaluation "
+        f"{seconds['evaluation']}.",
+    ]
+    return "\n".join(lines)
 
 
 def main(argv=None):
