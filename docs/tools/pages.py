@@ -10,19 +10,26 @@ import re
 
 
 def fill(text, value):
-    """The page with every marked place written anew. value(key) returns the new text of a place.
+    """The page with its marked places written anew.
+
+    value(key) returns the new text of a place, or None to leave it: a page may have places of
+    several programs.
 
     >>> fill("about <!--=x-->?<!--/--> per cent", lambda key: "5")
     'about <!--=x-->5<!--/--> per cent'
     """
 
     def block(match):
-        key = match[1]
-        return f"<!-- begin: {key} -->\n{value(key)}\n<!-- end: {key} -->"
+        mark = match[1]
+        new = value(mark)
+        return match[0] if new is None else f"<!-- begin: {mark} -->\n{new}\n<!-- end: {mark} -->"
+
+    def figure(match):
+        new = value(match[1])
+        return match[0] if new is None else f"<!--={match[1]}-->{new}<!--/-->"
 
     text = re.sub(r"<!-- begin: (.+?) -->\n.*?<!-- end: \1 -->", block, text, flags=re.S)
-    figure = r"<!--=([^>]+?)-->.*?<!--/-->"
-    return re.sub(figure, lambda m: f"<!--={m[1]}-->{value(m[1])}<!--/-->", text, flags=re.S)
+    return re.sub(r"<!--=([^>]+?)-->.*?<!--/-->", figure, text, flags=re.S)
 
 
 def keys(text):
