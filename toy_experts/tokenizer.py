@@ -6,7 +6,7 @@ number is written. Three special tokens mark the turns:
 
     <|user|>Maya has 12 apples. ...<|assistant|>After buying, 12 + 5 = 17. ...<|end|>
 
-vocab.txt is made by vocab.py.
+vocab.txt is made by docs/tools/vocabulary.py.
 """
 
 import hashlib
