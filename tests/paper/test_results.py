@@ -1,0 +1,311 @@
+"""docs/results.md says what the JSON files say; every kind of figure, and the plot, by hand."""
+
+import importlib.util
+import re
+import xml.etree.ElementTree as ET
+from copy import deepcopy
+
+import numpy as np
+import pytest
+
+from extra.paper import plot, report, stats
+from toy_experts import run as script
+
+PAGE = report.PAGES[0]
+PLACE = re.compile(r"<!--=(.+?)-->(.*?)<!--/-->")
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return report.load()
+
+
+# --- statistics ---------------------------------------------------------------------------------
+
+
+def test_student_t_against_tables():
+    for df, quantile in ((1, 12.7062), (2, 4.3027), (4, 2.7764), (9, 2.2622), (29, 2.0452)):
+        assert stats.student_t(df)[0] == pytest.approx(quantile, abs=1e-3)
+        assert stats.student_t(df, quantile)[1] == pytest.approx(0.05, abs=1e-4)
+    assert stats.student_t(4, 4.6041)[1] == pytest.approx(0.01, abs=1e-4)
+    assert stats.student_t(4)[1] == 1
+
+
+def test_interval_by_hand():
+    d = stats.interval([0.1, 0.12, 0.14])  # sd .02, standard error .02 / sqrt 3, t(2) = 4.3027
+    low, high = 0.12 - 0.0497, 0.12 + 0.0497
+    assert (d["mean"], d["low"], d["high"]) == pytest.approx((0.12, low, high), abs=1e-4)
+    assert d["p"] == pytest.approx(0.0091, abs=1e-4)
+    assert d["seeds"] == [0.1, 0.12, 0.14]
+    assert [stats.interval(x)["p"] for x in ([0.1, -0.1], [0.0, 0.0], [0.1, 0.1])] == [1, 1, 0]
+
+
+def test_an_interval_over_seeds_covers_what_it_says():
+    """Of 400 draws of five seeds, about 95% of the intervals have the true mean inside."""
+    draws = np.random.default_rng(0).normal(0.3, 0.1, (400, 5))
+    found = [stats.interval(list(x)) for x in draws]
+    assert 0.92 < np.mean([d["low"] <= 0.3 <= d["high"] for d in found]) < 0.98
+
+
+def test_holm_by_hand():
+    assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert stats.holm([0.5, 0.001]) == pytest.approx([0.5, 0.002])
+    assert stats.holm([0.6, 0.7]) == [1, 1]
+
+
+# --- the page and its files ---------------------------------------------------------------------
+
+
+def test_pages_and_plots_say_what_the_files_say(rows):
+    for path, text in report.current(rows).items():
+        assert path.read_text() == text, f"{path.name}: run python -m extra.paper.report, then read"
+
+
+def test_every_place_of_the_page_is_filled():
+    for place, said in PLACE.findall(PAGE.read_text()):
+        assert place.split(";")[0] in {*report.FIGURES, "verdict"}, place
+        assert said.strip(), place
+
+
+def test_every_figure_follows_its_own_file(rows):
+    """With other numbers in every row of a file, each figure of that file changes."""
+    page = PAGE.read_text()
+    rng = np.random.default_rng(0)
+    moved = {
+        file: {row: {c: other(v, rng) for c, v in columns.items()} for row, columns in there.items()}
+        for file, there in rows.items()
+    }
+    value = report.values(moved, page)
+    words = ("order", "differ", "always", "level", "verdict")
+    same = [p for p, said in PLACE.findall(page) if p.split(";")[0] not in words and value(p) == said]
+    assert not same, same
+
+
+def other(numbers, rng):
+    """Other numbers of the same kind; text stays."""
+    if not isinstance(numbers, list):
+        return numbers
+    return [0.31 + 0.7 * x + 0.2 * rng.random() for x in numbers]
+
+
+def test_the_files_of_table_1_agree(rows):
+    """differences.json was made from single answers; the page takes differences of table1.json."""
+    files = {f: report.json.loads((report.RESULTS / f"{f}.json").read_text()) for f in ("differences",)}
+    for family in report.FAMILIES:
+        for name, stored in files["differences"][family].items():
+            pair, _, column = name.partition(", ")
+            first, second = (f"{family}:{m}" for m in pair.split(" - "))
+            d = stats.interval(report.differences(rows, first, second, column or "average"))
+            for end in ("mean", "low", "high"):
+                assert d[end] == pytest.approx(stored[end], abs=2e-4), name
+        half = [0.5] * len(rows[family]["fusionroute"]["win"])
+        assert rows[family]["half"]["win"] == half
+
+
+def test_the_rows_of_each_table_fall(rows):
+    """Hand-written rows keep the order of their figures, in each block of the main table."""
+    page = PAGE.read_text()
+    blocks = {}
+    for place, _ in PLACE.findall(page):
+        kind, row, *head = place.split(";")
+        if kind == "cells":
+            passes = re.search(rf"\| ([\d-]+) \| <!--={re.escape(place)}-->", page)[1]
+            block = blocks.setdefault((head[0], passes == "-"), [])
+            block.append(np.mean(report.numbers(rows, row)))
+    assert len(blocks) == 4 and min(map(len, blocks.values())) >= 4
+    for block, averages in blocks.items():
+        assert averages == sorted(averages, reverse=True), block
+
+
+def test_links_plots_and_commands_exist():
+    page = PAGE.read_text()
+    for target in re.findall(r"\]\(([^)#]+)", page):
+        assert (PAGE.parent / target).exists(), target
+    headings = {re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)", page, re.M)}
+    assert set(re.findall(r"\]\(#([^)]+)\)", page)) <= headings
+    for module in re.findall(r"python -m ([\w.]+)", page):
+        assert importlib.util.find_spec(module), module
+    drawn = {f"{name}.svg" for name in report.load() if name.startswith(("ablation_", "open_"))}
+    assert len(drawn) == 16 and all(f"extra/results/{name})" in page for name in drawn)
+
+
+def test_the_page_keeps_its_length():
+    page = PAGE.read_text()
+    assert len(page.split()) <= 6000
+    seen = re.sub(r"<!--.*?-->|!\[.*", "", page)
+    parts = re.split(r"\n### ", seen.partition("## Ablations")[2].partition("## Assumption")[0])
+    for part in parts[1:]:
+        text = part.partition("\n## ")[0].partition("\n")[2]
+        assert len(text.split()) <= 120, part[:40]
+    assert len(parts) == 1 + 6 + 10
+
+
+# --- each kind by hand --------------------------------------------------------------------------
+
+HAND = {
+    "llama": {
+        "a": {"average": [0.5, 0.7], "general": [0.2, 0.2], "covered": [0.9, 0.8]},
+        "b": {"average": [0.4, 0.4, 0.9], "general": [0.1, 0.3]},
+        "x": {"average": [0.6, 0.8], "general": [0.2, 0.2]},
+    },
+    "open_x": {
+        "1": {"average": [0.5, 0.5]},
+        "2": {"average": [0.52, 0.6]},
+        "3": {"average": [0.48, 0.4]},
+        "4": {"average": [0.51, 0.6]},
+        "2@alone": {"average": [0.1, 0.1]},
+    },
+}
+
+
+def figure(place, rows=HAND):
+    return report.values(rows, f"<!--={place}-->")(place)
+
+
+def test_figures_by_hand():
+    assert figure("share;llama:a") == "60.0"
+    assert figure("share;llama:a;general") == "20.0"
+    assert figure("spread;llama:a") == "60.0 ± 14.1"
+    assert figure("each;llama:a") == "50 and 70"
+    assert figure("number;llama:a") == "0.60"
+    assert figure("number;llama:a;general;1") == "0.2"
+    assert figure("seeds_range;llama:b") == "40.0 to 90.0"
+    # On the two seeds that both have: +0.1 and +0.3, sd .1414, t(1) = 12.7062.
+    assert figure("lead;llama:a;llama:b") == "+20.0 [-107.1, +147.1]"
+    assert figure("points;llama:a;llama:b") == "+10 and +30"
+    assert figure("points;llama:b;llama:a;general") == "-10 and +10"
+    assert figure("cells;llama:a;llama:a") == "2 | 60.0 ± 14.1 | 85 |  | 20 |  | "
+    row = figure("cells;llama:a;llama:x").split(" | ")
+    assert row[0] == "2" and [x.split()[0] for x in row[-2:]] == ["+10.0", "+0.0"]
+
+
+def test_an_order_needs_both_seeds_and_two_points():
+    said = {n: figure(f"order;open_x:{n};open_x:1") for n in "234"}
+    assert said == {"2": "higher", "3": "lower", "4": "no difference shown"}
+    assert figure("differ;open_x;fusionroute;1") == "2 (higher), 3 (lower)"
+    assert figure("differ;open_x;alone;2") == "none"
+
+
+def test_verdicts_without_an_interval():
+    said = lambda *rows: figure(f"always;{';'.join(rows)};average")
+    assert said("open_x:2", "open_x:1", "open_x:3") == "reproduced"
+    assert said("open_x:3", "open_x:1", "open_x:2") == "reversed"
+    assert said("llama:a", "llama:b") == "reproduced"
+    assert said("open_x:1", "open_x:2", "open_x:3") == "not shown"
+    assert figure("level;llama:a;llama:b") == "reproduced"
+    assert figure("level;llama:x;llama:a") == "not shown"  # +10 in both seeds
+
+
+def verdict_page(differences, family="llama"):
+    """A page with a verdict on each list of differences, and its rows."""
+    rows = {"llama": {"zero": {"average": [0.5] * 4}}, "gemma": {}}
+    rows.setdefault(family, {})["zero"] = {"average": [0.5] * 4}
+    for i, d in enumerate(differences):
+        rows[family][f"m{i}"] = {"average": [0.5 + x for x in d]}
+    places = [f"verdict;{family}:m{i};{family}:zero" for i in range(len(differences))]
+    words = report.verdicts(rows, "".join(f"<!--={p}--><!--/-->" for p in places))
+    return [words[p] for p in places]
+
+
+@pytest.mark.parametrize("family", report.FAMILIES)
+def test_verdicts_are_corrected_for_their_number(family):
+    sure, likely, wild = [0.1, 0.11, 0.1, 0.11], [0.1, 0.11, 0.2, 0.06], [0.3, -0.3, 0.1, -0.1]
+    assert 0.01 < stats.interval(likely)["p"] < 0.05
+    assert verdict_page([sure, [-x for x in sure], wild], family) == ["reproduced", "reversed", "not shown"]
+    assert verdict_page([likely], family) == ["reproduced"]
+    assert verdict_page([likely, *[wild] * 9], family)[0] == "not shown"
+    assert verdict_page([[-0.49] * 4, likely], family) == ["says nothing", "reproduced"]
+
+
+def test_each_family_has_its_own_correction():
+    llama = {"a": {"average": [0.6, 0.61, 0.7, 0.56]}, "b": {"average": [0.5] * 4}}
+    rows = {"llama": llama, "gemma": deepcopy(llama), "ablation_x": deepcopy(llama)}
+    places = ["verdict;llama:a;llama:b", "verdict;gemma:a;gemma:b", "verdict;ablation_x:a;ablation_x:b"]
+    p = stats.interval(report.differences(rows, "llama:a", "llama:b"))["p"]
+    assert 0.025 < p < 0.05  # enough alone, not for one of two
+    words = report.verdicts(rows, "".join(f"<!--={x}-->" for x in places))
+    assert [words[x] for x in places] == ["not shown", "reproduced", "not shown"]
+
+
+def test_columns_that_the_report_adds(rows):
+    ours = rows["llama"]["fusionroute"]
+    by_hand = [
+        (ours["toy-mbpp"][k] + ours["toy-humaneval"][k] + ours["toy-ifeval"][k]) / 3
+        - (ours["toy-gsm8k"][k] + ours["toy-math500"][k]) / 2
+        for k in range(10)
+    ]
+    assert ours["coding minus maths"] == pytest.approx(by_hand)
+    both = zip(rows["llama"]["sft_only against fusionroute"]["win"], rows["llama"]["fusionroute against sft_only"]["win"])
+    assert all(x + y == pytest.approx(1) for x, y in both)
+    cell = rows["ablation_scale"]["48 x 2"]
+    fine = rows["ablation_scale"]["48 x 2@fine_tuned"]["average"]
+    assert cell["over fine_tuned"] == [x - y for x, y in zip(cell["average"], fine)]
+    assert rows["seconds"]["experts"]["average"] == [64 + 51 + 14 + 29]
+
+
+# --- the plot -----------------------------------------------------------------------------------
+
+
+def test_the_plot_draws_its_rows():
+    drawn = [("a < b", "fusionroute", [0.5, 0.7]), ("a < b", "alone", [0.1, 0.25]), ("c", "alone", [1.0])]
+    root = ET.fromstring(plot.draw(drawn, "a & b"))
+    tag = lambda name: root.iter("{http://www.w3.org/2000/svg}" + name)
+    words = {t.text: float(t.get("x")) for t in tag("text")}
+    assert {"a < b", "c", "fusionroute", "alone", "10%", "100%"} <= set(words) and "0%" not in words
+    per_cent = lambda x: 10 + 90 * (x - words["10%"]) / (words["100%"] - words["10%"])
+    dots = [c for c in tag("circle") if len(c)]
+    assert [round(per_cent(float(c.get("cx"))), 1) for c in dots] == pytest.approx([60, 17.5, 100], abs=0.1)
+    assert dots[0][0].text == "a < b, fusionroute: 60.0 (50.0, 70.0)"
+    ticks = [[per_cent(float(x)) for x in re.findall(r"M([\d.]+)", p.get("d"))] for p in tag("path") if p.get("stroke") != "#ddd"]
+    assert [list(map(round, t)) for t in ticks] == [[50, 70], [10, 25], [100]]
+
+
+def test_every_plot_has_every_seed_and_is_small(rows):
+    for path, text in report.plots(rows).items():
+        there = rows[path.stem]
+        assert text.count("<title>") == len(there)
+        seeds = re.findall(r"\(([\d., ]+)\)</title>", text)
+        assert [len(s.split(", ")) for s in seeds] == [len(c["average"]) for c in there.values()]
+        assert text.count("\n") < 130 and len(text) < 9000
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(tmp_path, monkeypatch):
+    """The two pages and the folder of plots in another place."""
+    pages = tuple(tmp_path / page.name for page in report.PAGES)
+    for page, copy in zip(report.PAGES, pages):
+        copy.write_text(page.read_text())
+    for file in report.RESULTS.glob("*.svg"):
+        (tmp_path / file.name).write_text(file.read_text())
+    for name, value in (("PAGES", pages), ("RESULTS", tmp_path), ("ROOT", tmp_path)):
+        monkeypatch.setattr(report, name, value)
+    return pages[0]
+
+
+def test_check_writes_nothing_and_names_what_is_old(copied, capsys):
+    report.main(["--check"])
+    assert capsys.readouterr().out == ""
+    old = copied.read_text().replace("89.4 ± 1.8", "99.4 ± 1.8")
+    copied.write_text(old)
+    with pytest.raises(SystemExit) as caught:
+        report.main(["--check"])
+    assert caught.value.code == 1 and copied.read_text() == old
+    assert capsys.readouterr().out == "not up to date: results.md\n"
+    report.main([])
+    assert capsys.readouterr().out == "saved: results.md\n"
+    assert copied.read_text() == PAGE.read_text() or "99.4" not in copied.read_text()
+
+
+def test_mistakes(tmp_path, rows):
+    for place in ("share;llama:nobody", "share;nothing:fusionroute", "share;llama:fusionroute;no", "lead;llama:router"):
+        with pytest.raises(script.UserError, match=re.escape(place)):
+            report.values(rows, "")(place)
+    assert report.values(rows, "")("some other tool's place") is None
+    with pytest.raises(script.UserError, match="lacks 'table1'"):
+        report.load(tmp_path)
+    (tmp_path / "table1.json").write_text("{")
+    with pytest.raises(script.UserError, match="table1.json is not JSON"):
+        report.load(tmp_path)
