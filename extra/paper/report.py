@@ -22,8 +22,8 @@ from statistics import mean, stdev
 
 from docs.tools.pages import fill
 from extra.paper.plot import draw
-from extra.paper.stats import holm, interval
-from toy_experts import run as script
+from extra.paper.stats import exact_interval, holm
+from toy_experts import script
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "extra" / "results"
@@ -52,8 +52,10 @@ def load(folder=RESULTS):
             rows[name] = {at(r["label"], r["line"]): r for r in content["rows"]}
     try:
         rows |= {family: of_family(files, family) for family in FAMILIES}
-        rows["seed 0"], rows["seconds"] = of_seed_0(files["quickstart"])
+        rows["seed 0"] = of_seed_0(files["quickstart"])
         rows["minutes"] = minutes(files)
+        near = files["table1"]["meta"]["llama"]["share with a neighbour in the SFT data"]
+        rows["near"] = {bench: {"average": shares} for bench, shares in near.items()}
         groups = files["delta"]["groups"].items()
         rows["delta"] = {at(group, who): v for group, both in groups for who, v in both.items()}
         rows["tuning"] = of_tuning(files["tuning"]["llama"])
@@ -98,24 +100,24 @@ def of_family(files, family):
     lost = rows["sft_only against fusionroute"]["win"]
     rows["fusionroute against sft_only"] = {"win": [1 - x for x in lost]}
     for method, cost in files["cost"][family].items():
-        rows[method] |= {"time": [cost["over_one_expert"]], "passes": [cost["passes_per_token"]]}
-        rows[method]["own tokens"] = [cost.get("router", 0) - 1]  # passes of the router as a choice
+        rows[method]["time"] = [cost["over_one_expert"]]
+        rows[method]["own tokens"] = [cost.get("router", 0) - 1]  # its passes as one of the choices
     for bench, parts in files["routing"][family].items():
         rows |= {f"{bench}, {part}": share for part, share in parts.items() if part != "S_share"}
+    for method in {"fusionroute", "fusionroute_long"} & set(rows):
+        rows[f"{method}, four seeds"] = {"average": rows[method]["average"][:4]}
     rows["half"] = dict.fromkeys(("win", "code", "instruct"), [0.5] * len(lost))
     return rows
 
 
 def of_seed_0(quick):
-    """The table that `bash run.sh` prints with the averages of other runs, and its seconds."""
+    """The table that `bash run.sh` prints, and the averages of this and other seeds."""
     rows = {}
     for method, columns in quick["accuracy"].items():
         rows[method] = {name: [value] for name, value in columns.items()}
         rows[method] |= {g: [quick[g][method]["average"]] for g in ("covered", "uncovered")}
         rows[method]["seeds"] = [run[method] for run in quick["seeds"].values()]
-    spent = quick["meta"]["seconds"]
-    spent |= {"experts": sum(spent[name] for name in ("base", "math", "code", "instruct"))}
-    return rows, {name: {"average": [value]} for name, value in spent.items()}
+    return rows
 
 
 def minutes(files):
@@ -128,6 +130,7 @@ def minutes(files):
         spent[family] = sum(seed["total"] for seed in meta["run time in seconds"].values())
     spent["open"] = sum(seconds for name, seconds in spent.items() if name.startswith("open_"))
     spent["run.sh"] = files["quickstart"]["meta"]["seconds"]["total"]
+    spent["delta"] = files["delta"]["meta"]["seconds"]
     return {name: {"average": [seconds / 60]} for name, seconds in spent.items()}
 
 
@@ -189,10 +192,11 @@ def seed_0(rows, method):
     return " | ".join([*(f"{100 * row[c][0]:.0f}" for c in columns), others])
 
 
-def lead(rows, first, second, column="average"):
+def lead(rows, first, second, column="average", digits="1"):
     """The mean difference in points, with its 95% interval over seeds."""
-    d = interval(differences(rows, first, second, column))
-    return f"{100 * d['mean']:+.1f} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]"
+    d = exact_interval(differences(rows, first, second, column))
+    middle, low, high = (f"{100 * d[name]:+.{digits}f}" for name in ("mean", "low", "high"))
+    return f"{middle} [{low}, {high}]"
 
 
 def points(rows, first, second, column="average"):
@@ -233,7 +237,7 @@ def always(rows, first, *others):
 
 def level(rows, first, second, column="average"):
     """The verdict of a tie in the paper: it has no direction."""
-    d = interval(differences(rows, first, second, column))
+    d = exact_interval(differences(rows, first, second, column))
     return "reproduced" if d["low"] <= 0 <= d["high"] else "not shown"
 
 
@@ -258,7 +262,7 @@ def verdicts(rows, page):
             words[place] = "says nothing"
         else:
             family = "gemma" if first.startswith("gemma") else "llama"
-            tested[family][place] = interval(differences(rows, first, second, *column))
+            tested[family][place] = exact_interval(differences(rows, first, second, *column))
     for family in tested.values():
         for (place, d), p in zip(family.items(), holm([d["p"] for d in family.values()])):
             side = "reproduced" if d["mean"] > 0 else "reversed"

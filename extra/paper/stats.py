@@ -10,19 +10,20 @@ import functools
 import numpy as np
 
 
-def interval(seeds):
+def exact_interval(seeds):
     """The mean of one number a seed, its 95% interval, and the two-sided p of a mean of zero."""
     n, mean = len(seeds), float(np.mean(seeds))
     error = float(np.std(seeds, ddof=1)) / n**0.5
     margin = student_t(n - 1)[0] * error
     p = student_t(n - 1, abs(mean) / error)[1] if error else float(mean == 0)
-    return {
-        "mean": round(mean, 4),
-        "low": round(mean - margin, 4),
-        "high": round(mean + margin, 4),
-        "p": float(f"{p:.2g}"),
-        "seeds": [round(float(x), 4) for x in seeds],
-    }
+    return {"mean": mean, "low": mean - margin, "high": mean + margin, "p": p}
+
+
+def interval(seeds):
+    """The same, rounded for a JSON file, with the seeds."""
+    d = exact_interval(seeds)
+    rounded = {name: round(d[name], 4) for name in ("mean", "low", "high")}
+    return rounded | {"p": float(f"{d['p']:.2g}"), "seeds": [round(float(x), 4) for x in seeds]}
 
 
 def student_t(df, t=0.0):
