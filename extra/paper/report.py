@@ -68,6 +68,11 @@ def at(label, line):
     return label if line == "fusionroute" else f"{label}@{line}"
 
 
+def apart(row):
+    label, _, line = row.partition("@")
+    return label, line or "fusionroute"
+
+
 def of_ablation(cells):
     rows = {}
     for cell in cells:
@@ -214,14 +219,12 @@ def order(rows, first, second, column="average"):
 
 def differ(rows, file, line, usual, column="average"):
     """The labels of a line that have an order with the usual one, or "none"."""
-    labels = [
-        name.partition("@")[0] for name in rows[file] if name == at(name.partition("@")[0], line)
-    ]
-    there = [x for x in labels if x != usual and column in rows[file][at(x, line)]]
-    words = {
-        x: order(rows, f"{file}:{at(x, line)}", f"{file}:{at(usual, line)}", column) for x in there
-    }
-    found = [f"{x} ({word})" for x, word in words.items() if word != "no difference shown"]
+    found = []
+    for row, columns in rows[file].items():
+        label, its_line = apart(row)
+        if its_line == line and label != usual and column in columns:
+            word = order(rows, f"{file}:{row}", f"{file}:{at(usual, line)}", column)
+            found += [f"{label} ({word})"] * (word != "no difference shown")
     return ", ".join(found) or "none"
 
 
@@ -294,10 +297,7 @@ def plots(rows):
     out = {}
     for name, there in rows.items():
         if name.startswith(("ablation_", "open_")):
-            shown = [
-                (row.partition("@")[0], row.partition("@")[2] or "fusionroute", columns["average"])
-                for row, columns in there.items()
-            ]
+            shown = [(*apart(row), columns["average"]) for row, columns in there.items()]
             out[RESULTS / f"{name}.svg"] = draw(shown, f"Accuracy in per cent: {name}")
     return out
 
