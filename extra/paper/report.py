@@ -189,6 +189,12 @@ def cells(rows, row, head):
     return " | ".join([str(len(averages)), spread(rows, row), *shown, *leads])
 
 
+def brief(rows, row, head):
+    """The same for the README: average, uncovered, general, and the lead of `head` on average."""
+    _, average, _, uncovered, general, its_lead, _ = cells(rows, row, head).split(" | ")
+    return " | ".join([average, uncovered, general, its_lead])
+
+
 def seed_0(rows, method):
     """A row of the table that `bash run.sh` prints, with the averages of the next two seeds."""
     row = rows["seed 0"][method]
@@ -244,7 +250,7 @@ def level(rows, first, second, column="average"):
     return "reproduced" if d["low"] <= 0 <= d["high"] else "not shown"
 
 
-KINDS = (share, spread, each, number, seeds_range, cells, seed_0)
+KINDS = (share, spread, each, number, seeds_range, cells, brief, seed_0)
 KINDS += (lead, points, order, differ, always, level)
 FIGURES = {kind.__name__: kind for kind in KINDS}
 
