@@ -1,8 +1,9 @@
-"""Section 4 of the paper as numbers anybody can rerun: `python -m theory`.
+"""Section 4 of the paper as numbers that anybody can rerun: `python -m theory`.
 
-toy_mdp.py    start here: one page, the main sentence as numbers
-statements/   every statement of section 4, checked exactly, each with a test of what it needs
-figures/      the pictures of both pages
+toy_mdp.py    start here: one page of numpy, the main sentence as numbers
+statements/   the statements of section 4, each computed exactly, each with a counter-test
+simplex.py    the picture of README.md
+pages.py      the numbers and tables of both pages
 
-Nothing outside this folder is imported; numpy is enough (matplotlib only for the pictures).
+numpy is enough; matplotlib draws the picture.
 """

@@ -1,40 +1,26 @@
-"""python -m theory: the toy MDP's table, then every statement checked.
+"""python -m theory: the toy MDP's table, then one line for each statement. Changes no file.
 
-Writes extra/results/ and the pictures.
+With --write it also writes the two JSON files, the picture, and the numbers of both pages.
 """
 
 import argparse
+import importlib.util
 import json
+import os
 import sys
-import textwrap
 from pathlib import Path
 
-from . import toy_mdp
-from .statements import beyond, cdpo, collab, coverage, expressivity, fusion_bound, hidden_path
-from .statements import hidden_path_beyond, learning, lemma, readme
-from .statements.report import number, to_json, write_whole
-
-try:
-    from .statements import figures
-except ModuleNotFoundError as missing:
-    if missing.name.split(".")[0] != "matplotlib":
-        raise
-    figures = None
+from . import pages, toy_mdp
+from .statements import compute
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = (lemma, coverage, hidden_path, hidden_path_beyond, expressivity, fusion_bound, collab,
-         learning, cdpo, beyond)
-
-
-RESULTS = ("extra/results/toy_mdp.json", "extra/results/theory.json")
+JSON = ("extra/results/theory.json", "extra/results/toy_mdp.json")
 PAGES = ("theory/README.md", "theory/statements/README.md")
+PICTURE = "theory/figures/simplex.png"
 
 
 def toy():
-    """The numbers of toy_mdp.py: mean losses in tokens.
-
-    In `bounds`, null means any size (infinity is not JSON).
-    """
+    """The numbers of toy_mdp.py: mean losses in tokens. A bound of None is any size."""
     covers, bounds = toy_mdp.COVERAGES, toy_mdp.BOUNDS
     return {
         "tokens": toy_mdp.A,
@@ -49,33 +35,40 @@ def toy():
     }
 
 
-def compute():
-    """All rows, in reading order. Seeds are fixed: the same numbers every time."""
-    return [r for module in FILES for r in module.statements()]
+def line(row):
+    """A statement as one line for a console, in ASCII."""
+    sign, limit = pages.CLAIM[row["must"][0]], row["must"][1]
+    measured = f"{row['measure']} {pages.number(row['measured'])} ({sign} {pages.number(limit)})"
+    holds = "holds" if row["holds"] else "FAILS"
+    fails = "fails" if row["fails"] else "STILL HOLDS"
+    without = f"{row['without']}: {pages.number(row['then'])}, {fails}"
+    return f"{row['whose']:<6}{row['name']:<12} {row['says']:<63}{measured:<34}{holds}  {without}"
 
 
-def show(rows, widths=(3, 36, 5, 32, 18, 24, 5, 40)):
-    """The table as text: long cells are wrapped."""
+def write(root, name, data):
+    """Write text or bytes to root/name, whole or not at all."""
+    path = Path(root) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".tmp")
+    part.write_bytes(data if isinstance(data, bytes) else data.encode())
+    os.replace(part, path)
+    print(f"written: {name}")
 
-    def line(cells):
-        wrapped = [textwrap.wrap(str(c), w) or [""] for c, w in zip(cells, widths)]
-        deep = max(map(len, wrapped))
-        padded = [[c.ljust(w) for c in x + [""] * (deep - len(x))] for x, w in zip(wrapped, widths)]
-        return "\n".join("  ".join(x).rstrip() for x in zip(*padded))
 
-    rule = "  ".join("-" * w for w in widths)
-    head = ["", "statement", "whose", "what is checked", "in the paper", "measured", "holds",
-            "counter-test"]
-    out = [line(head), rule]
-    for r in rows:
-        c = r["counter_test"]
-        ours = f"{number(r['measured'])}  (must be {r['relation']} {number(r['expected'])})"
-        verdict = "fails, as it should" if c["conclusion_fails"] else "STILL HOLDS"
-        without = f"{c['kind']}: {c['dropped']}: {number(c['measured'])}, {verdict}"
-        cells = [r["item"], r["statement"], r["whose"], r["checked"], r["paper"], ours,
-                 number(r["holds"]), without]
-        out += [line(cells), ""]
-    return "\n".join(out)
+def write_all(root, rows, numbers):
+    """The JSON files, the pages that are there, and the picture if matplotlib is."""
+    lines = [f"{json.dumps(key)}: {json.dumps(row)}" for key, row in rows.items()]
+    write(root, JSON[0], "{\n" + ",\n".join(lines) + "\n}\n")
+    write(root, JSON[1], json.dumps(numbers, indent=1) + "\n")
+    for name in PAGES:
+        text = (Path(root) / name).read_text(encoding="utf-8")
+        write(root, name, pages.fill(text, pages.values(rows, numbers)))
+    if importlib.util.find_spec("matplotlib"):
+        from . import simplex  # needs matplotlib
+
+        write(root, PICTURE, simplex.draw())
+    else:
+        print(f"not written: {PICTURE}, it needs matplotlib", file=sys.stderr)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -86,48 +79,20 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def main(argv=None, root=ROOT):
-    """Write the tables, the JSON and the pictures under `root`.
-
-    Returns the exit status: 0, or 1 when a statement fails or a counter-test does not bite.
-    """
+    """Returns the exit status: 1 when a statement fails or holds without its assumption, else 0."""
     parser = OneLineParser(prog="python -m theory", description=__doc__)
-    parser.add_argument("--no-figures", action="store_true", help="skip the pictures")
-    parser.add_argument(
-        "--readme", action="store_true",
-        help=f"only copy the numbers of the JSON files into {' and '.join(PAGES)}"
-    )
-    options, root = parser.parse_args(argv), Path(root)
+    parser.add_argument("--write", action="store_true", help="also write JSON, picture, pages")
+    options = parser.parse_args(argv)
 
-    if options.readme:
-        missing = [name for name in RESULTS if not (root / name).exists()]
-        if missing:
-            parser.error(f"{missing[0]} is missing: run python -m theory first")
-        small, rows = (json.loads((root / name).read_text()) for name in RESULTS)
-        for name in PAGES:
-            text = (root / name).read_text(encoding="utf-8")
-            write_whole(root / name, readme.fill(text, rows, small, name))
-            print(f"{name} now has the numbers of the JSON files")
-        return 0
-
-    small = toy()
-    print(f"The toy MDP (theory/toy_mdp.py): mean loss, in tokens of {small['length']}\n\n"
-          f"{readme.toy_table(small)}\n")
+    toy_mdp.main()
+    head = f"whose statement    {'what it says':<63}{'measured, and the claim':<34}"
+    print(f"\n{head}       without the assumption")
     rows = compute()
-    print(show(rows))
-    bad = [r["item"] for r in rows if not r["holds"] or not r["counter_test"]["conclusion_fails"]]
-    print(f"{len(rows)} statements, {len(rows) - len(bad)} as expected"
-          + (f"; NOT: {', '.join(bad)}" if bad else ""))
-    texts = json.dumps(small, indent=1, allow_nan=False) + "\n", to_json(rows)
-    for name, text in zip(RESULTS, texts):
-        write_whole(root / name, text)
-        print(f"written: {name}")
-    if not options.no_figures:
-        if figures is None:
-            print("pictures skipped: matplotlib is missing, `pip install matplotlib` gets them")
-        else:
-            for path in figures.draw_all(rows, root / "theory" / "figures"):
-                print(f"written: theory/figures/{path.name}")
-    return 1 if bad else 0
+    for row in rows.values():
+        print(line(row))
+    if options.write:
+        write_all(root, rows, toy())
+    return 0 if all(r["holds"] and r["fails"] for r in rows.values()) else 1
 
 
 if __name__ == "__main__":

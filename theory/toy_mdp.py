@@ -48,13 +48,18 @@ def loss(rewards, experts, B):
 
 def mean_loss(coverage, B, nobody=False):
     """loss() averaged over the worlds. nobody: one uniform distribution instead of two experts."""
-    worlds, uniform = [tree(seed, coverage) for seed in SEEDS], [np.full((1, 1, A), 1 / A)] * T
+    worlds = [tree(seed, coverage) for seed in SEEDS]
+    uniform = [np.full((1, 1, A), 1 / A)] * T
     return float(np.mean([loss(r, uniform if nobody else e, B) for r, e in worlds]))
 
 
-if __name__ == "__main__":
+def main():
     print(f"mean loss, of {T} tokens; added logits: with experts / with no expert")
     print("covered  choosing   " + "".join(f"logits up to {B:<7g}" for B in BOUNDS))
     for c in COVERAGES:
         pairs = [f"{mean_loss(c, B):.4f} / {mean_loss(c, B, True):.4f}" for B in BOUNDS]
         print(f"{c:7.0%}{mean_loss(c, 0):10.4f}   " + "     ".join(pairs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,363 +1,440 @@
-"""theory/statements: every statement is a test, and each has a counter-test in which it must fail. Sections 1 to 3 are
-in test_theory_statements_mdp.py, the command and the pages in test_theory_pages.py."""
+"""theory/statements: every function against hand-worked cases, enumeration, or another method."""
 
 import itertools
+
 import numpy as np
 import pytest
 
-from theory.statements import beyond, cdpo, collab, coverage, expressivity, fusion_bound, hidden_path, learning, mdp
-from theory.statements import report
+from theory.statements import (
+    cdpo,
+    collab,
+    coverage,
+    fusion_bound,
+    hidden_path,
+    lemma,
+    logits,
+    mdp,
+    sft,
+)
+from theory.statements.statement import compare, spread, statement
 
 
-def test_every_statement_holds_and_every_counter_test_bites(rows):
-    assert [r["item"] for r in rows if not r["holds"]] == []
-    assert [r["item"] for r in rows if not r["counter_test"]["conclusion_fails"]] == []
-    assert {r["item"][0] for r in rows} == set("12345678")
-    assert {r["whose"] for r in rows} == {"paper", "ours"}
+def walk(m, pi):
+    """What pi earns, by walking every answer: no dynamic programming."""
+    total = 0.0
+    for answer in itertools.product(range(m.r[0].shape[1]), repeat=len(m.r)):
+        s, probability, earned = 0, 1.0, 0.0
+        for t, a in enumerate(answer):
+            probability, earned = probability * pi[t][s, a], earned + m.r[t][s, a]
+            s = m.P[t][s, a]
+        total += probability * earned
+    return total
 
 
-def test_compare_is_not_generous():
-    assert report.compare(1.0, "==", 1.0 + 1e-10) and not report.compare(1.0, "==", 1.0 + 1e-8)
-    assert not report.compare(1e-10, "<=", 1e-12)  # TOLERANCE must not swallow a tight limit
-    assert report.compare(0.5, ">=", 0.5) and not report.compare(0.4, ">=", 0.5)
-    with pytest.raises(ValueError):
-        report.compare(1, "<", 2)
+def deterministic(m):
+    """Every deterministic policy of a small world."""
+    places = [(t, s) for t, r in enumerate(m.r) for s in range(len(r))]
+    for tokens in itertools.product(range(m.r[0].shape[1]), repeat=len(places)):
+        pi = [np.zeros_like(r) for r in m.r]
+        for (t, s), a in zip(places, tokens):
+            pi[t][s, a] = 1
+        yield pi
 
 
-def test_a_row_says_whose_it_is_and_which_kind_its_counter_test_is():
-    args = dict(statement="", checked="", paper="", measured=1, relation="<=", expected=1, counter=("x", 2))
-    assert report.row("9a", "ours", **args)["counter_test"]["kind"] == "dropped"
-    assert report.row("9a", "paper", **args, exchanged=True)["counter_test"]["kind"] == "exchanged"
-    with pytest.raises(ValueError, match="nobody"):
-        report.row("9a", "nobody", **args)
+def routers(m, experts):
+    """Every deterministic choice of one expert at each prefix, as a policy."""
+    sizes = [len(r) for r in m.r]
+    for table in itertools.product(range(len(experts[0])), repeat=sum(sizes)):
+        yield coverage.follow(experts, np.split(np.array(table), np.cumsum(sizes)[:-1]))
 
 
-def test_t_statistic_by_hand():
-    # 1, 2, 3: mean 2, standard deviation 1, standard error 1 / sqrt(3): t = 2 sqrt(3).
-    assert report.t_statistic([1, 2, 3]) == pytest.approx(2 * 3**0.5)
+# --- the table ------------------------------------------------------------------------------------
 
 
-# --- 4. expressivity ------------------------------------------------------------------------------------------------
+def test_every_statement_holds_and_fails_without_its_assumption(rows):
+    assert [key for key, r in rows.items() if not r["holds"]] == []
+    assert [key for key, r in rows.items() if not r["fails"]] == []
+    assert {r["whose"] for r in rows.values()} == {"paper", "ours"}
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_choosing_and_mixing_have_one_value(seed):
-    m, experts, _, _ = expressivity.instance(seed + 900, 0.5, T=3, A=2, leak=0.1)
-    best = coverage.best_routing(m, experts)[0][0]
-    assert best == pytest.approx(expressivity.best_router_by_enumeration(m, experts), abs=1e-12)
-    ascent = expressivity.best_mixture_by_ascent(m, experts)[0][0]
-    assert ascent <= best + 1e-12 and best - ascent < 0.01
+def test_a_comparison_forgives_rounding_and_nothing_else():
+    assert compare(1.0, "==", 1.0 + 1e-13) and not compare(1.0, "==", 1.0 + 1e-9)
+    assert compare(0.1 + 1e-13, "<=", 0.1) and not compare(0.11, "<=", 0.1)
+    assert compare(0.5, ">=", 0.5) and not compare(0.4, ">=", 0.5)
 
 
-def test_a_mixture_changes_the_argmax_but_not_the_cap_by_hand():
-    # (.6, .4, 0) and (0, .4, .6): half of each is (.3, .4, .3). Its arg max, token 1, is nobody's favourite; .4 is
-    # still at most max_i.
-    e = expressivity.crossing_example()
-    mix = e.mean(0)
-    assert mix.tolist() == pytest.approx([0.3, 0.4, 0.3])
-    assert mix.argmax() == 1 and [x.argmax() for x in e] == [0, 2]
-    assert (mix <= e.max(0) + 1e-12).all()
-    # Logits break the cap: + 2 on token 1 of expert 0 gives .4 e^2 / (.6 + .4 e^2) = .831
-    assert expressivity.fuse(np.array([0, 2.0, 0]), np.log(np.maximum(e[0], 1e-300)))[1] == pytest.approx(
-        0.8312, abs=1e-4
+def test_a_statement_judges_itself():
+    row = statement("ours", "", "", ("error", 2.0, "<=", 1), ("nothing", 0.5), "", extra=np.ones(2))
+    assert (row["holds"], row["fails"], row["numbers"]) == (False, False, {"extra": [1, 1]})
+    assert spread([1, 2, 3])["mean"] == 2 and spread([1, 2, 3])["sd"] == 1
+
+
+# --- the world and Lemma 4.1 ----------------------------------------------------------------------
+
+
+def test_dynamic_programming_finds_the_best_of_all_policies():
+    m = mdp.random_mdp(np.random.default_rng(0), A=2, T=3)  # 7 prefixes, 2^7 policies
+    assert mdp.optimal(m)[0][0][0] == pytest.approx(max(walk(m, pi) for pi in deterministic(m)))
+
+
+@pytest.mark.parametrize("window", [None, 1, 2])
+def test_values_and_occupancies_agree_with_walking_every_answer(window):
+    rng = np.random.default_rng(1)
+    m = mdp.random_mdp(rng, A=3, T=4, window=window)
+    pi = mdp.random_policy(rng, m)
+    d = mdp.occupancy(m, pi)
+    assert [x.sum() for x in d] == pytest.approx([1] * 4)
+    paid = sum((w[:, None] * p * r).sum() for w, p, r in zip(d, pi, m.r))
+    assert mdp.optimal(m)[0][0][0] - mdp.loss(m, pi) == pytest.approx(walk(m, pi))
+    assert paid == pytest.approx(walk(m, pi))
+
+
+def test_a_window_keeps_the_last_tokens():
+    # After 0, 1 the state is "01" = 1. Writing 1 gives "11" = 3, writing 0 gives "10" = 2.
+    P = mdp.token_transitions(2, 4, window=2)
+    assert P[2][1].tolist() == [2, 3]
+    assert [p.shape for p in P] == [(1, 2), (2, 2), (4, 2), (4, 2)] and P[3].max() == 0
+    assert mdp.token_transitions(2, 4)[2][3].tolist() == [6, 7]  # "11" to "110" and "111"
+
+
+def test_eq1_by_hand():
+    # (.6, .4) times (.9, .1) is (.54, .04), which sums to .58.
+    fused = mdp.fuse(np.log([0.6, 0.4]), np.log([0.9, 0.1]))
+    assert fused == pytest.approx([0.54 / 0.58, 0.04 / 0.58])
+
+
+def test_lemma_by_hand():
+    # V* = 1 + 1. pi writes b (3/4), then b again (0), and loses 5/4. After a it would write a.
+    # Lemma: (2 - 7/4) + (1 - 0) = 5/4. Dual: (2 - 3/4) + (1 - 1) = 5/4. Mixed: (2 - 7/4) + 0 = 1/4.
+    r = [np.array([[1.0, 0.75]]), np.array([[1.0, 0.0], [1.0, 0.0]])]
+    m = mdp.MDP(r, mdp.token_transitions(2, 2))
+    pi = [np.array([[0.0, 1.0]]), np.array([[1.0, 0.0], [0.0, 1.0]])]
+    assert mdp.loss(m, pi) == lemma.lemma_sum(m, pi) == lemma.dual_sum(m, pi) == 1.25
+    assert lemma.mixed_sum(m, pi) == 0.25
+
+
+def test_lemma_against_walking_every_answer():
+    rng = np.random.default_rng(1000)
+    m = mdp.random_mdp(rng, A=3, T=4)
+    pi = mdp.random_policy(rng, m)
+    lost = walk(m, mdp.greedy(mdp.optimal(m)[1])) - walk(m, pi)
+    assert lemma.lemma_sum(m, pi) == pytest.approx(lost, abs=1e-12)
+    assert lemma.dual_sum(m, pi) == pytest.approx(lost, abs=1e-12)
+    assert abs(lemma.mixed_sum(m, pi) - lost) > 0.01
+
+
+# --- Eq. (5) --------------------------------------------------------------------------------------
+
+
+def test_eq5_is_tight_and_needs_every_prefix_by_hand():
+    # Token a pays 1, b pays .9, the expert writes b: two tokens lose .2 = T Delta.
+    P = mdp.token_transitions(2, 2, window=1)
+    m = mdp.MDP([np.tile([1.0, 0.9], (len(p), 1)) for p in P], P)
+    always_b = [np.tile([0.0, 1.0], (1, len(p), 1)) for p in P]
+    assert mdp.loss(m, coverage.rule_of_eq5(m, always_b)) == pytest.approx(0.2)
+    assert max(x.max() for x in coverage.coverage_loss(m, always_b)) == pytest.approx(0.1)
+    # Off the path: the expert writes b (.9), then c (0), of 2. On the path it is within .1.
+    m, experts = coverage.off_path_example(2, 0.1)
+    assert mdp.loss(m, coverage.rule_of_eq5(m, experts)) == pytest.approx(1.1)
+    assert [x[0] for x in coverage.coverage_loss(m, experts)] == pytest.approx([0.1, 0.1])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_loss_of_eq5s_rule_is_what_it_meets_and_the_best_routing_is_the_best(seed):
+    m, experts = coverage.world(seed + 500, 0.5, A=2, T=3, leak=0.1)  # 128 routers
+    pi = coverage.rule_of_eq5(m, experts)
+    met = zip(mdp.occupancy(m, pi), coverage.coverage_loss(m, experts))
+    assert mdp.loss(m, pi) == pytest.approx(sum((d * x).sum() for d, x in met))  # Lemma 4.1
+    best = max(walk(m, router) for router in routers(m, experts))
+    assert coverage.best_routing(m, experts) == pytest.approx(best)
+    assert best >= walk(m, pi) - 1e-12
+
+
+@pytest.mark.parametrize("cover", [0.0, 0.5, 1.0])
+def test_experts_cover_what_they_should(cover):
+    m, experts = coverage.world(3, cover)
+    Q = mdp.optimal(m)[1]
+    hits = np.concatenate(
+        [(e.argmax(2) == q.argmax(1)).sum(0) for e, q in zip(experts, Q)]
+    )  # (prefixes,)
+    assert hits.max() <= 1  # at most one expert knows
+    assert hits.mean() == pytest.approx(cover, abs=4 * (0.25 / len(hits)) ** 0.5)
+    assert all(np.allclose(e.sum(2), 1) and np.allclose(e.max(2), 0.98) for e in experts)
+
+
+# --- the hidden path ------------------------------------------------------------------------------
+
+
+def path_return(path, p, T):
+    """What a path of experts earns, rule by rule as the paper states them."""
+    total = 0.0
+    for t in range(1, T + 1):
+        on_p = tuple(path[: T // 2]) == tuple(p)
+        if t == 1:
+            total += 1 - hidden_path.EPS
+        elif t <= T // 2 or on_p:
+            total += 1
+        elif t == T // 2 + 1:
+            total += 1 - hidden_path.DELTA
+    return total
+
+
+@pytest.mark.parametrize("n,T", [(1, 4), (2, 2), (2, 6), (3, 4)])
+def test_the_world_pays_what_the_rules_say(n, T):
+    for p in itertools.product(range(n), repeat=T // 2):
+        m = hidden_path.build(n, T, p)
+        slow = [path_return(y, p, T) for y in itertools.product(range(n), repeat=T)]
+        assert hidden_path.returns_of_all_paths(m, n) == pytest.approx(slow)
+        assert mdp.optimal(m)[0][0][0] == pytest.approx(T)
+        assert {round(x, 9) for x in slow} <= {T - 0.05, round(T / 2 + 0.85, 9)}  # as printed
+
+
+def test_the_smallest_game_by_hand():
+    # n = 2, T = 2. The right path loses eps = .05, the wrong one eps + Delta = .15; a fair coin
+    # loses .1. Formula: (1 - 1/2)(1 - 1 + .1) + .05 = .1.
+    lost = hidden_path.game(2, 2)  # paths 00, 01, 10, 11 against secrets 0, 1
+    assert lost == pytest.approx(np.array([[0.05, 0.15]] * 2 + [[0.15, 0.05]] * 2))
+    assert hidden_path.value(lost) == pytest.approx((0.1, 0.1))
+    assert hidden_path.formula(2, 2) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("n,T", [(1, 6), (2, 4), (2, 8), (3, 4), (5, 2)])
+def test_the_formula_is_the_value_of_the_game(n, T):
+    assert hidden_path.value(hidden_path.game(n, T)) == pytest.approx(
+        [hidden_path.formula(n, T)] * 2
     )
+
+
+def test_the_value_by_an_independent_solver():
+    # Multiplicative weights on the 16 x 4 game: the two players' averages close in on the value.
+    lost = hidden_path.game(2, 4)
+    router, secret, rows, columns = (
+        np.zeros(16),
+        np.array([3.0, 0, 0, 0]),
+        np.zeros(16),
+        np.zeros(4),
+    )
+    for _ in range(4000):
+        x, y = mdp.softmax(-0.02 * router), mdp.softmax(0.02 * secret)
+        rows, columns = rows + x / 4000, columns + y / 4000
+        router, secret = router + lost @ y, secret + x @ lost
+    low, high = (lost @ columns).min(), (rows @ lost).max()
+    assert low - 1e-9 <= hidden_path.formula(2, 4) <= high + 1e-9 and high - low < 0.06
+
+
+def test_the_secret_shows_one_token_late():
+    assert hidden_path.seen(2, 4) == pytest.approx([0, 0, 0.1, 1])  # Delta, then everything
+    assert hidden_path.seen(3, 4)[:2].max() == 0
+
+
+def test_good_prefixes_are_covered_and_others_are_not():
+    assert hidden_path.good_and_all(2, 6, (1, 0, 1)) == pytest.approx((0.1, 1.0))
+
+
+def test_one_expert_contradicts_the_bound_as_printed():
+    assert hidden_path.value(hidden_path.game(1, 8)) == pytest.approx((0.05, 0.05))  # not T/2 - 2
+
+
+def test_logits_need_something_to_add_to():
+    for B in (0.0, 3.0, 30.0):
+        assert hidden_path.loss_with_logits(2, 8, 0.0, B) == pytest.approx(
+            hidden_path.formula(2, 8)
+        )
+    # A leak x leaves the trap with x at each token. Inside, tokens 1 and 5 lose eps and Delta, 6 to
+    # 8 lose 1, and half of the half-answers are right with 1/16.
+    for leak, B in ((0.1, 0.0), (0.01, 2.0)):
+        stay = 1 - leak / (leak + (1 - leak) * np.exp(-2 * B))
+        wrong = 0.1 * stay**5 + stay**6 + stay**7 + stay**8
+        by_hand = 0.05 * stay + (1 - 1 / 16) * wrong
+        assert hidden_path.loss_with_logits(2, 8, leak, B) == pytest.approx(by_hand)
+
+
+# --- logits ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("B", [0.0, 0.7, 3.0])
-def test_best_bounded_logits_against_all_corners_and_random_ones(B):
+def test_the_best_bounded_logits_against_all_corners_and_random_ones(B):
     rng = np.random.default_rng(4)
     experts, Q = rng.dirichlet(np.ones(4), size=(2, 5)), rng.random((5, 4))  # (2, 5, 4), (5, 4)
-    best = expressivity.bounded_values(experts, Q, B)  # (2, 5)
+    best = logits.bounded_values(experts, Q, B)  # (2, 5)
     corners = np.array(list(itertools.product((-B, B), repeat=4)))  # (16, 4)
-    tried = np.stack([(expressivity.fuse(l, np.log(experts)) * Q).sum(2) for l in corners])  # (16, 2, 5)
-    assert best == pytest.approx(tried.max(0), abs=1e-12)
-    inside = rng.uniform(-B, B, size=(500, 4))
-    assert (np.stack([(expressivity.fuse(l, np.log(experts)) * Q).sum(2) for l in inside]) <= best + 1e-12).all()
+    tried = [(mdp.fuse(corner, np.log(experts)) * Q).sum(2) for corner in corners]
+    assert best == pytest.approx(np.max(tried, axis=0))
+    inside = rng.uniform(-B, B, size=(300, 4))
+    tried = [(mdp.fuse(added, np.log(experts)) * Q).sum(2) for added in inside]
+    assert (np.array(tried) <= best + 1e-12).all()
 
 
 def test_bounded_logits_run_from_routing_to_the_optimum():
-    m, experts, V, _ = expressivity.instance(11, 0.3)
-    values = [expressivity.best_bounded(m, experts, B)[0][0] for B in (0, 1, 2, 4, 8, 400)]
-    assert values[0] == pytest.approx(coverage.best_routing(m, experts)[0][0], abs=1e-12)
-    assert (np.diff(values) >= -1e-12).all() and values[-1] == pytest.approx(V[0][0], abs=1e-9)
-    strict = [np.where(e > 0.5, 1.0, 0.0) for e in experts]  # the same favourites, no leak: now no logit helps
-    assert expressivity.best_bounded(m, strict, 400)[0][0] == pytest.approx(
-        coverage.best_routing(m, strict)[0][0], abs=1e-12
-    )
+    m, experts = coverage.world(11, 0.3)
+    losses = [logits.bounded_loss(m, experts, B) for B in (0, 1, 2, 4, 8, 300)]
+    routing = mdp.optimal(m)[0][0][0] - coverage.best_routing(m, experts)
+    assert losses[0] == pytest.approx(routing) and losses[-1] < 1e-9
+    assert (np.diff(losses) <= 1e-12).all()
+    strict = [np.where(e > 0.5, 1.0, 0.0) for e in experts]  # no leak: no logit helps
+    assert logits.bounded_loss(m, strict, 300) == pytest.approx(logits.bounded_loss(m, strict, 0))
 
 
-def test_needed_bound_by_hand():
-    # .01 to .99: odds 1/99 to 99, a factor 99^2 = e^(2B), B = log 99 = 4.595.
-    assert expressivity.needed_bound(0.01, 0.01) == pytest.approx(np.log(99))
-    assert expressivity.boosted(0.01, np.log(99)) == pytest.approx(0.99)
-
-
-def test_recovery_is_exact_with_support_and_impossible_without():
-    assert expressivity.recovery_gap(77) < 1e-12
-    assert expressivity.recovery_gap(77, leak=0.0) > 0.5
-    # By hand, the logits that do it: pi* = (.1, .9), pi_i = (.8, .2), l = log(pi* / pi_i) gives (.1, .9) back.
+def test_recovery_and_bounds_by_hand():
+    # pi* = (.1, .9), pi_i = (.8, .2): the logits log(pi* / pi_i) give pi* back.
     star, expert = np.array([0.1, 0.9]), np.array([0.8, 0.2])
-    assert expressivity.fuse(np.log(star / expert), np.log(expert)) == pytest.approx(star)
-
-
-def test_no_expert_by_hand():
-    # One token, two of them, Q = (1, 0), uniform: logits up to B give e^B / (e^B + e^-B) to the better one.
-    m = mdp.MDP([np.array([[1.0, 0.0]])], mdp.token_transitions(2, 1))
-    value = expressivity.best_bounded(m, expressivity.uniform_expert(m), 1.5)[0][0]
+    assert mdp.fuse(np.log(star / expert), np.log(expert)) == pytest.approx(star)
+    # From .01 to .99 the odds grow by 99^2 = e^(2B), so B = log 99.
+    assert logits.needed_bound(0.01, 0.01) == pytest.approx(np.log(99))
+    # One token of two, Q = (1, 0), uniform: the better one gets e^B / (e^B + e^-B).
+    value = logits.bounded_values(np.array([[[0.5, 0.5]]]), np.array([[1.0, 0.0]]), 1.5)
     assert value == pytest.approx(1 / (1 + np.exp(-3.0)))
 
 
-def test_experts_are_worth_having_from_a_coverage_on_by_hand():
-    # losses with experts 1, 3, 5 at 100%, 50%, 0%: a loss of 2 without any is met half way between 100% and 50%.
-    covers, losses = [1.0, 0.5, 0.0], [1.0, 3.0, 5.0]
-    assert [expressivity.worth(covers, losses, x) for x in (2.0, 3.0, 6.0, 0.5)] == [0.75, 0.5, 0.0, 1.0]
+def test_mixing_earns_what_choosing_earns_but_its_arg_max_can_be_new():
+    # A mixture earns a mean of what the experts earn. Its arg max may be nobody's favourite.
+    experts = np.array([[0.6, 0.4, 0.0], [0.0, 0.4, 0.6]])
+    weights = np.linspace(0, 1, 11)[:, None]
+    mixtures = weights * experts[0] + (1 - weights) * experts[1]  # (11, 3)
+    for Q in np.random.default_rng(0).random((20, 3)):
+        assert (mixtures @ Q).max() == pytest.approx((experts @ Q).max())
+    assert experts.argmax(1).tolist() == [0, 2] and experts.mean(0).argmax() == 1
 
 
-def test_size_of_4g_bounds_the_loss_and_half_of_it_does_not():
-    B = expressivity.needed_bound(0.02 / 3, 0.01)
-    enough, half = np.array([expressivity.gaps(s, 0.0, [B, B / 2])[1:] for s in range(100, 105)]).T
-    assert enough.max() <= 0.01 * 6 * 7 / 2 < half.max()
+# --- Eq. (6) --------------------------------------------------------------------------------------
 
 
-def test_a_router_of_the_wrong_sign_is_worse_than_none():
-    m, experts, V, Q = expressivity.instance(5, 0.8)
-    harm = V[0][0] - mdp.J(m, expressivity.wrong_sign(m, experts, Q, 2.0))
-    assert (
-        harm
-        > V[0][0] - mdp.J(m, coverage.rule_of_eq5(experts, Q))
-        > V[0][0] - coverage.best_routing(m, experts)[0][0] - 1e-12
-    )
+def test_eq6_is_tight_by_hand():
+    # Two tokens. a pays .1 and then 1; b ends all payment. V* = 1.1. pi' writes a with .9: the last
+    # token earns .9, the first .9 (.1 + .9) = .9. Loss .2 = T Qmax Delta = 2 * 1 * .1.
+    r = [np.array([[0.1, 0.0], [0.0, 0.0]]), np.array([[1.0, 0.0], [0.0, 0.0]])]
+    m = mdp.MDP(r, [np.array([[0, 1], [1, 1]]), np.zeros((2, 2), int)])
+    pi, star = [np.array([[0.9, 0.1], [0.0, 1.0]])] * 2, [np.eye(2)] * 2
+    assert mdp.loss(m, pi) == pytest.approx(0.2)
+    assert fusion_bound.bound_of_eq6(m, pi, star, mdp.occupancy(m, star)) == pytest.approx(0.2)
+    assert fusion_bound.tv(np.array([0.5, 0.5, 0]), np.array([0.2, 0.3, 0.5])) == 0.5  # half of L1
 
 
-# --- 5. Eq. (6) -----------------------------------------------------------------------------------------------------
-
-
-def test_total_variation_is_half_of_l1():
-    # (.5, .5, 0) against (.2, .3, .5): L1 = .3 + .2 + .5 = 1, TV = .5 = the mass that must move.
-    assert fusion_bound.tv(np.array([0.5, 0.5, 0]), np.array([0.2, 0.3, 0.5])) == pytest.approx(0.5)
-
-
-def test_eq6_tight_by_hand():
-    # T = 2, Delta = .1: a pays .1, then 1. V* = 1.1. pi' writes a with .9: last token .9; first .9 (.1 + .9) = .9. Gap
-    # .2 = 2 * 1 * .1.
-    m, pi, star = fusion_bound.tight_example(2, 0.1)
-    assert mdp.J_star(m) == pytest.approx(1.1) and mdp.J(m, pi) == pytest.approx(0.9)
-    assert fusion_bound.largest_q(m, pi) == pytest.approx(1.0)
-    assert fusion_bound.average_tv(m, pi, star, mdp.occupancy(m, star)) == pytest.approx(0.1)
-
-
-def test_eq6_tight_example_needs_the_end_of_all_payment_by_hand():
-    # T = 2, Delta = .1, payment goes on: pi' earns .9 * .1 + .9 = .99 of 1.1, Qmax = .1 + .9 = 1: gap .11, bound .2.
-    m, pi, star = fusion_bound.tight_example(2, 0.1, ends=False)
-    assert mdp.J_star(m) - mdp.J(m, pi) == pytest.approx(0.11)
-    assert fusion_bound.largest_q(m, pi) == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_eq6_bound_holds(seed):
+@pytest.mark.parametrize("seed", range(4))
+def test_eq6_holds_for_any_policy(seed):
     rng = np.random.default_rng(seed + 300)
-    m = mdp.random_mdp(rng, A=3, T=4)
-    gap, bound = fusion_bound.bound_ratio(m, fusion_bound.fused_candidates(rng, m, 2, 6.0))
-    assert 0 <= gap <= bound
+    m = mdp.random_mdp(rng, A=2, T=3)
+    pi, star = mdp.random_policy(rng, m), mdp.greedy(mdp.optimal(m)[1])
+    bound = fusion_bound.bound_of_eq6(m, pi, star, mdp.occupancy(m, star))
+    assert 0 <= walk(m, star) - walk(m, pi) <= bound
 
 
-def test_eq6_needs_the_prefixes_of_pi_star():
-    # pi' errs at one prefix of pi*, of 16 with that length: TV averaged over all of them is 1/16 of what pi* sees, and
-    # the gap is all.
-    m, pi, star = fusion_bound.rare_prefix_example(6, 4)
-    assert mdp.J_star(m) == 1 and mdp.J(m, pi) == 0
-    uniform = [np.full(len(r), 1 / len(r)) for r in m.r]
-    assert 6 * fusion_bound.average_tv(m, pi, star, uniform) == pytest.approx(1 / 16)
-    assert 6 * fusion_bound.average_tv(m, pi, star, mdp.occupancy(m, star)) == pytest.approx(1)
+# --- Collab ---------------------------------------------------------------------------------------
 
 
-# --- 6. Collab ------------------------------------------------------------------------------------------------------
-
-
-def test_collab_thirds_by_hand():
-    # H = 3, right experts 0, 1, 1. Own values at the start: 1 and 2; Q* = 3; mismatch 1 = H/3. The rule starts with
-    # expert 1 (2 > 1), earns 0 + 1 + 1: regret 1. Judged by the best continuation, expert 0 is worth 3 and is picked:
-    # regret 0.
+def test_collab_by_hand():
+    # H = 3, right experts 0, 1, 1. Own values 1 and 2, Q* = 3: mismatch 1 = H/3. The rule starts
+    # with expert 1, earns 0 + 1 + 1 and loses 1.
     assert collab.mismatch_and_regret([0, 1, 1], 2) == (1, 1)
-    assert collab.mismatch_and_regret([0, 1, 1], 2, values=collab.best_continuation_values) == (0, 0)
+    assert collab.mismatch_and_regret([1, 1, 1], 2) == (0, 0)
+    # H/3 is not the worst: halves have H/2.
+    worst = max(collab.mismatch_and_regret(s, 2)[0] for s in itertools.product(range(2), repeat=6))
+    assert worst == 3
 
 
-def test_collab_large_mismatch_zero_regret_by_hand():
-    # H = 4, experts 0, 1, 0, 1, and a wrong token ends all. Own value of the right expert: 1 (it errs at the next
-    # token); of the wrong: 0. So the right one is always picked: regret 0, mismatch 4 - 1 = 3.
-    assert collab.mismatch_and_regret([0, 1, 0, 1], 2, ends=True) == (3, 0)
-
-
-@pytest.mark.parametrize("n,H", [(2, 6), (3, 3), (3, 6)])
-def test_collab_worst_schedule(n, H):
-    worst = max(collab.mismatch_and_regret(s, n)[0] for s in itertools.product(range(n), repeat=H))
-    assert worst == pytest.approx((1 - 1 / n) * H)
-    with pytest.raises(ValueError, match="multiple of 3"):
-        collab.thirds(4)
-
-
-# --- 7. learning ----------------------------------------------------------------------------------------------------
+# --- phase 1 --------------------------------------------------------------------------------------
 
 
 def test_counts_by_hand():
-    # Two responses over 2 tokens, T = 2: (1, 0) and (1, 1). At the start token 1 twice; in state 1 each token once.
+    # Answers (1, 0) and (1, 1): token 1 twice at the start, then each token once after it.
     m = mdp.random_mdp(np.random.default_rng(0), A=2, T=2)
-    c = learning.counts(np.array([[0, 1], [0, 1]]), np.array([[1, 0], [1, 1]]), m)
+    c = sft.counts(m, np.array([[0, 1], [0, 1]]), np.array([[1, 0], [1, 1]]))
     assert c[0].tolist() == [[0, 2]] and c[1].tolist() == [[0, 0], [1, 1]]
 
 
 def test_samples_follow_the_policy():
-    # 40000 draws; a frequency is off by more than 5 standard deviations (.0125) with probability below 1e-5 for all 8
-    # together.
-    m, _, star, d = learning.setting(0)
-    states, tokens = learning.sample(np.random.default_rng(1), m, star, 40000)
-    freq = np.bincount(tokens[:, 0], minlength=4) / 40000
-    assert freq == pytest.approx(star[0][0], abs=0.0125)
-    assert np.bincount(states[:, 5], minlength=4) / 40000 == pytest.approx(d[5], abs=0.0125)
+    # 40000 answers: a frequency is off by .0125 = 5 deviations with probability below 1e-5.
+    m, _, star = sft.setting(0)
+    states, tokens = sft.sample(np.random.default_rng(1), m, star, 40000)
+    assert np.bincount(tokens[:, 0], minlength=4) / 40000 == pytest.approx(star[0][0], abs=0.0125)
+    d = mdp.occupancy(m, star)[5]
+    assert np.bincount(states[:, 5], minlength=4) / 40000 == pytest.approx(d, abs=0.0125)
 
 
-def test_fit_is_what_gradient_descent_on_the_logits_finds():
-    # Through the fusion: minimise -sum c log p + KL(pi_i || p), p = softmax(log pi_i + l), by descent on l from 0.
-    c, expert = np.array([3.0, 1.0, 0.0]), np.array([0.1, 0.2, 0.7])
-    l = np.zeros(3)
+def test_fit_is_what_gradient_descent_finds():
+    # -sum c log p + KL(prior || p), p = softmax(log prior + added), by descent on `added`.
+    c, prior, added = np.array([3.0, 1.0, 0.0]), np.array([0.1, 0.2, 0.7]), np.zeros(3)
     for _ in range(4000):
-        p = expressivity.fuse(l, np.log(expert))
-        l -= 0.05 * ((c.sum() + 1) * p - c - expert)
-    by_hand = (c + expert) / 5  # (3.1, 1.2, .7) / 5
-    assert p == pytest.approx(by_hand, abs=1e-9)
-    assert learning.fit([c[None]], [expert[None]])[0][0] == pytest.approx(by_hand)
+        p = mdp.fuse(added, np.log(prior))
+        added = added - 0.05 * ((c.sum() + 1) * p - c - prior)
+    assert p == pytest.approx([3.1 / 5, 1.2 / 5, 0.7 / 5], abs=1e-9)
+    assert sft.fit([c[None]], [prior[None]])[0][0] == pytest.approx(p)
 
 
-def test_fit_routing_is_the_minimum_of_L_expert_over_a_grid_of_weights():
+def test_fit_routing_minimises_l_expert_over_a_grid_of_weights():
     rng = np.random.default_rng(2)
-    experts = [rng.dirichlet(np.ones(3), size=(2, 40))]  # (2, 40, 3)
-    c = [rng.integers(0, 5, size=(40, 3)).astype(float)]
-    chosen = learning.fit_routing(c, experts)[0]  # (40,)
-    w = np.linspace(0, 1, 21)  # the weight of expert 1
-    losses = -np.einsum("sa,nsa->ns", c[0], np.log(experts[0]))  # (2, 40) of each expert alone
-    grid = (1 - w)[:, None] * losses[0] + w[:, None] * losses[1]  # (21, 40) L_expert is linear in w
-    informative = experts[0][0].argmax(1) != experts[0][1].argmax(1)  # (40,)
+    experts = rng.dirichlet(np.ones(3), size=(2, 40))  # (2, 40, 3)
+    c = rng.integers(0, 5, size=(40, 3)).astype(float)
+    chosen = sft.fit_routing([c], [experts])[0]  # (40,)
+    losses = -np.einsum("sa,nsa->ns", c, np.log(experts))  # (2, 40) of each expert alone
+    w = np.linspace(0, 1, 21)[:, None]  # the weight of expert 1
+    best = ((1 - w) * losses[0] + w * losses[1]).argmin(0) / 20  # (40,)
+    informative = experts[0].argmax(1) != experts[1].argmax(1)  # (40,)
     assert informative.any() and not informative.all()
-    assert (w[grid.argmin(0)] == chosen)[informative].all() and (chosen[~informative] == 0).all()
+    assert (best == chosen)[informative].all() and (chosen[~informative] == 0).all()
 
 
-def test_separate_training_counts_the_expert_twice_by_hand():
-    # pi* = (.6, .4), pi_i = (.9, .1): a perfect router times the expert is (.54, .04) / .58 = (.931, .069), not (.6,
-    # .4).
-    star, expert = np.array([0.6, 0.4]), np.array([0.9, 0.1])
-    assert expressivity.fuse(np.log(star), np.log(expert)) == pytest.approx([0.54 / 0.58, 0.04 / 0.58])
-    needed = np.log(star / expert)  # what the fusion needs instead
-    assert expressivity.fuse(needed, np.log(expert)) == pytest.approx(star)
+def test_kl_of_whole_answers_by_enumeration():
+    rng = np.random.default_rng(5)
+    m = mdp.random_mdp(rng, A=2, T=3)
+    star, pi = mdp.random_policy(rng, m), mdp.random_policy(rng, m)
+    total = 0.0
+    for answer in itertools.product(range(2), repeat=3):
+        places = [(t, int("0" + "".join(map(str, answer[:t])), 2), a) for t, a in enumerate(answer)]
+        p = np.prod([star[t][s, a] for t, s, a in places])
+        total += p * np.log(p / np.prod([pi[t][s, a] for t, s, a in places]))
+    assert sft.kl(star, pi, mdp.occupancy(m, star)) == pytest.approx(total)
 
 
-def test_learning_curves_end_where_they_should():
-    m, experts, star, d = learning.setting(50)
-    plateau, twice, _ = learning.limits(50)
-    c = learning.counts(*learning.sample(np.random.default_rng(0), m, star, 20000), m)
-    ends = {way: learning.kl(star, pi, d) for way, pi in learning.three_ways(c, experts).items()}
-    assert ends["routing"] >= plateau - 1e-12 and ends["routing"] == pytest.approx(plateau, rel=0.01)
-    assert ends["alone"] == pytest.approx(twice, rel=0.05) and twice > 1
-    assert ends["through"] < 0.02
+# --- phase 2 --------------------------------------------------------------------------------------
 
 
-def test_no_expert_mass_no_convergence():
-    assert learning.missed_mass(50, 20000, 0.02) < 0.02 < 0.1 < learning.missed_mass(50, 20000, 0.0)
+def by_newton(ref, star, expert, beta, steps=60):
+    """The fused policy at the minimum of Eq. (3) by damped Newton steps, without the formula."""
+    theta, A = np.log(ref), ref.shape[-1]
+    pairs = cdpo.population(star, expert)
+    for _ in range(steps):
+        m = cdpo.margins(theta, ref, expert, beta)
+        w = pairs / (1 + np.exp(m)) / (1 + np.exp(-m))
+        w = w + np.swapaxes(w, -1, -2)  # (..., A, A)
+        H = beta**2 * (w.sum(-1)[..., None] * np.eye(A) - w) + 1e-3  # a constant changes nothing
+        step = np.linalg.solve(H, cdpo.gradient(theta, ref, expert, pairs, beta)[..., None])[..., 0]
+        theta = theta - step / np.maximum(1, abs(step).max(-1, keepdims=True) * beta / 2)
+    return mdp.fuse(theta, np.log(expert))
 
 
 def test_cdpo_gradient_against_finite_differences():
     rng = np.random.default_rng(0)
     star, expert, ref = rng.dirichlet(np.ones(5), size=3)
-    theta, pairs = rng.normal(size=5), cdpo.population(star, expert)
-    logs = (np.log(ref), np.log(expert), pairs, 0.7)
-    numeric = [(cdpo.loss(theta + h, *logs) - cdpo.loss(theta - h, *logs)) / 2e-6 for h in 1e-6 * np.eye(5)]
-    assert cdpo.gradient(theta, *logs) == pytest.approx(numeric, abs=1e-8)
+    theta, rest = rng.normal(size=5), (ref, expert, cdpo.population(star, expert), 0.7)
+    small = 1e-6 * np.eye(5)
+    numeric = [cdpo.cdpo_loss(theta + e, *rest) - cdpo.cdpo_loss(theta - e, *rest) for e in small]
+    assert cdpo.gradient(theta, *rest) == pytest.approx(np.array(numeric) / 2e-6, abs=1e-8)
 
 
 def test_cdpo_loss_by_hand():
-    # One pair (w, l) = (0, 1), pi_theta = pi_ref, pi_i = (.8, .2), beta = .5: bias .5 log 4 = log 2, loss log(1 + 1/2)
-    # = .405; a weak expert, (.2, .8), gives log(1 + 2) = 1.099. The gradient is beta * sigmoid(-m): .5 / 3 against .5 *
-    # 2 / 3.
-    pairs, zero = np.array([[0.0, 1.0], [0.0, 0.0]]), np.zeros(2)
+    # y_w = 0, y_l = 1, pi_theta = pi_ref, beta = .5. A strong expert, (.8, .2): bias .5 log 4, loss
+    # log(1 + 1/2), pull .5 / 3. A weak one, (.2, .8): loss log(1 + 2), pull .5 * 2 / 3.
+    pairs, half = np.array([[0.0, 1.0], [0.0, 0.0]]), np.array([0.5, 0.5])
     for expert, value, pull in (((0.8, 0.2), 1.5, 1 / 6), ((0.2, 0.8), 3.0, 1 / 3)):
-        assert cdpo.loss(zero, zero, np.log(expert), pairs, 0.5) == pytest.approx(np.log(value))
-        assert cdpo.gradient(zero, zero, np.log(expert), pairs, 0.5) == pytest.approx([-pull, pull])
+        rest = (np.log(half), half, np.array(expert), pairs, 0.5)
+        assert cdpo.cdpo_loss(*rest) == pytest.approx(np.log(value))
+        assert cdpo.gradient(*rest) == pytest.approx([-pull, pull])
 
 
 @pytest.mark.parametrize("beta", [0.3, 1.0])
-def test_cdpo_optimum_found_without_the_formula(beta):
-    _, star, expert, ref = cdpo.setting(9, prompts=8)
-    assert cdpo.by_newton(ref, star, expert, beta) == pytest.approx(cdpo.optimum(ref, star, expert, beta), abs=1e-8)
-    plain = cdpo.optimum(ref, star, expert, beta, bias=False)
-    moved = abs(plain - cdpo.optimum(ref, star, expert, beta)).max()
-    assert moved > {0.3: 0.001, 1.0: 0.1}[beta]  # what the bias term does; less, the smaller beta
+def test_cdpo_minimum_found_without_the_formula(beta):
+    star, expert, ref = cdpo.setting(9, prompts=8)[1:]
+    found = by_newton(ref, star, expert, beta)
+    assert found == pytest.approx(cdpo.minimum(ref, star, expert, beta), abs=1e-8)
+    plain = cdpo.minimum(ref, star, expert, beta, bias=False)
+    assert abs(plain - found).max() > {0.3: 0.001, 1.0: 0.1}[beta]
 
 
-def test_cdpo_overshoots_by_hand():
-    # pi* = (.6, .4), pi_i = (.9, .1): pi* / pi_i = (2/3, 4), odds 6 for token 1; to the 10th power 6^10 = 60466176,
-    # though pi* prefers token 0.
-    p = cdpo.optimum(np.array([0.5, 0.5]), np.array([0.6, 0.4]), np.array([0.9, 0.1]), 0.1)
-    assert p[1] / p[0] == pytest.approx(6**10)
-
-
-def test_cdpo_u_curve_and_no_u_without_an_error_to_correct():
-    Q, star, expert, ref = cdpo.setting(21)
-    kl = cdpo.descend(Q, star, expert, ref, cdpo.population(star, expert), 0.1, [0, 35, 70, 2000])[:, 0]
-    assert kl[2] < kl[1] < kl[0] < kl[3]
-    kl = cdpo.descend(Q, star, star, ref, cdpo.population(star, star), 0.1, [0, 35, 70, 2000])[:, 0]
-    assert (np.diff(kl) <= 1e-12).all()
-
-
-def test_sequences_fused_token_by_token_are_not_the_product():
-    assert cdpo.sequence_example(independent=True) < 1e-9 < 1e-3 < cdpo.sequence_example(independent=False)
-
-
-def test_descend_takes_several_settings_at_once():
-    one, other = cdpo.setting(1, prompts=4), cdpo.setting(2, prompts=4)
-    pairs = [cdpo.population(x[1], x[2]) for x in (one, other)]
-    together = cdpo.descend(*map(np.stack, zip(one, other)), np.stack(pairs), 0.1, [0, 5, 20])
-    apart = [cdpo.descend(*x, p, 0.1, [0, 5, 20]) for x, p in zip((one, other), pairs)]
-    assert together == pytest.approx(np.array(apart), abs=1e-12)
-
-
-def test_right_but_flat_experts_are_flat_and_right():
-    _, experts, star, _ = learning.setting(3, flat=0.25)
-    for e, s in zip(experts, star):
-        assert (e.argmax(2) == s.argmax(1)).all() and (e.max(2) < s.max(1)).all()
-    assert all(np.allclose(e, s) for e, s in zip(learning.setting(3, flat=1.0)[1], star))
-
-
-# --- 8. beyond the paper --------------------------------------------------------------------------------------------
-
-
-def test_slip_by_hand():
-    # sigma = .2, 2 tokens: the token meant is written with .9, the other with .1; so is the reward averaged.
-    m = mdp.MDP([np.array([[1.0, 0.0]]), np.zeros((2, 2))], mdp.token_transitions(2, 2))
-    s = beyond.slip(m, 0.2)
-    assert s.r[0] == pytest.approx(np.array([[0.9, 0.1]]))
-    assert s.P[0][0] == pytest.approx(np.array([[0.9, 0.1], [0.1, 0.9]]))
-    longer = beyond.slip(hidden_path.build(2, 4, (0, 1)), 0.2)
-    assert all(P.sum(2) == pytest.approx(np.ones(P.shape[:2])) for P in longer.P)
-
-
-def test_coverage_on_average_over_the_routed_policy_is_exact_and_over_pi_star_is_not():
-    m, experts, V, Q = beyond.noisy(123)
-    pi = coverage.rule_of_eq5(experts, Q)
-    gap = V[0][0] - mdp.J(m, pi)
-    assert gap == pytest.approx(coverage.on_policy_loss(m, experts, V, Q, pi), abs=1e-12)
-    gap, average, C = beyond.price_of_leaving(2, 0.1, 0.0)
-    assert (gap, average) == pytest.approx((1.1, 0.2)) and C == np.inf  # the example worked by hand under Eq. (5)
-
-
-@pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0])
-def test_average_coverage_costs_at_most_C(sigma):
-    gap, average, C = beyond.price_of_leaving(6, 0.1, sigma)
-    assert gap <= C * average + 1e-12
-    if sigma < 1:
-        assert gap > average  # without the factor the statement fails
-
-
-def test_noise_gives_the_secret_away():
-    seen, rule, best = beyond.hidden_path_with_slips(2, 4, 0.0)
-    assert seen == 0 and rule - best > 1  # the rule cannot know p
-    seen, rule, best = beyond.hidden_path_with_slips(2, 4, 0.05)
-    assert seen > 1e-4 and rule == pytest.approx(best, abs=1e-12)
+def test_the_minimum_can_be_wrong_and_can_undo_the_expert():
+    # pi* = (.6, .4), pi_i = (.9, .1): the odds of token 1 are (4 / (2/3))^10 = 6^10.
+    half, star, expert = np.array([[0.5, 0.5], [0.6, 0.4], [0.9, 0.1]])
+    p = by_newton(half, star, expert, 0.1)
+    assert p[1] / p[0] == pytest.approx(6**10, rel=1e-6)
+    # The expert is pi* already: the minimum is pi_ref.
+    assert by_newton(half, star, star, 1.0) == pytest.approx(half)
