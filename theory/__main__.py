@@ -10,6 +10,8 @@ import os
 import sys
 from pathlib import Path
 
+from docs.tools.pages import fill
+
 from . import pages, toy_mdp
 from .statements import compute
 
@@ -17,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 JSON = ("extra/results/theory.json", "extra/results/toy_mdp.json")
 PAGES = ("theory/README.md", "theory/statements/README.md")
 PICTURE = "theory/figures/simplex.png"
+CLAIM = {"==": "must be", "<=": "at most", ">=": "at least"}
 
 
 def toy():
@@ -37,7 +40,7 @@ def toy():
 
 def line(row):
     """A statement as one line for a console, in ASCII."""
-    sign, limit = pages.CLAIM[row["must"][0]], row["must"][1]
+    sign, limit = CLAIM[row["must"][0]], row["must"][1]
     measured = f"{row['measure']} {pages.number(row['measured'])} ({sign} {pages.number(limit)})"
     holds = "holds" if row["holds"] else "FAILS"
     fails = "fails" if row["fails"] else "STILL HOLDS"
@@ -62,7 +65,7 @@ def write_all(root, rows, numbers):
     write(root, JSON[1], json.dumps(numbers, indent=1) + "\n")
     for name in PAGES:
         text = (Path(root) / name).read_text(encoding="utf-8")
-        write(root, name, pages.fill(text, pages.values(rows, numbers)))
+        write(root, name, fill(text, pages.values(rows, numbers)))
     if importlib.util.find_spec("matplotlib"):
         from . import simplex  # needs matplotlib
 

@@ -64,7 +64,7 @@ def test_a_comparison_forgives_rounding_and_nothing_else():
 
 
 def test_a_statement_judges_itself():
-    row = statement("ours", "", "", ("error", 2.0, "<=", 1), ("nothing", 0.5), "", extra=np.ones(2))
+    row = statement("ours", "", "", ("error", 2.0, "<=", 1), ("nothing", 0.5), extra=np.ones(2))
     assert (row["holds"], row["fails"], row["numbers"]) == (False, False, {"extra": [1, 1]})
     assert spread([1, 2, 3])["mean"] == 2 and spread([1, 2, 3])["sd"] == 1
 

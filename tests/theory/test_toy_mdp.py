@@ -17,7 +17,7 @@ SEED = 3
 
 
 def return_of(rewards, policy):
-    """What a policy {(t, prefix): (A,) probabilities} earns, by walking every answer: no dynamic programming."""
+    """What a policy {(t, prefix): (A,) probabilities} earns, by walking every answer."""
     total = 0.0
     for answer in itertools.product(range(A), repeat=len(rewards)):
         s, probability, earned = 0, 1.0, 0.0
@@ -29,7 +29,7 @@ def return_of(rewards, policy):
 
 
 def best_of_all(rewards, options):
-    """The best return over every combination of options[t, s], a list of (A,) probabilities for each prefix."""
+    """The best return of all combinations of options[t, s], lists of (A,) probabilities."""
     places = list(options)
     return max(
         return_of(rewards, dict(zip(places, pick))) for pick in itertools.product(*options.values())
@@ -51,7 +51,7 @@ def test_choosing_is_the_best_of_all_deterministic_routings(seed, coverage):
 
 @pytest.mark.parametrize("seed,B", [(SEED, 0.7), (4, 2.0)])
 def test_logits_are_the_best_of_all_corners(seed, B):
-    # Each prefix: 2 experts x 2^3 corners of |l| <= B. Length 2: 16^4 policies; the last level is best on its own.
+    # Each prefix: 2 experts x 2^3 corners of |l| <= B. The last level is best on its own.
     rewards, experts = tree(seed, 0.5, leak=0.3, length=2)
     corners = [np.exp(B * np.array(c)) for c in itertools.product((-1, 1), repeat=A)]
     options = {}

@@ -35,5 +35,5 @@ STATEMENTS = (
 
 
 def compute():
-    """All statements, by the name of their function. Seeds are fixed: the same numbers every time."""
+    """All statements, by the name of their function. Seeds are fixed: always the same numbers."""
     return {check.__name__: check() for check in STATEMENTS}

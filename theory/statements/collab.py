@@ -1,14 +1,13 @@
 """Appendix C: Collab judges an expert by what it would earn if it wrote everything to the end.
 
-Its rule picks, at each token, the expert of the largest own value V^{pi_i}. The best policy would let
-others write the rest, so the largest own value can be far below Q*. The difference at the start is
-the mismatch. The paper's example: rewards agree with expert 1 for H/3 tokens, and with expert 2 for
-the rest. The best own value is 2H/3, and Q* = H, so the mismatch is H/3.
+Its rule picks, at each token, the expert of the largest own value V^{pi_i}. The best policy would
+let others write the rest, so the largest own value can be far below Q*. The difference at the start
+is the mismatch. The paper's example: expert 1 is right for H/3 tokens, and expert 2 for the rest.
+The best own value is 2H/3, and Q* = H, so the mismatch is H/3.
 
-Ours: a mismatch is an error of judgement, and need not cost anything. The regret is what the rule
-then loses.
+A mismatch is an error of judgement. What the rule then loses is its regret.
 
-Counter-tests: expert 2 is right throughout; a wrong token does not end all payment.
+Counter-test: expert 2 is right throughout.
 """
 
 import numpy as np
@@ -48,7 +47,7 @@ def thirds(H):
 
 
 def collab():
-    """The mismatch of appendix C."""
+    """The mismatch of appendix C in the paper's example, H = 3 to 48."""
     horizons = [3, 6, 12, 24, 48]
     found = [mismatch_and_regret(thirds(H), 2) for H in horizons]
     return statement(
@@ -57,7 +56,6 @@ def collab():
         "expert 1 right for H/3 tokens, then 2: own values miss H/3",
         measured=("error", max(abs(m - H / 3) for (m, _), H in zip(found, horizons)), "==", 0),
         without=("expert 2 is right throughout", abs(mismatch_and_regret([1] * 48, 2)[0] - 48 / 3)),
-        worlds="the paper's example, H = 3 to 48",
         horizons=horizons,
         mismatch=[m for m, _ in found],
         regret=[g for _, g in found],

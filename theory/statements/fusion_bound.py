@@ -3,8 +3,9 @@
   Delta = (1/T) sum_t E_{s ~ pi*}[ TV(pi'(. | s), pi*(. | s)) ]     TV = half the L1 distance
   V* - V^pi' <= T Qmax Delta                                        Qmax = the largest Q^pi'
 
-Proof: the dual of Lemma 4.1. V* - V^pi' = sum_t E_{s ~ pi*}[ sum_a (pi* - pi')(a|s) Q^pi'(s, a) ], and
-each term is at most Qmax TV. (Lemma 4.1 as printed walks the prefixes of pi', where Delta says
+Proof: by the dual of Lemma 4.1,
+  V* - V^pi' = sum_t E_{s ~ pi*}[ sum_a (pi* - pi')(a|s) Q^pi'(s, a) ].
+Each term is at most Qmax TV. (Lemma 4.1 as printed walks the prefixes of pi', where Delta says
 nothing.) The proof never asks where pi' comes from: routing that is as close loses as little.
 
 Counter-test: Delta averaged over all prefixes alike, instead of those that pi* writes.
@@ -54,7 +55,7 @@ def closest_fused(rng, mdp, noise=4.0):
 
 
 def rare_prefix_example(T=6, A=4):
-    """pi' is pi* except at one prefix of two tokens, one of A^2, which pi* writes. Only 00..0 pays 1."""
+    """pi' is pi* except at the prefix 00, one of A^2 of that length. Only the answer 00..0 pays."""
     P = token_transitions(A, T)
     r = [np.zeros(p.shape) for p in P]
     r[-1][0, 0] = 1.0
@@ -65,7 +66,7 @@ def rare_prefix_example(T=6, A=4):
 
 
 def eq_6():
-    """Eq. (6) in random worlds."""
+    """Eq. (6) in 100 random worlds; the counter-test is built by hand."""
     ratios = []
     for seed in range(100):
         rng = np.random.default_rng(seed)
@@ -85,6 +86,5 @@ def eq_6():
             "Delta averaged over all prefixes alike",
             loss(mdp, pi) / bound_of_eq6(mdp, pi, star, all_alike),
         ),
-        worlds="100 random worlds; the other one is built by hand",
         ratio=spread(ratios),
     )

@@ -106,7 +106,7 @@ def good_and_all(n, T, p):
 
 
 def seen(n, T):
-    """How far two secrets differ in Q* along experts' prefixes of length 0 .. T-1, at most: (T,)."""
+    """How much Q* differs between secrets, at most, along experts' prefixes of each length: (T,)."""
     tables = []
     for p in itertools.product(range(n), repeat=T // 2):
         Q = optimal(build(n, T, p))[1]
@@ -124,7 +124,7 @@ def loss_with_logits(n, T, leak, B):
 
 
 def property_1():
-    """Property 1 of the construction: choosing experts can express a good answer."""
+    """Property 1 (n = 2, T = 6): choosing experts can express a good answer."""
     n, T, p = 2, 6, (0, 1, 1)
     losses = [T - best_routing(m, experts_of(m, n)) for m in (build(n, T, p), build(n, T, None))]
     return statement(
@@ -133,12 +133,11 @@ def property_1():
         "hidden path: a router that knows the path loses only eps",
         measured=("loss", losses[0], "==", EPS),
         without=("no path is the right one", losses[1]),
-        worlds="the construction, n = 2, T = 6",
     )
 
 
 def property_2():
-    """Property 2: at good prefixes some expert is good."""
+    """Property 2 (n = 2, T = 6): at good prefixes some expert is good."""
     good, everywhere = good_and_all(2, 6, (0, 1, 1))
     return statement(
         "paper",
@@ -146,12 +145,11 @@ def property_2():
         "at good prefixes some expert loses at most max(eps, Delta)",
         measured=("loss", good, "<=", max(EPS, DELTA)),
         without=("at all prefixes", everywhere),
-        worlds="the construction, n = 2, T = 6",
     )
 
 
 def property_3():
-    """Property 3: the secret does not show in time."""
+    """Property 3 (n = 2, T = 6, all secrets): the secret does not show in time."""
     difference = seen(2, 6)  # (6,)
     return statement(
         "paper",
@@ -159,12 +157,11 @@ def property_3():
         "before token T/2, Q* along the prefix does not show the path",
         measured=("difference", difference[:3].max(), "==", 0),
         without=("one token later", difference[3]),
-        worlds="the construction, all secrets, n = 2, T = 6",
     )
 
 
 def theorem_4_3():
-    """Theorem 4.3, by the exact value of the game."""
+    """Theorem 4.3: the exact value at 19 sizes, from all paths against all secrets."""
     sizes = [(n, T) for n in range(2, 9) for T in (2, 4)]
     sizes += [(2, 6), (2, 8), (2, 10), (3, 6), (4, 6)]
     above, below = np.array([value(game(n, T)) for n, T in sizes]).T  # (19,) each
@@ -176,19 +173,17 @@ def theorem_4_3():
         "some hidden path costs any router at least T/2 - 2 (n >= 2)",
         measured=("loss - bound", min(below - printed), ">=", 0),
         without=("one expert, n = 1, T = 8", value(game(1, 8))[0] - (8 / 2 - 2)),
-        worlds="the construction at 19 sizes, all paths against all secrets",
         error_of_the_formula=max(abs(above - exact).max(), abs(below - exact).max()),
         exact_T8=formula(2, 8),
     )
 
 
 def silent_experts():
-    """The construction does not tell FusionRoute from routing: its experts exclude tokens."""
+    """Logits do not help here (n = 2, T = 8): the experts exclude tokens."""
     return statement(
         "ours",
         "add logits?",
         "deterministic experts: added logits do not help on that path",
         measured=("loss", loss_with_logits(2, 8, leak=0.0, B=5.0), "==", formula(2, 8)),
         without=("experts leak 0.01", loss_with_logits(2, 8, leak=0.01, B=5.0)),
-        worlds="the construction, n = 2, T = 8, logits up to 5",
     )

@@ -3,15 +3,14 @@
 Choosing and mixing are worth the same. In a state, a mixture w earns sum_i w_i E_{pi_i} Q. That is
 linear in w, so its maximum is at a corner: one expert.
 
-Added logits multiply probabilities: pi'(a) = pi_i(a) e^l(a) / Z. With l = log pi* - log pi_i this IS
-pi*, if pi_i(a) > 0 wherever pi*(a) > 0 (the paper's recovery). With |l| <= B they reach less. The
-best such policy has +B on some number of the best tokens and -B on the rest. To lift a token from
-probability p to 1 - d takes B = 1/2 log((1 - p)(1 - d) / (p d)), because odds grow by e^(2B).
+Added logits multiply probabilities: pi'(a) = pi_i(a) e^l(a) / Z. With l = log pi* - log pi_i this
+IS pi*, if pi_i(a) > 0 wherever pi*(a) > 0 (the paper's recovery). With |l| <= B they reach less. To
+lift a token from probability p to 1 - d takes B = 1/2 log((1 - p)(1 - d) / (p d)), because odds
+grow by e^(2B).
 
 Ours: when two experts are worth more than none, which is a uniform distribution in their place.
 
-Counter-tests: the arg max of a mixture is written instead of a sample; experts exclude tokens; all
-prefixes are covered.
+Counter-tests: experts exclude tokens; all prefixes are covered.
 """
 
 import numpy as np
@@ -29,8 +28,9 @@ def needed_bound(p, d):
 def bounded_values(experts_t, Q_t, B):
     """The largest E_{a ~ pi_i e^l / Z} Q(s, a) over all |l| <= B, for every expert: (n, S_t).
 
-    It is a ratio of two functions that are linear in each e^l, so a maximum is at a corner. Raising
-    a token helps when its Q is above the current value. So the k best are raised, for some k: try all.
+    It is a ratio of two functions that are linear in each e^l, so a maximum is at a corner: each
+    logit is +B or -B. +B helps a token whose Q is above the value. So the k best tokens have +B,
+    for some k: try all.
     """
     order = np.argsort(-Q_t, axis=-1)  # (S, A) best first
     q = np.take_along_axis(Q_t, order, -1)  # (S, A)
@@ -42,13 +42,13 @@ def bounded_values(experts_t, Q_t, B):
 
 
 def bounded_loss(mdp, experts, B):
-    """V* minus what the best expert with the best logits |l| <= B earns. B = 0 is choosing alone."""
+    """V* minus the value of the best expert with the best logits |l| <= B. B = 0: choosing."""
     V = sweep(mdp, lambda t, Q: bounded_values(experts[t], Q, B).max(0))[0]
     return optimal(mdp)[0][0][0] - V[0][0]
 
 
 def recovery():
-    """The paper's recovery: large logits on any one expert reach V*."""
+    """The paper's recovery, for each expert of 20 half-covered worlds, with logits up to 50."""
 
     def lost(leak):
         losses = []
@@ -64,12 +64,11 @@ def recovery():
         "large logits on any one expert reach V*, if pi_i > 0",
         measured=("loss", max(lost(0.02)), "==", 0),
         without=("experts exclude tokens, smallest", min(lost(0.0))),
-        worlds="20 random worlds x 2 experts, half covered, logits up to 50",
     )
 
 
 def no_expert():
-    """Two experts against none, with the same bound on the logits."""
+    """Two experts against none, with the same bound on the logits, in 40 random worlds."""
 
     def lost(cover):
         return np.array([bounded_loss(*world(seed, cover), B=3.0) for seed in WORLDS])  # (40,)
@@ -89,7 +88,6 @@ def no_expert():
         "half covered, logits up to 3: two experts lose more than none",
         measured=("more", min(half - none), ">=", 0),
         without=("all prefixes covered, mean", (full - none).mean()),
-        worlds="40 random worlds, T = 6, 4 tokens",
         two_experts=spread(half),
         no_expert=spread(none),
         needed_from_uniform=[[A, needed_bound(1 / A, 0.01)] for A in (4, 1000, 100000)],

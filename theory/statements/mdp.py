@@ -1,8 +1,8 @@
 """The token-level MDP of section 4, solved exactly.
 
-A state at time t is what has been written so far: the whole prefix (the states form a tree), or only
-its last few tokens (a window, so that long answers stay small). An action is the next token. Time
-runs over t = 0 .. T-1 here; the paper counts tokens from 1 to T.
+A state at time t is what has been written so far: the whole prefix (the states form a tree), or
+only its last few tokens (a window, so that long answers stay small). An action is the next token.
+Time runs over t = 0 .. T-1 here; the paper counts tokens from 1 to T.
 
 Shapes used in every file: A tokens in the vocabulary, S_t states at time t, n experts.
   r[t]        (S_t, A)      reward of writing token a in state s, in [0, 1]
@@ -50,8 +50,9 @@ def random_policy(rng, mdp):
 
 
 def sweep(mdp, choose):
-    """Dynamic programming, last token first: Q_t = r_t + V_t+1 of the next state, V_t = choose(t, Q_t).
+    """Dynamic programming, last token first.
 
+    Q_t = r_t + V_t+1 of the next state, and V_t = choose(t, Q_t).
     Returns V, a list of T + 1 arrays (S_t,), and Q, a list of T arrays (S_t, A). V*, V^pi, the best
     router and the best bounded logits are all this function with another `choose`.
     """
@@ -88,7 +89,7 @@ def occupancy(mdp, pi):
 
 
 def greedy(scores):
-    """The policy that writes the arg max of each row of scores[t] (S_t, A); the first one in a tie."""
+    """The policy that writes the arg max of each row of scores[t] (S_t, A)."""
     return [np.eye(q.shape[1])[q.argmax(1)] for q in scores]  # (S_t, A) each
 
 

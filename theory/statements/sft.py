@@ -9,8 +9,8 @@ is a table: A logits and one choice of expert for each state. Every fit below is
             converges to pi*, so what is decoded converges to pi_i pi* / Z. The expert counts twice.
   through   (ours) the next-token loss of the fused policy of Eq. (1). It converges to pi*.
 
-`alone` and `through` have one pseudo-answer in each state, from the uniform distribution and from the
-picked expert. So both start at the bare expert, and a state without data stays there.
+In each state `alone` has one pseudo-answer from the uniform distribution, and `through` one from
+the picked expert. So both start at the bare expert, and a state without data stays there.
 
 Counter-test: each statement with the other's training.
 """
@@ -76,7 +76,7 @@ def fit(c, prior):
 
 
 def all_ways(c, experts):
-    """The policies that the counts c lead to, by name. no_expert is the router without an expert."""
+    """The policies that counts c lead to. no_expert is the router of `alone`, not fused."""
     picked = follow(experts, fit_routing(c, experts))  # (S_t, A) each
     router = fit(c, [np.full(p.shape, 1 / p.shape[1]) for p in picked])
     return {
@@ -88,7 +88,7 @@ def all_ways(c, experts):
 
 
 def kl(star, pi, d):
-    """KL(pi* || pi) of whole answers in nats: the sum over t of E_{s ~ pi*} KL of the next token."""
+    """KL(pi* || pi) of whole answers, in nats. d: how often pi* visits each state."""
     return sum((w * (s * np.log(s / p)).sum(1)).sum() for w, s, p in zip(d, star, pi))
 
 
@@ -116,13 +116,13 @@ def learn():
 
 
 def shrinks(away):
-    """What 16 times the data leave of a mean distance (20, sizes): the larger of N = 1024, 16384."""
+    """What 16 times the data leave of a mean distance (20, sizes), at 1024 and 16384 answers."""
     at = away.mean(0)[[SIZES.index(N) for N in (64, 1024, 16384)]]  # (3,)
     return max(at[1:] / at[:-1])
 
 
 def counted_twice():
-    """Where the router's own SFT, fused afterwards, ends."""
+    """Where the router's own SFT, fused afterwards, ends: in 20 random worlds."""
     found, limit = learn()
 
     def away(way):
@@ -134,7 +134,6 @@ def counted_twice():
         "SFT of the router, then fused, ends at pi_i pi* / Z",
         measured=("error left", shrinks(away("alone")), "<=", 0.5),
         without=("SFT through the fusion", shrinks(away("through"))),
-        worlds="20 random worlds; left by 16 times the data, at 1024 and 16384 answers",
         limit=limit.mean(),
         sizes=SIZES,
         kl={way: spread(x) for way, x in found.items()},
@@ -142,7 +141,7 @@ def counted_twice():
 
 
 def through_the_fusion():
-    """Where SFT of what is decoded would end."""
+    """Where SFT of what is decoded would end: in the same worlds."""
     found, _ = learn()
     return statement(
         "ours",
@@ -150,5 +149,4 @@ def through_the_fusion():
         "SFT through the fusion ends at pi*",
         measured=("KL left", shrinks(found["through"]), "<=", 0.5),
         without=("the router's own SFT", shrinks(found["alone"])),
-        worlds="20 random worlds; left by 16 times the data, at 1024 and 16384 answers",
     )

@@ -1,4 +1,4 @@
-"""One line of the table: what is said, what was measured, and what is measured without an assumption.
+"""A statement: what is said, what was measured, and what is measured without an assumption.
 
 `holds` is computed from the measured number, never given. The counter-test puts the number that is
 measured without the assumption into the same comparison, and the comparison must then fail.
@@ -20,13 +20,12 @@ def compare(measured, sign, limit):
     }[sign]
 
 
-def statement(whose, name, says, measured, without, worlds, **numbers):
+def statement(whose, name, says, measured, without, **numbers):
     """A statement as a dict that JSON can hold.
 
     whose     "paper", or "ours" for what the paper does not state
     measured  (what the number is, the number, a sign, a limit): number sign limit is the claim
     without   (the assumption that is dropped, the number that is measured then)
-    worlds    where both were measured
     numbers   whatever else the pages show
     """
     what, number, sign, limit = measured
@@ -42,7 +41,6 @@ def statement(whose, name, says, measured, without, worlds, **numbers):
         "without": dropped,
         "then": then,
         "fails": not compare(then, sign, limit),
-        "worlds": worlds,
         "numbers": numbers,
     }
     return json.loads(json.dumps(row, default=lambda x: x.tolist()))  # numpy's types as Python's
