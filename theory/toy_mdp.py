@@ -1,7 +1,8 @@
 """Choosing an expert for each token can miss the best answer; added logits reach it. Exact numbers.
 
 A state is a prefix (the tokens so far), an action the next token. At each prefix one token is right
-and earns 1, the others 0: the best policy earns T. Two experts know some of the right tokens."""
+and earns 1, the others 0: the best policy earns T. Two experts know some of the right tokens.
+"""
 
 import numpy as np
 
@@ -10,7 +11,7 @@ COVERAGES, BOUNDS, SEEDS = (1.0, 0.9, 0.5, 0.0), (1.0, 2.0, 4.0, np.inf), range(
 
 
 def draws(seed):
-    """Numbers in (0, 1), easy to repeat elsewhere: x <- 48271 x mod 2147483647, from 12345 seed."""
+    """Random numbers in (0, 1). The rule is simple, so that page/theory.js draws the same ones."""
     x = 12345 * seed
     while True:
         yield (x := 48271 * x % 2147483647) / 2147483647
@@ -18,10 +19,13 @@ def draws(seed):
 
 def tree(seed, coverage, leak=LEAK, length=T):
     """Rewards [(A^t, A)] and experts [(2, A^t, A)] of a world. Token a leads from s to A s + a.
-    Each prefix, level by level, takes four draws u, v, w, z. Token floor(A v) is right. Prefixes
-    with u < coverage are covered: one expert favours the right token (the second if z >= 1/2). Any
-    other expert favours the same wrong token, floor(1 + (A - 1) w) further on, modulo A."""
-    draw, rewards, experts = draws(seed), [], []
+
+    Each prefix, level by level, takes four numbers u, v, w, z. Token floor(A v) is right. If
+    u < coverage, the prefix is covered: one expert favours the right token (the second expert if
+    z >= 1/2). Any other expert favours a wrong token, floor(1 + (A - 1) w) further on, modulo A.
+    """
+    draw = draws(seed)
+    rewards, experts = [], []
     favouring = np.where(np.eye(A) > 0, 1 - leak, leak / (A - 1))  # (A, A) row a favours token a
     for t in range(length):
         u, v, w, z = np.array([[next(draw) for _ in range(4)] for _ in range(A**t)]).T  # (A^t,)
@@ -34,9 +38,11 @@ def tree(seed, coverage, leak=LEAK, length=T):
 
 
 def loss(rewards, experts, B):
-    """V* - V of the best expert and the best logits |l| <= B at each prefix; B = 0: choosing alone.
+    """V* - V of the best expert and the best logits |l| <= B at each prefix. B = 0: choosing alone.
+
     Dynamic programming, last token first: Q(s, a) = reward + value of the prefix that it leads to.
-    The best logits are +B on some number of tokens with the largest Q, and -B on the rest."""
+    The best logits are +B on some number of tokens with the largest Q, and -B on the rest.
+    """
     V = np.zeros(A ** len(rewards))  # (A^length,) after the last token
     for r, pi in zip(rewards[::-1], experts[::-1]):
         Q = r + V.reshape(-1, A)  # (A^t, A)

@@ -74,7 +74,7 @@ def test_a_statement_judges_itself():
 
 def test_dynamic_programming_finds_the_best_of_all_policies():
     m = mdp.random_mdp(np.random.default_rng(0), A=2, T=3)  # 7 prefixes, 2^7 policies
-    assert mdp.optimal(m)[0][0][0] == pytest.approx(max(walk(m, pi) for pi in deterministic(m)))
+    assert mdp.best(m) == pytest.approx(max(walk(m, pi) for pi in deterministic(m)))
 
 
 @pytest.mark.parametrize("window", [None, 1, 2])
@@ -85,7 +85,7 @@ def test_values_and_occupancies_agree_with_walking_every_answer(window):
     d = mdp.occupancy(m, pi)
     assert [x.sum() for x in d] == pytest.approx([1] * 4)
     paid = sum((w[:, None] * p * r).sum() for w, p, r in zip(d, pi, m.r))
-    assert mdp.optimal(m)[0][0][0] - mdp.loss(m, pi) == pytest.approx(walk(m, pi))
+    assert mdp.best(m) - mdp.loss(m, pi) == pytest.approx(walk(m, pi))
     assert paid == pytest.approx(walk(m, pi))
 
 
@@ -185,7 +185,7 @@ def test_the_world_pays_what_the_rules_say(n, T):
         m = hidden_path.build(n, T, p)
         slow = [path_return(y, p, T) for y in itertools.product(range(n), repeat=T)]
         assert hidden_path.returns_of_all_paths(m, n) == pytest.approx(slow)
-        assert mdp.optimal(m)[0][0][0] == pytest.approx(T)
+        assert mdp.best(m) == pytest.approx(T)
         assert {round(x, 9) for x in slow} <= {T - 0.05, round(T / 2 + 0.85, 9)}  # as printed
 
 
@@ -268,7 +268,7 @@ def test_the_best_bounded_logits_against_all_corners_and_random_ones(B):
 def test_bounded_logits_run_from_routing_to_the_optimum():
     m, experts = coverage.world(11, 0.3)
     losses = [logits.bounded_loss(m, experts, B) for B in (0, 1, 2, 4, 8, 300)]
-    routing = mdp.optimal(m)[0][0][0] - coverage.best_routing(m, experts)
+    routing = mdp.best(m) - coverage.best_routing(m, experts)
     assert losses[0] == pytest.approx(routing) and losses[-1] < 1e-9
     assert (np.diff(losses) <= 1e-12).all()
     strict = [np.where(e > 0.5, 1.0, 0.0) for e in experts]  # no leak: no logit helps

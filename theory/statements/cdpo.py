@@ -12,7 +12,9 @@ paper does not state) the fused policy is
 
 That is pi* only by accident. With beta = 0.1 the ratio has the exponent 10. By hand, with
 pi* = (.6, .4), pi_i = (.9, .1) and a uniform pi_ref: the odds of the second token are
-(4 / (2/3))^10 = 6^10, although pi* prefers the first. On the way to this minimum the fused policy passes near pi*.
+(4 / (2/3))^10 = 6^10, although pi* prefers the first.
+
+On the way to this minimum the fused policy passes near pi*.
 
 Counter-tests: the minimum of plain DPO, without the bias; an expert without errors.
 """

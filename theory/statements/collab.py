@@ -13,7 +13,7 @@ Counter-test: expert 2 is right throughout.
 import numpy as np
 
 from .coverage import follow
-from .mdp import MDP, evaluate, loss, optimal
+from .mdp import MDP, best, evaluate, loss
 from .statement import statement
 
 
@@ -38,7 +38,7 @@ def mismatch_and_regret(schedule, n):
     mdp, experts = agreement_world(schedule, n)
     own = own_values(mdp, experts)
     pi = follow(experts, [v.argmax(0) for v in own[: len(schedule)]])
-    return optimal(mdp)[0][0][0] - own[0][:, 0].max(), loss(mdp, pi)
+    return best(mdp) - own[0][:, 0].max(), loss(mdp, pi)
 
 
 def thirds(H):

@@ -13,7 +13,7 @@ them at its first mistake.
 
 import numpy as np
 
-from .mdp import MDP, greedy, loss, occupancy, optimal, random_mdp, sweep
+from .mdp import MDP, best, greedy, loss, occupancy, optimal, random_mdp, sweep
 from .statement import spread, statement
 
 COVERS = np.linspace(1, 0, 11)  # share of the prefixes at which some expert favours the best token
@@ -24,16 +24,16 @@ def make_experts(rng, Q, n, cover, leak):
     """n experts for a world with optimal values Q[t] (S_t, A). A list of T arrays (n, S_t, A).
 
     At each prefix an expert gives 1 - leak to a favourite token and shares the leak among the
-    others. At a covered prefix (probability `cover`) the favourite of one expert is the best token.
+    others. At a covered prefix (probability `cover`) one expert favours the best token.
     All other favourites are wrong. One seed draws the same numbers for every `cover`.
     """
     out = []
     for q in Q:
         S, A = q.shape
-        best = q.argmax(1)  # (S,)
-        wrong = (best + rng.integers(1, A, size=(n, S))) % A  # (n, S) never the best token
+        right = q.argmax(1)  # (S,)
+        wrong = (right + rng.integers(1, A, size=(n, S))) % A  # (n, S) never the right token
         covered, who = rng.random(S) < cover, rng.integers(0, n, size=S)  # (S,), (S,)
-        favourite = np.where(covered & (np.arange(n)[:, None] == who), best, wrong)  # (n, S)
+        favourite = np.where(covered & (np.arange(n)[:, None] == who), right, wrong)  # (n, S)
         out.append(np.where(np.eye(A)[favourite] > 0, 1 - leak, leak / (A - 1)))  # (n, S, A)
     return out
 
@@ -72,7 +72,8 @@ def best_routing(mdp, experts):
 
     Better than the rule of Eq. (5), which believes that everything after this token is perfect.
     """
-    return sweep(mdp, lambda t, Q: expert_values(experts[t], Q).max(0))[0][0][0]
+    V = sweep(mdp, lambda t, Q: expert_values(experts[t], Q).max(0))[0]
+    return V[0][0]
 
 
 def off_path_example(T, Delta):
@@ -96,7 +97,7 @@ def eq_5():
             mdp, experts = world(seed, cover)
             rule[i, k] = loss(mdp, rule_of_eq5(mdp, experts))
             bound[i, k] = len(mdp.r) * max(x.max() for x in coverage_loss(mdp, experts))
-            most[i, k] = optimal(mdp)[0][0][0]
+            most[i, k] = best(mdp)
 
     T, Delta = 8, 0.1
     mdp, experts = off_path_example(T, Delta)

@@ -24,7 +24,7 @@ import itertools
 import numpy as np
 
 from .coverage import best_routing, coverage_loss
-from .mdp import MDP, evaluate, fuse, optimal, token_transitions
+from .mdp import MDP, earned, fuse, optimal, token_transitions
 from .statement import statement
 
 EPS, DELTA = 0.05, 0.1  # the small losses of the construction
@@ -39,6 +39,7 @@ def build(n, T, p):
     """The world of the secret path p, a tuple of T/2 experts. p None: no path is the right one."""
     A, half = n + 1, T // 2
     P = token_transitions(A, T)
+    pays = [1 - EPS] + [1.0] * (half - 1) + [1 - DELTA] + [0.0] * (half - 1)  # unless on p
     r = []
     for t, P_t in enumerate(P):  # t tokens are written, this is token t + 1
         y = digits(len(P_t), A, t)  # (S_t, t)
@@ -46,9 +47,8 @@ def build(n, T, p):
         on_p = np.zeros(len(P_t), bool)  # (S_t,)
         if p is not None and t >= half:
             on_p = (y[:, :half] == np.array(p)).all(1)  # (S_t,)
-        pay = 1 - EPS if t == 0 else 1.0 if t < half else 1 - DELTA if t == half else 0.0
         r_t = np.ones((len(P_t), A))  # (S_t, A)
-        r_t[by_experts & ~on_p, :n] = pay
+        r_t[by_experts & ~on_p, :n] = pays[t]
         r.append(r_t)
     return MDP(r, P)
 
@@ -98,15 +98,15 @@ def good_and_all(n, T, p):
     """
     mdp = build(n, T, p)
     V, uncovered = optimal(mdp)[0], coverage_loss(mdp, experts_of(mdp, n))
-    earned, good = np.zeros(1), []
+    so_far, good = np.zeros(1), []  # reward so far
     for t, r in enumerate(mdp.r):
-        good.append(uncovered[t][earned + V[t] >= T - EPS - 1e-12].max())
-        earned = (earned[:, None] + r).ravel()  # (S_t+1,) in a tree, children come in order
+        good.append(uncovered[t][so_far + V[t] >= T - EPS - 1e-12].max())
+        so_far = (so_far[:, None] + r).ravel()  # (S_t+1,) in a tree, children come in order
     return max(good), max(x.max() for x in uncovered)
 
 
 def seen(n, T):
-    """How much Q* differs between secrets, at most, along experts' prefixes of each length: (T,)."""
+    """How much Q* differs between secrets, at most, at experts' prefixes of each length: (T,)."""
     tables = []
     for p in itertools.product(range(n), repeat=T // 2):
         Q = optimal(build(n, T, p))[1]
@@ -120,7 +120,7 @@ def loss_with_logits(n, T, leak, B):
     push = np.where(np.arange(n + 1) == n, B, -B)  # (A,)
     with np.errstate(divide="ignore"):  # log 0 = -inf is the point
         logs = [np.log(e) for e in experts_of(mdp, n, leak)]  # (n, S_t, A) each
-    return T - evaluate(mdp, [fuse(push, x).mean(0) for x in logs])[0][0][0]
+    return T - earned(mdp, [fuse(push, x).mean(0) for x in logs])
 
 
 def property_1():

@@ -16,7 +16,7 @@ Counter-tests: experts exclude tokens; all prefixes are covered.
 import numpy as np
 
 from .coverage import WORLDS, world
-from .mdp import optimal, sweep
+from .mdp import best, sweep
 from .statement import spread, statement
 
 
@@ -44,7 +44,7 @@ def bounded_values(experts_t, Q_t, B):
 def bounded_loss(mdp, experts, B):
     """V* minus the value of the best expert with the best logits |l| <= B. B = 0: choosing."""
     V = sweep(mdp, lambda t, Q: bounded_values(experts[t], Q, B).max(0))[0]
-    return optimal(mdp)[0][0][0] - V[0][0]
+    return best(mdp) - V[0][0]
 
 
 def recovery():

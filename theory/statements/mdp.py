@@ -74,9 +74,19 @@ def evaluate(mdp, pi):
     return sweep(mdp, lambda t, Q: (pi[t] * Q).sum(1))
 
 
+def best(mdp):
+    """V* at the start: what the best policy earns in a whole answer."""
+    return float(optimal(mdp)[0][0][0])
+
+
+def earned(mdp, pi):
+    """V^pi at the start: what pi earns on average in a whole answer."""
+    return float(evaluate(mdp, pi)[0][0][0])
+
+
 def loss(mdp, pi):
-    """V* - V^pi at the start: the reward that pi loses, on average, in a whole answer."""
-    return float(optimal(mdp)[0][0][0] - evaluate(mdp, pi)[0][0][0])
+    """V* - V^pi at the start."""
+    return best(mdp) - earned(mdp, pi)
 
 
 def occupancy(mdp, pi):
