@@ -31,16 +31,6 @@ def walk(m, pi):
     return total
 
 
-def deterministic(m):
-    """Every deterministic policy of a small world."""
-    places = [(t, s) for t, r in enumerate(m.r) for s in range(len(r))]
-    for tokens in itertools.product(range(m.r[0].shape[1]), repeat=len(places)):
-        pi = [np.zeros_like(r) for r in m.r]
-        for (t, s), a in zip(places, tokens):
-            pi[t][s, a] = 1
-        yield pi
-
-
 def routers(m, experts):
     """Every deterministic choice of one expert at each prefix, as a policy."""
     sizes = [len(r) for r in m.r]
@@ -74,7 +64,8 @@ def test_a_statement_judges_itself():
 
 def test_dynamic_programming_finds_the_best_of_all_policies():
     m = mdp.random_mdp(np.random.default_rng(0), A=2, T=3)  # 7 prefixes, 2^7 policies
-    assert mdp.best(m) == pytest.approx(max(walk(m, pi) for pi in deterministic(m)))
+    one_a_token = [np.repeat(np.eye(2)[:, None], len(r), axis=1) for r in m.r]  # (2, S_t, 2) each
+    assert mdp.best(m) == pytest.approx(max(walk(m, pi) for pi in routers(m, one_a_token)))
 
 
 @pytest.mark.parametrize("window", [None, 1, 2])
@@ -154,9 +145,7 @@ def test_the_loss_of_eq5s_rule_is_what_it_meets_and_the_best_routing_is_the_best
 def test_experts_cover_what_they_should(cover):
     m, experts = coverage.world(3, cover)
     Q = mdp.optimal(m)[1]
-    hits = np.concatenate(
-        [(e.argmax(2) == q.argmax(1)).sum(0) for e, q in zip(experts, Q)]
-    )  # (prefixes,)
+    hits = np.concatenate([(e.argmax(2) == q.argmax(1)).sum(0) for e, q in zip(experts, Q)])
     assert hits.max() <= 1  # at most one expert knows
     assert hits.mean() == pytest.approx(cover, abs=4 * (0.25 / len(hits)) ** 0.5)
     assert all(np.allclose(e.sum(2), 1) and np.allclose(e.max(2), 0.98) for e in experts)
@@ -196,6 +185,7 @@ def test_the_smallest_game_by_hand():
     assert lost == pytest.approx(np.array([[0.05, 0.15]] * 2 + [[0.15, 0.05]] * 2))
     assert hidden_path.value(lost) == pytest.approx((0.1, 0.1))
     assert hidden_path.formula(2, 2) == pytest.approx(0.1)
+    assert hidden_path.value(np.array([[0, 1], [1, 1]])) == (1, 0.5)  # the bounds need not agree
 
 
 @pytest.mark.parametrize("n,T", [(1, 6), (2, 4), (2, 8), (3, 4), (5, 2)])
