@@ -364,6 +364,15 @@ def test_fit_routing_minimises_l_expert_over_a_grid_of_weights():
     assert (best == chosen)[informative].all() and (chosen[~informative] == 0).all()
 
 
+def test_without_data_every_training_leaves_the_bare_expert():
+    m, experts, _ = sft.setting(0)
+    ways = sft.all_ways([np.zeros_like(r) for r in m.r], experts)
+    for t, picked in enumerate(ways["routing"]):
+        assert ways["alone"][t] == pytest.approx(picked)
+        assert ways["through"][t] == pytest.approx(picked)
+        assert ways["no_expert"][t] == pytest.approx(np.full(picked.shape, 1 / 4))
+
+
 def test_kl_of_whole_answers_by_enumeration():
     rng = np.random.default_rng(5)
     m = mdp.random_mdp(rng, A=2, T=3)
