@@ -12,7 +12,7 @@ from pathlib import Path
 
 from docs.tools.pages import fill
 
-from . import pages, toy_mdp
+from . import pages, simplex, toy_mdp
 from .statements import compute
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,8 +67,6 @@ def write_all(root, rows, numbers):
         text = (Path(root) / name).read_text(encoding="utf-8")
         write(root, name, fill(text, pages.values(rows, numbers)))
     if importlib.util.find_spec("matplotlib"):
-        from . import simplex  # needs matplotlib
-
         write(root, PICTURE, simplex.draw())
     else:
         print(f"not written: {PICTURE}, it needs matplotlib", file=sys.stderr)

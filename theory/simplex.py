@@ -7,7 +7,6 @@ those of Okabe and Ito, which colour-blind readers can tell apart.
 import io
 import itertools
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 from .statements.mdp import softmax
@@ -30,6 +29,8 @@ def curve(logits):
 
 def draw():
     """The picture as the bytes of a PNG file."""
+    import matplotlib.pyplot as plt  # here, because all the rest does without it
+
     style = {"font.size": 10, "axes.titlesize": 11, "legend.frameon": False, "legend.fontsize": 9}
     with plt.rc_context(style):
         fig, ax = plt.subplots(figsize=(8.6, 4.9))
