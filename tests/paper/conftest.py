@@ -1,23 +1,71 @@
-"""What the tests of extra/paper share. They need nothing of the other tests."""
+"""What the tests of extra/paper share: tiny models, and small recipes."""
 
-import importlib
+from dataclasses import fields, is_dataclass, replace
 
 import pytest
 import torch
 
-from toy_experts import run
+from extra.paper import checkpoints, train
+from extra.paper.train import Cdpo, Expert, Reward, Sft
+from fusionroute import Router
+from toy_experts import experts as toy
+from toy_experts import script
+
+SIZE = (24, 1)  # width and layers of the tiny models
+SMALL = {
+    Expert: {"size": (48, 1)},
+    Sft: {"samples": 36, "epochs": 2},
+    Cdpo: {"prompts": 24, "epochs": 2},
+    Reward: {"prompts": 24, "epochs": 1},
+}
+
+
+def tiny_gpt():
+    """An untrained model whose answers depend on more than the last token."""
+    model = checkpoints.new_gpt("llama", SIZE).eval().requires_grad_(False)
+    for p in model.blocks.parameters():
+        p.mul_(3)
+    return model
+
+
+def tiny_router(n=3):
+    router = Router(tiny_gpt(), n).requires_grad_(False)
+    torch.nn.init.normal_(router.W.weight)
+    return router
+
+
+def small(value):
+    """A recipe, with those in it, that trains in a moment. (epochs of a long one: 3)"""
+    if isinstance(value, tuple):
+        return tuple(map(small, value))
+    if not is_dataclass(value):
+        return value
+    inner = {f.name: small(getattr(value, f.name)) for f in fields(value)}
+    inner |= SMALL.get(type(value), {})
+    if isinstance(value, Sft) and value.epochs > Sft.epochs:
+        inner["epochs"] = 3
+    return replace(value, **inner)
 
 
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+    train.MEMORY.clear()
 
 
 @pytest.fixture(scope="session")
-def mistake():
-    """A script's complaint about a user's mistake, in this process (starting Python and torch takes seconds each time)."""
-    def complaint(name, *args):
-        with pytest.raises(run.UserError) as caught:
-            importlib.import_module(name).main([str(a) for a in args])
-        return str(caught.value)
-    return complaint
+def run(tmp_path_factory):
+    """Settings of a run with a tiny base and experts, which tests may add checkpoints to."""
+    s = checkpoints.Settings(seed=3, out=str(tmp_path_factory.mktemp("run")), device="cpu")
+    script.prepare(checkpoints.place(s))
+    torch.manual_seed(3)
+    for name in ("base", *script.EXPERTS):
+        script.save_model(checkpoints.path(s, name), tiny_gpt(), {"seed": 3, "gap": 0.25}, 1)
+    return s
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """The lesson's models are tiny and trained for a few steps, and no answer is long."""
+    monkeypatch.setattr(toy, "STEPS", {"base": 12, "math": 6, "code": 6, "instruct": 6})
+    monkeypatch.setattr(checkpoints, "SIZE", SIZE)

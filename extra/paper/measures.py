@@ -1,0 +1,144 @@
+"""What a row of the table of variations is, how it is decoded, and how its answers are judged.
+
+Every function (s, row, router, experts) -> columns is one way to judge the answers of a row. The
+column "average" is over the five benchmarks; "covered" and "uncovered" are as in evaluate.py.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from extra.paper import altered, checkpoints, evaluate, methods
+from extra.paper.shifted import check as check_shifted
+from extra.paper.shifted import shifted
+from extra.paper.train import load_experts, sft_data
+from fusionroute import informative
+from toy_experts import judge, tasks
+from toy_experts.data import scored
+from toy_experts.experts import sample
+
+
+class Row(NamedTuple):
+    label: object  # what is varied
+    line: str  # the method
+    recipe: object  # what is trained; several: the best on validation prompts is taken
+    how: dict = {}  # how it is decoded: options of `decoder`
+    measure: Callable = None  # (s, row, router, experts) -> columns; None: the usual
+    where: tuple = ("", 0.25, checkpoints.SIZE)  # folder below OUT, gap, size of all models
+
+
+def decoder(router, experts, beam=None, changed="", **how):
+    """A decoder of router and experts. how: options of decode_batch; beam: the width of a search;
+    changed: what the math expert's logits become."""
+    experts = altered.change(experts, changed)
+    if beam is None:
+        return methods.answering(router, experts, **how)
+    search = methods.beam_search
+    return lambda prompts: search(router, experts, prompts, beam, methods.MAX_NEW, **how)
+
+
+# --- how answers are judged ---------------------------------------------------------------------
+
+
+def accuracy(s, row, router, experts):
+    """The usual columns."""
+    return evaluate.accuracy(s, decoder(router, experts, **row.how), evaluate.draw(s))
+
+
+def ablated(s, row, router, experts):
+    """Accuracy; uncovered is over all such prompts alike. And what is needed for win rates."""
+    problems, held = evaluate.draw(s), evaluate.held_out(s)
+    way = decoder(router, experts, **row.how)
+    said = {b: evaluate.texts(way, items) for b, items in problems.items()}
+    right = {b: [judge.check(*x) for x in zip(problems[b], said[b])] for b in said}
+    missing = [x for b in held for x, i in zip(right[b], problems[b]) if i.skill in held[b]]
+    columns = {"average": np.mean([np.mean(right[b]) for b in held])}
+    columns |= {"general": np.mean(right["general"])}
+    columns |= {"uncovered": np.mean(missing)} if missing else {}
+    return {name: round(float(x), 4) for name, x in columns.items()} | {
+        "grades": [judge.grade(*x) for x in zip(problems["general"], said["general"])],
+        "parameters": parameters(experts[0]),
+    }
+
+
+def parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def among(s, row, router, experts):
+    """Accuracy, and two shares of the tokens of right answers to the same prompts: where the
+    experts' choices differ ("in S"), and what one of them would write itself ("one is right")."""
+    columns, problems = accuracy(s, row, router, experts), evaluate.draw(s)
+    if "only" in row.how:
+        experts = [experts[row.how["only"]]]
+    gold = scored([sample(i) for b in tasks.BENCHMARKS for i in problems[b]], experts)
+    mask = gold.mask[:, 1:]  # (N, T-1)
+    known = (gold.choice == gold.ids[:, 1:, None]).any(-1)  # (N, T-1)
+    where = {"in S": informative(gold.choice), "one is right": known}
+    return columns | {c: round(float(x[mask].float().mean()), 4) for c, x in where.items()}
+
+
+def in_L_expert(s, row, router, experts):
+    """Accuracy, and the share of the SFT samples' answer tokens that L_expert is summed over."""
+    sft = sft_data(s, row.recipe, load_experts(s, row.recipe))
+    inside = informative(sft.choice) | (row.recipe.loss == "all")  # (N, T-1)
+    share = round(float(inside[sft.mask[:, 1:]].float().mean()), 4)
+    return accuracy(s, row, router, experts) | {"in L_expert": share}
+
+
+def on_shifted(s, row, router, experts):
+    """Accuracy on the shifted prompts; "usual" is that on the same benchmarks as trained."""
+    usual = {b: items for b, items in evaluate.draw(s).items() if b != "general"}
+
+    def columns(b, items):
+        if row.how is None:
+            return evaluate.best_expert(s, experts, {b: items}, check_shifted)
+        return evaluate.accuracy(s, decoder(router, experts, **row.how), {b: items}, check_shifted)
+
+    problems = shifted(usual, s)[row.label]
+    found = evaluate.means([columns(b, items) for b, items in problems.items()])
+    known = [columns(b, usual[b])["average"] for b in problems if b in usual]
+    return found | ({"usual": round(float(np.mean(known)), 4)} if known else {})
+
+
+def by_domain(s, row, router, experts):
+    """Accuracy on all benchmarks, on the newcomer's ("code"), and on the others."""
+    way, problems = decoder(router, experts, **row.how), evaluate.draw(s)
+    per = {b: evaluate.accuracy(s, way, {b: problems[b]})["average"] for b in tasks.BENCHMARKS}
+    code = [per[b] for b in tasks.DOMAINS["code"]]
+    others = [per[b] for b in per if b not in tasks.DOMAINS["code"]]
+    columns = {"average": [*per.values()], "code": code, "others": others}
+    return {name: round(float(np.mean(values)), 4) for name, values in columns.items()}
+
+
+def with_picks(s, row, router, experts):
+    """Accuracy; "picked", the share of tokens for which the changed expert is picked; "trigger",
+    the share of answers with TRIGGER. Prompts whose right answer has it are left out."""
+    problems = {}
+    for b, items in evaluate.draw(s).items():
+        problems[b] = [i for i in items if altered.TRIGGER.strip() not in i.answer]
+    how, traces = dict(row.how), []
+    decode = methods.fused(router, altered.change(experts, how.pop("changed", "")), **how)
+
+    def way(prompts):
+        traces.extend(decode(prompts))
+        return [t.answer() for t in traces[-len(prompts) :]]
+
+    columns = evaluate.accuracy(s, way, problems)
+    picked = [pick == altered.BAD for t in traces for pick in t.pick]
+    marked = [altered.TRIGGER_ID in t.tokens for t in traces]
+    shares = {"picked": picked, "trigger": marked}
+    return columns | {name: round(sum(x) / len(x), 4) for name, x in shares.items()}
+
+
+def with_cost(s, row, router, experts):
+    """Accuracy, and the parameters that a fused token reads over those of one expert."""
+    cost = (parameters(router.lm) + parameters(experts[0])) / parameters(experts[0])
+    return accuracy(s, row, router, experts) | {"cost": round(cost, 3)}
+
+
+def of_best_expert(s, row, router, experts):
+    """Accuracy of the expert that is best on each benchmark."""
+    problems = {b: items for b, items in evaluate.draw(s).items() if b != "general"}
+    return evaluate.best_expert(s, experts, problems)

@@ -1,0 +1,326 @@
+"""The paper's tables: every method on the five benchmarks and the general prompts.
+
+What `one_seed` finds is kept in OUT/seedN/table1.json, method by method. From several seeds `files`
+makes the JSON files: accuracies, differences, win rates, routing, and what a token costs. Test
+prompts are split from all others by content, and no setting was chosen on them.
+"""
+
+import os
+import platform
+import time
+from random import Random
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from docs.tools.pages import percent, table
+from extra.paper import checkpoints, evaluate, gemma, methods
+from extra.paper.evaluate import BENCHES
+from extra.paper.methods import HEADLINE, MAX_NEW, METHODS
+from extra.paper.stats import interval
+from extra.paper.train import TRAINING, Sft, changed, load_router, needed, train
+from fusionroute import informative, score
+from model import GPT
+from toy_experts import judge, script, tasks, tokenizer
+from toy_experts.data import answer_only, pack
+from toy_experts.script import EXPERTS
+
+TIMED = 25  # prompts on which the cost of a token is measured
+
+# --- one seed ------------------------------------------------------------------------------------
+
+
+def load_all(s, names):
+    """Train and load what these methods decode with: name -> model; "experts" is a list."""
+    m = {name: checkpoints.load(s, name)[0] for name in ["base", *EXPERTS]}
+    m["experts"] = [m[e] for e in EXPERTS]
+    for name in dict.fromkeys(c for method in names for c in METHODS[method].checkpoints):
+        train(s, TRAINING[name])
+        if name == "reward":
+            m[name] = checkpoints.load(s, name, router=True)[0]
+        else:
+            m[name] = load_router(s, TRAINING[name])[0]
+    return m
+
+
+def judged(decoder, problems):
+    """A method's answers: right or wrong as a string of 0 and 1 a benchmark, general grades."""
+    begun = time.time()
+    said = {b: evaluate.texts(decoder, items) for b, items in problems.items()}
+    right = {b: "".join(str(int(judge.check(*x))) for x in zip(problems[b], said[b])) for b in said}
+    grades = [round(judge.grade(*x), 4) for x in zip(problems["general"], said["general"])]
+    return {"right": right, "grades": grades, "seconds": time.time() - begun}
+
+
+def routing(experts, items, traces):
+    """The share of each expert in the answers' tokens: of all, and of those in S.
+
+    On prompts across domains also of the words, and of the rest (digits, signs), in S.
+    """
+    prompts = [tokenizer.encode_prompt(item.prompt) for item in items]
+    ids, mask, lengths = pack([answer_only(p, t.tokens) for p, t in zip(prompts, traces)])
+    choice = score(experts, ids, lengths)[1]  # (N, T-1, n)
+    S = informative(choice)[mask[:, 1:]].tolist()  # one bool for each token of the answers
+    picks = [pick for t in traces for pick in t.pick]
+    word = [tokenizer.encoding.decode([x]).strip().isalpha() for t in traces for x in t.tokens]
+    cross = [i.skill.startswith("math-") for i, t in zip(items, traces) for _ in t.tokens]
+
+    def share(where):
+        inside = [pick for pick, there in zip(picks, where) if there]
+        n = max(1, len(inside))
+        return {name: round(inside.count(i) / n, 4) for i, name in enumerate(EXPERTS)}
+
+    out = {"all": share([True] * len(picks)), "S": share(S), "S_share": round(sum(S) / len(S), 4)}
+    if any(cross):
+        out["cross words"] = share([s and c and w for s, c, w in zip(S, cross, word)])
+        out["cross rest"] = share([s and c and not w for s, c, w in zip(S, cross, word)])
+    return out
+
+
+def neighbours(items, training):
+    """The share of items whose prompt differs in at most one token from a training prompt."""
+
+    def holes(item):
+        ids = tokenizer.encode_prompt(item.prompt)
+        return {(k, *ids[:k], *ids[k + 1 :]) for k in range(len(ids))}
+
+    known = set().union(*map(holes, training))
+    return float(np.mean([bool(holes(item) & known) for item in items]))
+
+
+def one_seed(s, names=tuple(METHODS)):
+    """Everything about one seed, after training what is missing."""
+    checkpoints.ensure(s)
+    m, problems, held = load_all(s, names), evaluate.draw(s), evaluate.held_out(s)
+    prints = {name: script.fingerprint(model) for name, model in m.items() if name != "experts"}
+    shared = [prints[name] for name in ["base", *EXPERTS]]
+    header = {"prompts": s.prompts, "general": s.general}
+    kept = checkpoints.keep(checkpoints.path(s, "table1").with_suffix(".json"), header)
+    rows = {}
+    for method in tqdm(names, desc=f"evaluating seed {s.seed}", mininterval=1.0):
+        row = METHODS[method]
+        if row.decoder:
+            key = [method, shared + [prints[name] for name in row.checkpoints], row.settings]
+            rows[method] = kept(key, lambda: judged(row.decoder(m), problems))
+    traces = methods.fused(m["router"], m["experts"])
+    routes = lambda items: routing(m["experts"], items, evaluate.in_batches(traces, items))
+    key = ["routing", shared, prints["router"]]
+    routes = kept(key, lambda: {b: routes(items) for b, items in problems.items()})
+    right = {method: row["right"] for method, row in rows.items()}
+    grades = {method: row["grades"] for method, row in rows.items()}
+    # The oracle takes the expert that does best on each prompt: a bound, not a method.
+    alone = [f"{e}_expert" for e in EXPERTS]
+    columns = {b: zip(*(right[e][b] for e in alone)) for b in BENCHES}
+    right["oracle_expert"] = {b: "".join(map(max, column)) for b, column in columns.items()}
+    grades["oracle_expert"] = [max(column) for column in zip(*(grades[e] for e in alone))]
+    trained = [
+        n for method in names for c in METHODS[method].checkpoints for n in needed(TRAINING[c])
+    ]
+    trained = ["base", *EXPERTS, *dict.fromkeys(trained)]
+    paths = {name: checkpoints.path(s, name) for name in trained}
+    seconds = {
+        name: round(script.load(p, ("seconds",), "")["seconds"]) for name, p in paths.items()
+    }
+    seconds["evaluation"] = round(sum(row["seconds"] for row in rows.values()))
+    training = tasks.mixed("train", Sft.samples, Random(f"sft {s.seed}"))
+    return {
+        "right": right,
+        "grades": grades,
+        "routing": routes,
+        "covered": {b: [i.skill not in held[b] for i in problems[b]] for b in tasks.BENCHMARKS},
+        "keys": {b: [i.key for i in problems[b]] for b in BENCHES},
+        "neighbours": {b: round(neighbours(problems[b], training), 4) for b in BENCHES},
+        "gap": checkpoints.gap(s),
+        "seconds": seconds | {"total": sum(seconds.values())},
+    }
+
+
+# --- several seeds -------------------------------------------------------------------------------
+
+
+def accuracy(r, method, b):
+    return r["right"][method][b].count("1") / len(r["right"][method][b])
+
+
+def average(r, method, benches=tasks.BENCHMARKS):
+    """Mean accuracy over benchmarks."""
+    return float(np.mean([accuracy(r, method, b) for b in benches]))
+
+
+def share(r, method, covered):
+    """Mean accuracy over the prompts whose sub-skill some expert was trained on, or none was."""
+    per = []
+    for b in tasks.BENCHMARKS:
+        pairs = zip(r["right"][method][b], r["covered"][b])
+        values = [x == "1" for x, is_covered in pairs if is_covered == covered]
+        per += [np.mean(values)] if values else []
+    return float(np.mean(per))
+
+
+def difference(results, ours, other, benches=tasks.BENCHMARKS):
+    """Accuracy of one method minus another's on the same prompts, on the seeds that have both."""
+    both = [r for r in results if ours in r["right"] and other in r["right"]]
+    return interval(
+        [np.mean([accuracy(r, ours, b) - accuracy(r, other, b) for b in benches]) for r in both]
+    )
+
+
+def wins(results, ours, other):
+    """Wins, ties and losses per seed on the general prompts, by grade; the rate has ties half."""
+    both = [r["grades"] for r in results if ours in r["grades"] and other in r["grades"]]
+    signs = [[(x > y) - (x < y) for x, y in zip(g[ours], g[other])] for g in both]
+    rate = [(1 + np.mean(s)) / 2 for s in signs]
+    half = interval([x - 0.5 for x in rate])  # p: of a rate of one half
+    shifted = {k: round(half[k] + 0.5, 4) for k in ("mean", "low", "high")}
+    counts = {"wins": 1, "ties": 0, "losses": -1}
+    return {name: [s.count(v) for s in signs] for name, v in counts.items()} | {
+        "rate": shifted | {"p": half["p"], "seeds": [round(float(x), 4) for x in rate]}
+    }
+
+
+# What the paper says of two methods, besides FusionRoute's difference to every other one.
+PAIRS = [
+    ("co_llm_self", "sft_only"),
+    ("collab", "sequence_selection"),
+    ("task_arithmetic_paper", "dare_paper"),
+    ("sequence_selection", "fine_tuned"),
+    ("fused_sft", "sft_only"),
+    ("fused_full", "fused_sft"),
+    ("fine_tuned_long", "fine_tuned_sft_long"),
+    ("sft_all", "sft_only"),
+    ("selection_lm", "sequence_selection"),
+    ("collab_lm", "collab"),
+]
+HEADS = ("fusionroute", "fusionroute_long")  # what the others are compared with
+
+
+def differences(results):
+    """ "a - b" -> difference, over all benchmarks; "a - b, BENCHMARK" -> on this one."""
+    out = {}
+    for a, b in [(head, m) for head in HEADS for m in METHODS if m != head] + PAIRS:
+        out[f"{a} - {b}"] = difference(results, a, b)
+    for b in tasks.BENCHMARKS:
+        specialists = [f"{e}_expert" for e in EXPERTS if b in tasks.DOMAINS[e]]
+        for head in HEADS:
+            for m in ("fine_tuned_long", "routing_only", *specialists):
+                out[f"{head} - {m}, {b}"] = difference(results, head, m, [b])
+    return out
+
+
+def cost(s):
+    """Forward passes and seconds per generated token (the end token counts), one prompt at a time,
+    all methods in turn on each prompt."""
+    m = load_all(s, METHODS)
+    items = tasks.mixed("test", TIMED, Random(f"test cost {s.seed}"), tasks.BENCHMARKS)
+    ways = {name: row.decoder(m) for name, row in METHODS.items() if row.decoder}
+    kinds = {id(m["reward"].lm): "reward", **{id(e): "expert" for e in m["experts"]}}
+    routers = [m[n].lm for n in TRAINING if n in m and n != "reward"]
+    kinds |= {id(lm): "router" for lm in routers}
+    passes, out = {"router": 0, "expert": 0, "reward": 0, "merged": 0}, {}
+
+    def count(module, _):
+        if isinstance(module, (GPT, gemma.GPT)):
+            passes[kinds.get(id(module), "merged")] += 1
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(count)
+    for item in tqdm(items, desc="cost", mininterval=1.0):
+        for method, decoder in ways.items():
+            passes.update(dict.fromkeys(passes, 0))
+            begun = time.perf_counter()
+            tokens = len(decoder([tokenizer.encode_prompt(item.prompt)])[0])
+            spent = time.perf_counter() - begun
+            tokens += tokens < MAX_NEW  # the end token, if it came
+            row = out.setdefault(method, dict.fromkeys(["tokens", "seconds", *passes], 0))
+            for name, value in {"tokens": tokens, "seconds": spent, **passes}.items():
+                row[name] += value
+    hook.remove()
+    one = np.median([out[f"{e}_expert"]["seconds"] / out[f"{e}_expert"]["tokens"] for e in EXPERTS])
+    for method, row in out.items():
+        tokens, seconds = row.pop("tokens"), row.pop("seconds")
+        out[method] = {
+            "passes_per_token": round(sum(row.values()) / tokens, 4),
+            "seconds_per_token": round(seconds / tokens, 6),
+            "over_one_expert": round(seconds / tokens / one, 3),
+            **{kind: round(n / tokens, 4) for kind, n in row.items() if n},
+        }
+    return out
+
+
+def space(b, draws=20_000):
+    """How many different test problems of a benchmark so many draws find: a lower bound."""
+    rng = Random(0)
+    return len({tasks.draw(b, "test", rng).key for _ in range(draws)})
+
+
+def meta(runs, results):
+    """What the figures were made with."""
+    seeds = [s.seed for s in runs]
+    per_seed = lambda of: {b: [of(r, b) for r in results] for b in BENCHES}
+    every_key = lambda b: {key for r in results for key in r["keys"][b]}
+    untrained = {name: row.settings for name, row in METHODS.items() if row.settings}
+    return {
+        "seeds": seeds,
+        "seeds of the other rows": seeds[: runs[0].rest or len(seeds)],
+        "split": "test",
+        "prompts per benchmark": runs[0].prompts,
+        "general prompts": runs[0].general or runs[0].prompts,
+        "gap": results[0]["gap"],
+        "torch": torch.__version__.split("+")[0],
+        "python": platform.python_version(),
+        "machine": f"{os.cpu_count()} CPU cores",
+        "threads": torch.get_num_threads(),
+        "distinct problems": per_seed(lambda r, b: len(set(r["keys"][b]))),
+        "problems found in 20,000 draws": {b: space(b) for b in BENCHES},
+        "share with a neighbour in the SFT data": per_seed(lambda r, b: r["neighbours"][b]),
+        "distinct problems of all seeds": {b: len(every_key(b)) for b in BENCHES},
+        "run time in seconds": {s.seed: r["seconds"] for s, r in zip(runs, results)},
+        "settings": {name: changed(recipe) for name, recipe in TRAINING.items()} | untrained,
+    }
+
+
+def files(runs, results):
+    """file -> its content, from the results of several seeds; and what these were made with."""
+
+    def row(method, of):
+        return [round(of(r), 4) for r in results if method in r["right"]]
+
+    columns = {b: lambda r, m, b=b: accuracy(r, m, b) for b in BENCHES} | {
+        "average": average,
+        "covered": lambda r, m: share(r, m, True),
+        "uncovered": lambda r, m: share(r, m, False),
+    }
+    table1 = {m: {c: row(m, lambda r: of(r, m)) for c, of in columns.items()} for m in METHODS}
+    routes = {}
+    for b, parts in results[0]["routing"].items():
+        there = [r["routing"][b] for r in results]
+        routes[b] = {
+            p: {e: [r[p][e] for r in there] for e in EXPERTS} for p in parts if p != "S_share"
+        }
+        routes[b]["S_share"] = [r["S_share"] for r in there]
+    rates = {m: wins(results, m, "fine_tuned_long") for m in METHODS if m != "fine_tuned_long"}
+    rates["sft_only against fusionroute"] = wins(results, "sft_only", "fusionroute")
+    return {
+        "table1": table1,
+        "routing": routes,
+        "differences": differences(results),
+        "cost": cost(runs[0]),
+        "winrate": rates,
+    }, meta(runs, results)
+
+
+def several_seeds(runs):
+    """The results of these runs. Their --rest first have every row, the others HEADLINE."""
+    rest = runs[0].rest or len(runs)
+    if rest > len(runs) or rest == 1 < len(runs):
+        most = f"from 2 to the number of seeds, {len(runs)}"
+        raise script.UserError(f"--rest is {rest}, and must be {most}, or 0 for all")
+    results = [one_seed(s, METHODS if k < rest else HEADLINE) for k, s in enumerate(runs)]
+    rows = [["method", *(b.removeprefix("toy-") for b in BENCHES), "average", "seeds"]]
+    for m in METHODS:
+        there = [r for r in results if m in r["right"]]
+        cells = [np.mean([accuracy(r, m, b) for r in there]) for b in BENCHES]
+        cells.append(np.mean([average(r, m) for r in there]))
+        rows.append([m, *map(percent, cells), str(len(there))])
+    print("\n".join(table(rows)))
+    return results

@@ -1,0 +1,393 @@
+"""The table of variations: what each row trains and decodes, how it is judged, what is kept."""
+
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+
+from extra.paper import altered, checkpoints, evaluate, measures, methods, rows, train
+from extra.paper.measures import Row
+from extra.paper.train import EXPERTS, TRAINING, Cdpo, Expert, Sft, Update
+from extra.paper.variations import VARIATIONS
+from tests.paper.conftest import tiny_gpt, tiny_router
+from toy_experts import experts as toy
+from toy_experts import judge, tasks, tokenizer
+from toy_experts.decode_batch import Trace
+
+ALONE, ROUTER = {"use_router": False}, {"use_expert": False}
+
+
+def table(name):
+    """(label, line) -> row."""
+    found = {(str(row.label), row.line): row for row in VARIATIONS[name]()}
+    assert len(found) == len(VARIATIONS[name]())
+    return found
+
+
+# --- what each row is ----------------------------------------------------------------------------
+
+
+def test_the_rows_of_every_table_are_those_that_were_published():
+    """Labels and methods of the JSON files, in their order."""
+    import json
+
+    for name in VARIATIONS:
+        published = json.loads((checkpoints.RESULTS / f"{name}.json").read_text())["rows"]
+        if name.startswith("ablation"):
+            expected = [(r["label"], m) for r in published for m in r["methods"]]
+        else:
+            expected = [(r["label"], r["line"]) for r in published]
+        assert list(table(name)) == expected, name
+
+
+def test_how_each_line_decodes():
+    """A line's name says it, in all tables."""
+    how = {
+        "fusionroute": {},
+        "sft_only": {},
+        "fused_sft": {},
+        "both phases": {},
+        "phase 1 only": {},
+    }
+    how |= dict.fromkeys(("routing_only", "co_llm_self"), ALONE)
+    how |= dict.fromkeys(("fine_tuned", "generalist", "router"), ROUTER)
+    for name in VARIATIONS:
+        for (label, line), row in table(name).items():
+            method = line.split(": ")[-1].split(",")[0]
+            own = {k: v for k, v in (row.how or {}).items() if k in ("use_router", "use_expert")}
+            if method not in ("best expert", "half the sum"):
+                assert own == how[method], (name, label, line)
+
+
+def test_what_each_ablation_trains():
+    for gap, place in ((0, "gap0"), (0.1, "gap0.1"), (0.25, ""), (0.5, "gap0.5")):
+        row = table("ablation_coverage")[str(round(8 * gap) / 8), "fusionroute"]
+        assert row.where == (place, gap, (96, 3)) and row.recipe == Cdpo()
+    sizes = table("ablation_scale")
+    assert {row.where for row in sizes.values()} == {
+        ("d48", 0.25, (48, 2)),
+        ("d72", 0.25, (72, 3)),
+        ("", 0.25, (96, 3)),
+    }
+    more = table("ablation_data")
+    assert more["600", "fusionroute"].recipe == Cdpo(Sft(samples=600))
+    fine = more["600", "fine_tuned"].recipe
+    assert (fine.phase1.samples, fine.sampler, fine.loss) == (600, Sft(samples=600), "plain")
+    assert more["2400", "fine_tuned"].recipe == TRAINING["fine_tuned"]
+    for (label, _), row in table("ablation_routing").items():
+        assert row.recipe == Sft(loss=label)
+    budget = table("ablation_budget")
+    names = {"fusionroute": "router", "routing_only": "router", "sft_only": "router_sft"}
+    for line in (
+        "fusionroute",
+        "routing_only",
+        "sft_only",
+        "fine_tuned",
+        "co_llm_self",
+        "fused_sft",
+    ):
+        name = names.get(line, line)
+        assert budget["4 passes", line].recipe == TRAINING[name]
+        assert budget["tuned budget", line].recipe == TRAINING[f"{name}_long"]
+    assert budget["32 passes", "fine_tuned"].recipe.epochs == 32
+    recipes = [row.recipe for row in table("ablation_preference").values()]
+    assert len(set(recipes)) == len(recipes) and recipes[:2] == [Sft(), Cdpo()]
+    assert recipes[-1].rejected == "router" and recipes[-1].sampler is None
+
+
+def test_what_each_open_question_trains():
+    weights = table("open_weights")
+    for name, lam in {"0": 0.0, "1/9": 1 / 9, "1/3": 1 / 3, "1": 1.0, "3": 3.0}.items():
+        assert weights[f"lambda {name}", "lambda: routing_only"].recipe == Sft(lam=lam)
+    assert weights["1/4 of S", "S: fusionroute"].recipe == Sft(share=0.25)
+    assert weights["all", "S: fusionroute"].recipe == TRAINING["sft_all"]
+    assert weights["beta 0.3", "beta: fusionroute"].recipe == Cdpo(beta=0.3)
+    experts = table("open_experts")
+    for i, e in enumerate(EXPERTS):
+        row = experts[f"1 ({e})", "routing_only"]
+        assert row.recipe == Sft(lam=0.0) and row.how == ALONE | {"only": i}
+    for label in ("2", "3", "5", "8"):
+        assert len(experts[label, "fusionroute"].recipe.experts) == int(label)
+    useless = experts["5 + 3 useless", "fusionroute"].recipe.experts
+    assert useless[:5] == experts["5", "fusionroute"].recipe.experts
+    assert useless[5:] == (Expert("gsm8k"), Expert("drills"), "base")
+    newcomer = table("open_newcomer")
+    recipe = lambda label: newcomer[label, "fusionroute"].recipe
+    assert recipe("before") == Sft(experts=("math", "instruct"))
+    for label, what in {
+        "joins, nothing trained": "",
+        "new row of W": "new_rows",
+        "all of W": "W",
+        "W and theta": "all",
+    }.items():
+        assert recipe(label) == Update(recipe("before"), EXPERTS, what)
+    assert recipe("leaves, W trained") == Update(Sft(), ("math", "instruct"), "W")
+    hostile = table("open_hostile")
+    for (label, line), row in hostile.items():
+        there = label if "there in phase 1" in line else ""
+        assert row.how.get("changed", "honest") == label
+        assert row.recipe == (Cdpo() if "both phases" in line else Sft(changed=there))
+    data = table("open_data")
+    assert data["20% flipped", "both phases"].recipe == Cdpo(flipped=0.2)
+    assert data["SFT: half math", "phase 1 only"].recipe == Sft(items="half math")
+    ipo = table("open_objectives")["IPO", "fusionroute"].recipe
+    assert [(r.loss, r.beta) for r in ipo] == [("ipo", 0.1), ("ipo", 0.5), ("ipo", 2.0)]
+    sizes = table("open_router_size")
+    assert sizes["96 x 3", "router"].recipe == Sft()
+    start = sizes["48 x 4", "router"].recipe.start
+    assert (start.data, start.start.data, start.start.size) == ("instruct", "base", (48, 4))
+    both = table("open_mixed")["both", "fusionroute"].recipe.experts
+    assert (
+        both[0].start.size == (72, 3) and both[1].start.family == "gemma" and both[2] == "instruct"
+    )
+
+
+def test_how_decoding_is_varied():
+    """Temperature, nucleus and beam; half the sum is the sum at twice the temperature."""
+    found = table("open_decoding")
+    parts = {"fusionroute": {}, "half the sum": {}, "routing_only": ALONE, "router": ROUTER}
+    for line, part in parts.items():
+        factor = 2 if line == "half the sum" else 1
+        assert found["greedy", line].how == part
+        for label, t in (("T 0.3", 0.3), ("T 0.7", 0.7), ("T 1", 1.0), ("T 1.5", 1.5)):
+            assert found[label, line].how == part | {"temperature": factor * t}
+        assert found["T 1, top-p 0.9", line].how == part | {"temperature": factor, "top_p": 0.9}
+    beams = {line: row.how for (label, line), row in found.items() if label == "beam of 4"}
+    assert beams == {"fusionroute": {"beam": 4}, "router": ROUTER | {"beam": 4}}
+    assert {row.recipe for row in found.values()} == {Cdpo()}
+
+
+def test_the_rows_of_several_experts_have_the_same_steps_and_sub_skills():
+    """Rows 3, 5 and 8: 4,600 steps together, and every covered sub-skill once."""
+    settings, found = toy.Settings(), table("open_experts")
+    for label in ("3", "5", "8"):
+        steps, skills = 0, []
+        for e in found[label, "fusionroute"].recipe.experts:
+            if isinstance(e, Expert):
+                bench, which, n = train.PARTS[e.data]
+                skills += [(bench, skill) for skill in toy.covered(settings, bench)[which]]
+            else:
+                n, benches = toy.STEPS[e], tasks.DOMAINS[e]
+                skills += [(b, skill) for b in benches for skill in toy.covered(settings, b)]
+            steps += n
+        assert steps == 4600
+        every = [(b, skill) for b in tasks.BENCHMARKS for skill in toy.covered(settings, b)]
+        assert sorted(skills) == sorted(every)
+
+
+# --- how answers are judged ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def half_right(monkeypatch):
+    """Every second prompt is answered rightly. Returns the settings, the prompts, and who is."""
+    s = checkpoints.Settings(prompts=4)
+    problems = evaluate.draw(s)
+    monkeypatch.setattr(checkpoints, "gap", lambda s: 0.25)
+    good = {i.prompt for items in problems.values() for i in items[::2]}
+    by_ids = {tuple(tokenizer.encode_prompt(i.prompt)): i for x in problems.values() for i in x}
+
+    def said(prompts):
+        items = [by_ids[tuple(p)] for p in prompts]
+        texts = [i.answer if i.prompt in good else "" for i in items]
+        return [tokenizer.encode_answer(text)[:-1] for text in texts]
+
+    return s, problems, good, said
+
+
+def test_the_split_and_the_prompts(half_right):
+    s, problems, _, _ = half_right
+    for split in ("test", "validation"):
+        for b, items in evaluate.draw(s, split).items():
+            expected = tasks.dataset(b, split, 4, Random(f"{split} {b} 0"))
+            assert items == expected and {tasks.split_of(i.key) for i in items} == {split}
+    assert len(evaluate.draw(checkpoints.Settings(prompts=2, general=7))["general"]) == 7
+
+
+def test_each_item_gets_its_own_answer():
+    items = tasks.mixed("train", 60, Random(0))
+    said = evaluate.in_batches(lambda prompts: [p[::-1] for p in prompts], items, size=7)
+    assert said == [tokenizer.encode_prompt(item.prompt)[::-1] for item in items]
+
+
+def test_accuracy_and_an_ablation_s_columns_by_hand(half_right, monkeypatch):
+    s, problems, good, said = half_right
+    held = evaluate.held_out(s)
+    mean = lambda items: np.mean([i.prompt in good for i in items])
+    per = {name: [] for name in ("covered", "uncovered")}
+    missing = []
+    for b in tasks.BENCHMARKS:
+        parts = {
+            "covered": [i for i in problems[b] if i.skill not in held[b]],
+            "uncovered": [i for i in problems[b] if i.skill in held[b]],
+        }
+        missing += parts["uncovered"]
+        for name, items in parts.items():
+            per[name] += [mean(items)] if items else []
+    expected = {"average": 0.5, **{k: np.mean(v) for k, v in per.items()}, "general": 0.5}
+    assert evaluate.accuracy(s, said, problems) == pytest.approx(expected, abs=1e-4)
+    monkeypatch.setattr(measures, "decoder", lambda router, experts, **how: said)
+    row = measures.ablated(s, Row("", "", None), None, [torch.nn.Linear(3, 2)])
+    assert row.pop("grades") == [
+        judge.grade(i, i.answer if i.prompt in good else "") for i in problems["general"]
+    ]
+    expected = {"average": 0.5, "general": 0.5, "uncovered": mean(missing), "parameters": 8}
+    assert 0 < len(missing) < 20 and row == pytest.approx(expected, abs=1e-4)
+
+
+def test_win_rates_and_rows_of_an_ablation():
+    """Two seeds: a wins, ties and loses; the fine-tuned model itself has no rate."""
+    rows_of = lambda x: [
+        {"label": "u", "line": m, "average": x, "seconds": 1, "parameters": 7, "grades": g}
+        for m, g in (("a", [3, 2, 1, 5]), ("fine_tuned", [1, 2, 3, 4]))
+    ]
+    (found,) = rows.by_label([rows_of(0.5), rows_of(0.7)])
+    assert found == {
+        "label": "u",
+        "parameters": 7,
+        "methods": {
+            "a": {"average": [0.5, 0.7], "win_rate": [0.625, 0.625]},
+            "fine_tuned": {"average": [0.5, 0.7]},
+        },
+    }
+
+
+def test_what_the_experts_know_by_hand(monkeypatch):
+    """Shares of the right answers' tokens: where choices differ, and where one is right."""
+    s, experts = checkpoints.Settings(prompts=2), [tiny_gpt() for _ in range(2)]
+    problems, differ, known, tokens = evaluate.draw(s), 0, 0, 0
+
+    class Remembers(torch.nn.Module):
+        """An expert that writes after each token what followed it in some texts."""
+
+        def __init__(self):
+            super().__init__()
+            follow = torch.zeros(tokenizer.VOCAB_SIZE, tokenizer.VOCAB_SIZE)
+            for item in problems["toy-mbpp"]:
+                ids = toy.sample(item)[0]
+                follow[ids[:-1], ids[1:]] = torch.arange(1.0, len(ids))
+            self.follow = torch.nn.Parameter(follow, requires_grad=False)
+
+        def forward(self, ids):
+            return self.follow[ids], None
+
+    experts.append(Remembers())
+    for b in tasks.BENCHMARKS:
+        for item in problems[b]:
+            text = tokenizer.encode_prompt(item.prompt)
+            for token in tokenizer.encode_answer(item.answer):
+                own = {int(e(torch.tensor([text]))[0][0, -1].argmax()) for e in experts}
+                differ, known, tokens = differ + (len(own) > 1), known + (token in own), tokens + 1
+                text.append(token)
+    monkeypatch.setattr(measures, "accuracy", lambda *given: {})
+    got = measures.among(s, Row("", "", None), None, experts)
+    assert got == {"in S": round(differ / tokens, 4), "one is right": round(known / tokens, 4)}
+    alone = measures.among(s, Row("", "", None, {"only": 2}), None, experts)
+    assert alone["in S"] == 0 and 0 < alone["one is right"] <= got["one is right"] < 1
+
+
+def test_picks_and_triggers_are_counted(half_right, monkeypatch):
+    """The changed expert is picked for one token of two; each answer has the trigger or not."""
+    s, problems, good, said = half_right
+    kept = {i.prompt for x in problems.values() for i in x if "moon" not in i.answer}
+    asked, changed = [], []
+
+    def fused(router, experts, **how):
+        changed.append((experts, how))
+
+        def decode(prompts):
+            asked.extend(map(tuple, prompts))
+            tokens = [[altered.TRIGGER_ID, 5] if len(p) % 2 else [5, 5] for p in prompts]
+            return [Trace(tokens=t, pick=[altered.BAD, 1]) for t in tokens]
+
+        return decode
+
+    monkeypatch.setattr(methods, "fused", fused)
+    monkeypatch.setattr(altered, "change", lambda experts, label: (experts, label))
+    got = measures.with_picks(s, Row("", "", None, ALONE | {"changed": "x 4"}), None, "experts")
+    assert changed == [(("experts", "x 4"), ALONE)] and got["picked"] == 0.5
+    assert set(asked) == {tuple(tokenizer.encode_prompt(p)) for p in kept}
+    assert got["trigger"] == round(np.mean([len(p) % 2 for p in asked]), 4)
+
+
+def test_the_other_columns(half_right, monkeypatch):
+    s, problems, good, said = half_right
+    monkeypatch.setattr(measures, "decoder", lambda router, experts, **how: said)
+    row = Row("", "", None)
+    assert measures.by_domain(s, row, None, None) == {"average": 0.5, "code": 0.5, "others": 0.5}
+    router, experts = tiny_router(), [tiny_gpt()]
+    assert measures.with_cost(s, row, router, experts)["cost"] == 2.0
+    shifted = measures.on_shifted(s, Row("as trained", "", None), None, None)
+    assert shifted["average"] == shifted["usual"] == 0.5
+    sft = train.score_sft(s, Sft(samples=12), {"a": experts[0], "b": tiny_gpt()})
+    inside = (sft.choice[..., 0] != sft.choice[..., 1])[sft.mask[:, 1:]]
+    monkeypatch.setattr(measures, "load_experts", lambda s, recipe: {})
+    monkeypatch.setattr(measures, "sft_data", lambda s, recipe, models: sft)
+    share = lambda recipe: measures.in_L_expert(s, Row("", "", recipe), None, None)["in L_expert"]
+    assert share(Sft()) == round(float(inside.float().mean()), 4) and share(Sft(loss="all")) == 1
+
+
+def test_the_best_expert_is_the_best_on_each_benchmark(half_right, monkeypatch):
+    s, problems, good, said = half_right
+    some = {b: problems[b] for b in ("toy-mbpp", "toy-ifeval")}
+    of_code = lambda prompts: said(prompts)
+    none = lambda prompts: [[] for _ in prompts]
+    monkeypatch.setattr(evaluate, "all_read", lambda e, prompts, **how: e[0](prompts))
+    found = evaluate.best_expert(s, [none, of_code, none], some)
+    assert found["average"] == 0.5
+    assert evaluate.means([{"a": 1, "b": 0}, {"a": 0}]) == {"a": 0.5, "b": 0}
+
+
+def test_beta_is_chosen_on_validation_prompts(monkeypatch):
+    recipes = tuple(Cdpo(beta=b) for b in (0.1, 0.3, 1.0))
+    splits, score = [], {0.1: 0.2, 0.3: 0.9, 1.0: 0.5}
+    drawn = lambda s, split="test": splits.append(split) or {"general": [1], "toy-mbpp": [1] * 60}
+    monkeypatch.setattr(evaluate, "draw", drawn)
+    monkeypatch.setattr(rows, "load_router", lambda s, recipe: (recipe, "experts", None))
+    monkeypatch.setattr(measures, "decoder", lambda router, experts: router.beta)
+
+    def accuracy(s, beta, problems):
+        assert problems == {"toy-mbpp": [1] * 50}
+        return {"average": score[beta]}
+
+    monkeypatch.setattr(evaluate, "accuracy", accuracy)
+    assert rows.best_of(None, recipes) == recipes[1] and splits == ["validation"]
+
+
+def test_a_row_is_kept_for_as_long_as_its_weights_stay(monkeypatch, tmp_path):
+    s = checkpoints.Settings(out=str(tmp_path), device="cpu")
+    (tmp_path / "gap0" / "seed0").mkdir(parents=True)
+    (tmp_path / "seed0").mkdir()
+    asked, counted, weights = [], [], {"of": "a"}
+    row = Row("x", "fusionroute", Cdpo(), ALONE, None, ("gap0", 0, (48, 2)))
+    table = {
+        "ablation_x": lambda: [row],
+        "open_x": lambda: [row._replace(how={}, where=("", 0.25, (96, 3)))],
+    }
+    monkeypatch.setattr(rows, "VARIATIONS", table)
+    monkeypatch.setattr(
+        checkpoints, "ensure", lambda s, gap, size: asked.append((s.out, gap, size))
+    )
+    monkeypatch.setattr(rows, "train", lambda s, recipe: asked.append(recipe))
+    monkeypatch.setattr(rows, "prints", lambda s, recipe: [weights["of"]])
+    monkeypatch.setattr(rows, "load_router", lambda s, recipe: (None, None, None))
+
+    def measure(name):
+        return lambda s, row, router, experts: counted.append(name) or {"average": len(counted)}
+
+    monkeypatch.setattr(measures, "ablated", measure("ablation"))
+    monkeypatch.setattr(measures, "accuracy", measure("open"))
+    first = rows.one_seed("ablation_x", s)
+    assert asked == [(str(tmp_path / "gap0"), 0, (48, 2)), Cdpo()] and counted == ["ablation"]
+    assert (first[0]["label"], first[0]["line"], first[0]["average"]) == ("x", "fusionroute", 1)
+    assert rows.one_seed("ablation_x", s) == first and len(counted) == 1
+    weights["of"] = "b"
+    assert rows.one_seed("ablation_x", s)[0]["average"] == 2
+    rows.one_seed("open_x", s)
+    assert counted[-1] == "open"
+    content, meta = rows.files("open_x", [s, s], [first, first])
+    assert content == {
+        "open_x": {"rows": [{"label": "x", "line": "fusionroute", "average": [1, 1]}]}
+    }
+    assert meta["split"] == "test" and meta["seeds"] == [0, 0]
