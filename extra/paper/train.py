@@ -197,7 +197,6 @@ def train(s, recipe):
         usual = {f.name: f.default for f in fields(recipe) if f.name in own}
         usual |= {"gap": made_from["gap"], "models": prints}
         script.check_same(path, usual | saved, made_from)
-        print(f"{path} is there already")
         return name
     begun = time.time()
     how = {Expert: expert, Sft: phase1, Update: update, Cdpo: phase2, Reward: reward}[kind]

@@ -1,5 +1,6 @@
 """The table of variations: what each row trains and decodes, how it is judged, what is kept."""
 
+import json
 from random import Random
 
 import numpy as np
@@ -30,8 +31,6 @@ def table(name):
 
 def test_the_rows_of_every_table_are_those_that_were_published():
     """Labels and methods of the JSON files, in their order."""
-    import json
-
     for name in VARIATIONS:
         published = json.loads((checkpoints.RESULTS / f"{name}.json").read_text())["rows"]
         if name.startswith("ablation"):
