@@ -1,0 +1,281 @@
+"""FusionRoute as a model of transformers: a router LM, W, and frozen experts of any kind.
+
+    model = FusionRoute.start("ROUTER", {"math": "DIR", "code": "DIR"})      # W = 0
+    model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=64)
+    model.trace.picks, model.trace.weights, model.trace.changed              # how that came about
+    model.save_pretrained("OUT")             # the router, W, the tokenizer; the experts' names
+    AutoModelForCausalLM.from_pretrained("OUT", trust_remote_code=True)      # anywhere
+
+All that generate() knows works: sampling, beams, streamers, batches, assistant_model=model.router.
+OUT/router is an ordinary model (or LoRA adapter) by itself. A saved model takes this file and
+loading.py with it, and nothing else of this repository: so `fuse` stands here once more.
+
+Shapes: B rows, T tokens read so far, t of them with logits, V shared tokens, n experts, d the width
+of what the router's output layer reads.
+"""
+
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file, save_file
+from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache,
+                          GenerationMixin, PreTrainedConfig, PreTrainedModel)
+from transformers.configuration_utils import SubConfigSpec
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .loading import (Unusable, check_finite, load, load_experts, load_tokenizer, same,
+                      shared_tokens)
+
+
+def fuse(router_logits, expert_logits):
+    """Eq. (1): log pi_final = log pi_theta + log pi_expert. As in fusionroute.py (a test)."""
+    return F.log_softmax(router_logits, -1) + F.log_softmax(expert_logits, -1)  # (..., V)
+
+
+class FusionRouteConfig(PreTrainedConfig):
+    model_type = "fusionroute"
+    sub_configs_defaults = {"router": SubConfigSpec(config_class=AutoConfig, model_type="llama")}
+    router: PreTrainedConfig | dict | None = None
+    experts: list | None = None     # [name, path], in the order of W's rows
+    n_tokens: int = 0               # V; a model's rows above it are padding
+    ignore: list | None = None      # fields of config.json that may be unknown
+
+    def get_text_config(self, **_):  # what generate() asks about sizes is the router's
+        return self.router
+
+
+@dataclass
+class FusionRouteOutput(CausalLMOutputWithPast):
+    w: torch.FloatTensor | None = None   # (B, t, n), routing weights
+
+
+@dataclass
+class Trace:
+    """How the new tokens of generate() came about. What follows a row's end token means nothing."""
+    picks: torch.Tensor      # (B, new), I*: the expert that was picked
+    weights: torch.Tensor    # (B, new, n), softmax(w)
+    choices: torch.Tensor    # (B, new), what that expert would have written by itself
+    changed: torch.Tensor    # (B, new), whether the router made it another token
+
+
+class FusionCache(DynamicCache):
+    """The router's cache, a cache for each expert, and the tokens that the router has read.
+
+    An expert that is not picked falls behind. When it is picked, it reads what it missed.
+    """
+
+    def __init__(self, model):
+        super().__init__(config=model.router.config)
+        self.experts = [DynamicCache(config=expert.config) for expert in model.experts]
+        self.ids = torch.zeros(1, 0, dtype=torch.long, device=model.device)         # (B, T)
+        self.record = []     # of each token with logits: its w (B, n), pick (B,) and choice (B,)
+
+    def read(self, ids):
+        """Append ids (B, t) to what was read; returns all of it, (B, T)."""
+        self.ids = torch.cat([self.ids.expand(len(ids), -1), ids], 1)
+        return self.ids
+
+    def reorder_cache(self, beam_idx):
+        """For beam search. The record stays in the order of the passes, see generate()."""
+        super().reorder_cache(beam_idx)
+        for cache in self.experts:
+            cache.reorder_cache(beam_idx)
+        self.ids = self.ids[beam_idx]
+
+    def crop(self, tokens_to_remove):
+        """Forget drafts that were wrong. tokens_to_remove: minus their number."""
+        super().crop(tokens_to_remove)
+        keep = self.ids.size(1) + tokens_to_remove
+        for cache in self.experts:
+            if cache.get_seq_length():   # one that has read nothing cannot be cropped
+                cache.crop(min(0, keep - cache.get_seq_length()))
+        self.ids, self.record = self.ids[:, :keep], self.record[:len(self.record) + tokens_to_remove]
+
+    def activate_past_recording(self):
+        super().activate_past_recording()
+        for cache in self.experts:
+            cache.activate_past_recording()
+
+    @property
+    def is_croppable(self):
+        return all(layer.is_croppable for c in (self, *self.experts) for layer in c.layers)
+
+
+def read(model, ids, mask, cache, keep):
+    """The logits (B, t, V) of a model after it has read what its cache does not have of ids (B, T).
+
+    keep: of how many last tokens, or 0: of all that are read. Also what its output layer reads,
+    (B, t, d): the last hidden state, which some families scale or normalise once more.
+    """
+    behind = ids.size(1) - (cache.get_seq_length() if cache is not None else 0)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)                        # (B, T): padding counts not
+    hidden = []
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, args: hidden.append(args[0]))
+    try:
+        out = model(input_ids=ids[:, -behind:].to(model.device), attention_mask=mask.to(model.device),
+                    position_ids=positions[:, -behind:].to(model.device), cache=cache,
+                    use_cache=cache is not None, logits_to_keep=keep)
+    finally:
+        hook.remove()
+    return out.logits, hidden[0]                                          # (B, t, V), (B, t, d)
+
+
+class FusionRoute(PreTrainedModel, GenerationMixin):
+    config_class = FusionRouteConfig
+    supports_gradient_checkpointing = True
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+    use_router = True          # False: the picked expert decides alone ("routing only")
+    trace = None               # a Trace, after generate() with a cache
+
+    def __init__(self, config, router, tokenizer):
+        super().__init__(config)
+        self.router, self.tokenizer = router, tokenizer
+        self.experts = torch.nn.ModuleList()                              # empty in training
+        head = router.get_output_embeddings()
+        self.W = torch.nn.Linear(head.in_features, len(config.experts), bias=False,
+                                 dtype=torch.float32, device=head.weight.device)
+        torch.nn.init.zeros_(self.W.weight)                               # no expert is preferred
+        self.generation_config = deepcopy(router.generation_config)
+        self.post_init()
+
+    def init_weights(self):
+        """Nothing: what is loaded stays as it is."""
+
+    def tie_weights(self, **_):
+        """Nothing: what is loaded is tied already."""
+
+    def get_input_embeddings(self):
+        return self.router.get_input_embeddings()
+
+    def get_output_embeddings(self):
+        return self.router.get_output_embeddings()
+
+    # --- from directories, and to them -----------------------------------------------------------
+
+    @classmethod
+    def start(cls, router, experts, train=False, ignore=(), expert_how=None, **how):
+        """A FusionRoute before training: W = 0.
+
+        router: a path (see loading.py) or a loaded model. experts: {name: path}. train: without
+        the experts in memory, for a training that has their scores. ignore: see loading.load.
+        how, expert_how: what from_pretrained gets for the router, and for the experts.
+        """
+        tokenizer = load_tokenizer(router if isinstance(router, (str, Path)) else router.name_or_path)
+        paths = {name: same(path) for name, path in experts.items()}
+        n_tokens = shared_tokens(
+            {"the router": tokenizer} | {name: load_tokenizer(p) for name, p in paths.items()})
+        if isinstance(router, (str, Path)):
+            router = load(router, ignore, **how)
+        # deepcopy: a config that is handed on as it is loses its kind of attention
+        config = FusionRouteConfig(router=deepcopy(router.config), n_tokens=n_tokens,
+                                   experts=[[*item] for item in paths.items()], ignore=[*ignore])
+        return cls(config, router, tokenizer).ready(train, **expert_how or {})
+
+    @classmethod
+    def from_pretrained(cls, path, *_, config=None, train=False, expert_paths=None, expert_how=None,
+                        **how):
+        """What save_pretrained wrote. expert_paths: {name: path} of experts that have moved."""
+        hub = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+        hub = {name: how.pop(name) for name in hub if name in how}
+        for name in ("trust_remote_code", "code_revision", "adapter_kwargs", "_from_auto"):
+            how.pop(name, None)   # they are about this file, not about the models that it loads
+        path = Path(path) if Path(path).is_dir() else Path(snapshot_download(path, **hub))
+        config = config or FusionRouteConfig.from_pretrained(path)
+        paths, moved = dict(config.experts), dict(expert_paths or {})
+        if unknown := [name for name in moved if name not in paths]:
+            raise Unusable(f"{path} has no expert {unknown[0]}: it routes among {', '.join(paths)}")
+        config.experts = [[name, same(moved.get(name, p))] for name, p in paths.items()]
+        router, tokenizer = load(path / "router", config.ignore, **how), load_tokenizer(path)
+        config.router = deepcopy(router.config)
+        model = cls(config, router, tokenizer)
+        W = load_file(path / "W.safetensors")
+        check_finite(path / "W.safetensors", W.items())
+        model.W.load_state_dict(W)
+        return model.ready(train, **expert_how or {})
+
+    def ready(self, train, **how):
+        """Load the experts, everything frozen; or for training: no experts, router and W learn."""
+        if train:
+            if hasattr(self.router, "peft_config"):
+                self.router.set_adapter("default")   # the adapter learns, its base stays
+            else:
+                self.router.requires_grad_(True)
+            return self.train()
+        how = {"dtype": self.router.dtype, "device_map": {"": self.device}} | how
+        experts = load_experts(self.config.experts, self.router, self.config.ignore, **how)
+        self.experts = torch.nn.ModuleList(experts)
+        return self.eval().requires_grad_(False)
+
+    def save_pretrained(self, path, is_main_process=True, state_dict=None, **_):
+        """The router in path/router, W, the tokenizer, the experts' names, and this code."""
+        state = state_dict or self.state_dict()
+        router = {k.removeprefix("router."): v for k, v in state.items() if k.startswith("router.")}
+        only = {"selected_adapters": ["default"]} if hasattr(self.router, "peft_config") else {}
+        self.router.save_pretrained(Path(path) / "router", state_dict=router,
+                                    is_main_process=is_main_process, **only)
+        if not is_main_process:
+            return
+        save_file({"weight": state["W.weight"].contiguous()}, Path(path) / "W.safetensors")
+        self.tokenizer.save_pretrained(path)
+        self.generation_config.save_pretrained(path)
+        self.config.architectures = [type(self).__name__]
+        custom_object_save(self, path, config=self.config)
+        self.config.save_pretrained(path)
+
+    # --- Eq. (1) ---------------------------------------------------------------------------------
+
+    def forward(self, input_ids, attention_mask=None, cache=None, use_cache=None, logits_to_keep=0,
+                return_dict=None):
+        """The fused logits (B, t, V). Without experts in memory, as in training, the router's."""
+        ids = input_ids if cache is None else cache.read(input_ids)                # (B, T)
+        mask = torch.ones_like(ids) if attention_mask is None else attention_mask  # (B, T)
+        logits, hidden = read(self.router, ids, mask, cache, logits_to_keep)       # (B, t, .) twice
+        logits = logits[..., :self.config.n_tokens].float()                        # (B, t, V)
+        with torch.autocast(hidden.device.type, enabled=False):
+            w = self.W(hidden.to(self.W.weight))                                   # (B, t, n)
+        if not self.experts:
+            return FusionRouteOutput(logits=logits, w=w, cache=cache)
+
+        pick = w.argmax(-1)                                                        # (B, t): I*
+        expert_logits = torch.empty_like(logits)                                   # (B, t, V)
+        for i in pick.unique().tolist():    # an expert that no row picked does not run
+            own = None if cache is None else cache.experts[i]
+            new, _ = read(self.experts[i], ids, mask, own, pick.size(1))           # (B, t, .)
+            mine = pick == i                                                       # (B, t)
+            expert_logits[mine] = new[..., :self.config.n_tokens].to(logits)[mine]
+        if cache is not None:
+            columns = (w.softmax(-1), pick, expert_logits.argmax(-1))
+            cache.record += zip(*(column.unbind(1) for column in columns))
+        if self.use_router:
+            expert_logits = fuse(logits, expert_logits)
+        return FusionRouteOutput(logits=expert_logits, w=w, cache=cache)
+
+    def generate(self, *args, **kwargs):
+        """generate() of transformers; afterwards self.trace says how the answers came about."""
+        given = kwargs.get("generation_config") or self.generation_config
+        if kwargs.get("use_cache", given.use_cache) is not False:
+            kwargs["cache"] = kwargs.get("cache") or FusionCache(self)
+        wants_dict = kwargs.pop("return_dict_in_generate", given.return_dict_in_generate)
+        out = super().generate(*args, **kwargs, return_dict_in_generate=True)
+        self.trace = None
+        if "cache" in kwargs:
+            weights, picks, choices = (torch.stack(c, 1) for c in zip(*kwargs["cache"].record))
+            if out.get("beam_indices") is not None:   # which row of a pass a token comes from
+                rows = out.beam_indices.clamp(min=0)                               # (B, new)
+                at = rows, torch.arange(rows.size(1), device=rows.device)
+                weights, picks, choices = weights[at], picks[at], choices[at]
+            changed = out.sequences[:, -picks.size(1):] != choices                 # (B, new)
+            self.trace = Trace(picks, weights, choices, changed)
+        return out if wants_dict else out.sequences
+
+
+FusionRouteConfig.register_for_auto_class()
+FusionRoute.register_for_auto_class("AutoModelForCausalLM")
+AutoConfig.register("fusionroute", FusionRouteConfig, exist_ok=True)
+AutoModelForCausalLM.register(FusionRouteConfig, FusionRoute, exist_ok=True)
