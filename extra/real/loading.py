@@ -1,4 +1,4 @@
-"""A language model and its tokenizer: from a directory, a name on the Hub, a GGUF file, or a LoRA adapter.
+"""A language model and its tokenizer: a directory, a name on the Hub, a GGUF file, a LoRA adapter.
 
 transformers loads them. Here stands what it passes over in silence: weights that are missing,
 unknown or no numbers, fields of config.json that it does not know, and tokenizers that differ.
@@ -22,8 +22,13 @@ except ImportError:  # only LoRA adapters need it
     peft = None
 
 # Fields of config.json that change nothing in the model that transformers computes.
-HARMLESS = {"auto_map", "quantization_config", "cache_implementation", "is_llama_config",
-            "transformers.js_config"}
+HARMLESS = {
+    "auto_map",
+    "quantization_config",
+    "cache_implementation",
+    "is_llama_config",
+    "transformers.js_config",
+}
 
 
 class Unusable(ValueError):
@@ -60,7 +65,9 @@ def reading(path, what):
     except Unusable:
         raise
     except Exception as e:
-        raise Unusable(f"{path} cannot be loaded as {what}: {' '.join(str(e).split())[:200]}") from e
+        raise Unusable(
+            f"{path} cannot be loaded as {what}: {' '.join(str(e).split())[:200]}"
+        ) from e
 
 
 def load(path, ignore=(), **how):
@@ -78,11 +85,14 @@ def load(path, ignore=(), **how):
         if not gguf:
             check_fields(path, ignore)
         model, info = AutoModelForCausalLM.from_pretrained(
-            str(folder), output_loading_info=True, ignore_mismatched_sizes=True, **gguf, **how)
+            str(folder), output_loading_info=True, ignore_mismatched_sizes=True, **gguf, **how
+        )
     other_size = [name for name, *_ in info["mismatched_keys"]]
     if wrong := sorted({*info["missing_keys"], *info["unexpected_keys"], *other_size}):
-        raise Unusable(f"{path} has not the weights that its config.json asks for: "
-                       f"{', '.join(wrong[:3])} ({len(wrong)} missing, unknown or of another size)")
+        raise Unusable(
+            f"{path} has not the weights that its config.json asks for: "
+            f"{', '.join(wrong[:3])} ({len(wrong)} missing, unknown or of another size)"
+        )
     check_finite(path, model.named_parameters())
     return model.eval().requires_grad_(False)
 
@@ -95,8 +105,10 @@ def wear(model, path, name):
         weights = peft.load_peft_weights(str(path), device="cpu")
     expected = peft.get_peft_model_state_dict(model, adapter_name=name)
     if wrong := sorted({*weights} ^ {*expected}):
-        raise Unusable(f"{path} has not the weights that its adapter_config.json asks for: "
-                       f"{', '.join(wrong[:3])} ({len(wrong)} missing or unknown)")
+        raise Unusable(
+            f"{path} has not the weights that its adapter_config.json asks for: "
+            f"{', '.join(wrong[:3])} ({len(wrong)} missing or unknown)"
+        )
     check_finite(path, weights.items())
     peft.set_peft_model_state_dict(model, weights, adapter_name=name)
     return model.eval().requires_grad_(False)
@@ -133,7 +145,7 @@ def load_experts(paths, router, ignore=(), **how):
 
     If the router is an adapter, its base is shared too.
     """
-    experts, bases = [], {}                                            # bases: path -> PeftModel
+    experts, bases = [], {}  # bases: path -> PeftModel
     if base := getattr(router, "peft_config", {}).get("default"):
         bases[same(base.base_model_name_or_path)] = router
     for name, path in paths:
@@ -163,17 +175,23 @@ def check_fields(path, ignore):
     """Unusable if config.json has a field, with a value, that transformers' code never mentions."""
     raw, _ = PreTrainedConfig.get_config_dict(str(path))
     config = AutoConfig.from_pretrained(str(path))
-    known = {f.name for f in dataclasses.fields(config)} | {*config.attribute_map, *HARMLESS, *ignore}
+    known = {f.name for f in dataclasses.fields(config)} | {
+        *config.attribute_map,
+        *HARMLESS,
+        *ignore,
+    }
     unknown = [name for name in raw if name in vars(config) and name not in known and raw[name]]
     model = AutoModelForCausalLM._model_mapping.get(type(config), type(config))
     code = "".join(Path(inspect.getfile(c)).read_text("utf-8") for c in (type(config), model))
     for name in unknown:
         if not name.startswith("_") and not re.search(rf"\b{re.escape(name)}\b", code):
-            raise Unusable(f"{path}: transformers does not know the field {name} = {raw[name]!r} of its "
-                           f"config.json; if it changes nothing, let it pass: --ignore {name}")
+            raise Unusable(
+                f"{path}: transformers does not know the field {name} = {raw[name]!r} of its "
+                f"config.json; if it changes nothing, let it pass: --ignore {name}"
+            )
 
 
-# --- tokenizers ------------------------------------------------------------------------------------
+# --- tokenizers ----------------------------------------------------------------------------------
 
 
 def load_tokenizer(path):
@@ -201,9 +219,11 @@ def shared_tokens(tokenizers):
         different = [i for i in range(size) if mine.get(i) != theirs.get(i)]
         if different:
             i = different[0]
-            raise Unusable(f"{first} and {name} do not have the same tokens: id {i} is "
-                           f"{theirs.get(i)!r} and {mine.get(i)!r} ({len(different)} differ); "
-                           "their logits cannot be added")
+            raise Unusable(
+                f"{first} and {name} do not have the same tokens: id {i} is "
+                f"{theirs.get(i)!r} and {mine.get(i)!r} ({len(different)} differ); "
+                "their logits cannot be added"
+            )
     for name, t in tokenizers.items():
         if t.eos_token_id is not None and t.eos_token_id >= size:
             raise Unusable(f"the end token {t.eos_token} of {name} is not in all vocabularies")
