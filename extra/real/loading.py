@@ -7,6 +7,7 @@ A saved FusionRoute takes this file with it, so it imports nothing of this repos
 
 import dataclasses
 import inspect
+import os
 import re
 import sys
 from contextlib import contextmanager
@@ -36,7 +37,9 @@ class Unusable(ValueError):
 
 
 def note(text):
-    print(f"note: {text}", file=sys.stderr)
+    """Say something on stderr, in one process of several."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"note: {text}", file=sys.stderr)
 
 
 def split(path):

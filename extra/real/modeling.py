@@ -177,7 +177,9 @@ class FusionRoute(PreTrainedModel, GenerationMixin):
     config_class = FusionRouteConfig
     supports_gradient_checkpointing = True
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
-    use_router = True  # False: the picked expert decides alone ("routing only")
+    # What Eq. (1) leaves out, as in decode.py: without the router's logits, without an expert's, or
+    # with one expert, by its number, instead of the picked one.
+    use_router, use_expert, only = True, True, None
     trace = None  # a Trace, after generate() with a cache
 
     def __init__(self, config, router, tokenizer):
@@ -272,19 +274,24 @@ class FusionRoute(PreTrainedModel, GenerationMixin):
         self.experts = torch.nn.ModuleList(experts)
         return self.eval().requires_grad_(False)
 
-    def save_pretrained(self, path, is_main_process=True, state_dict=None, **_):
-        """The router in path/router, W, the tokenizer, the experts' names, and this code."""
+    def save_router(self, path, state_dict=None):
+        """The router alone, an ordinary model or LoRA adapter, with its tokenizer."""
         state = state_dict or self.state_dict()
-        router = {k.removeprefix("router."): v for k, v in state.items() if k.startswith("router.")}
+        state = {k.removeprefix("router."): v for k, v in state.items() if k.startswith("router.")}
         only = {"selected_adapters": ["default"]} if hasattr(self.router, "peft_config") else {}
-        self.router.save_pretrained(
-            Path(path) / "router", state_dict=router, is_main_process=is_main_process, **only
-        )
+        self.router.save_pretrained(path, state_dict=state, **only)
+        self.generation_config.save_pretrained(path)
+        self.tokenizer.save_pretrained(path)
+
+    def save_pretrained(self, path, is_main_process=True, state_dict=None, **_):
+        """path/router, and in path W, the tokenizer, the experts' names, and this code."""
         if not is_main_process:
             return
-        save_file({"weight": state["W.weight"].contiguous()}, Path(path) / "W.safetensors")
-        self.tokenizer.save_pretrained(path)
+        self.save_router(Path(path) / "router", state_dict)
+        W = (state_dict or self.state_dict())["W.weight"].contiguous()
+        save_file({"weight": W}, Path(path) / "W.safetensors")
         self.generation_config.save_pretrained(path)
+        self.tokenizer.save_pretrained(path)
         self.config.architectures = ["AutoModelForCausalLM"]  # `transformers serve` looks it up
         custom_object_save(self, path, config=self.config)
         self.config.save_pretrained(path)
@@ -313,10 +320,12 @@ class FusionRoute(PreTrainedModel, GenerationMixin):
         logits = logits[..., : self.config.n_tokens].float()  # (B, t, V)
         with torch.autocast(hidden.device.type, enabled=False):
             w = self.W(hidden.to(self.W.weight))  # (B, t, n)
-        if not self.experts:
+        if not self.experts or not self.use_expert:
             return FusionRouteOutput(logits=logits, w=w, cache=cache)
 
         pick = w.argmax(-1)  # (B, t): I*
+        if self.only is not None:
+            pick = torch.full_like(pick, self.only)
         expert_logits = torch.empty_like(logits)  # (B, t, V)
         for i in pick.unique().tolist():  # an expert that no row picked does not run
             own = None if cache is None else cache.experts[i]
@@ -345,7 +354,7 @@ class FusionRoute(PreTrainedModel, GenerationMixin):
         wants_dict = kwargs.pop("return_dict_in_generate", given.return_dict_in_generate)
         out = super().generate(*args, **kwargs, return_dict_in_generate=True)
         self.trace = None
-        if "cache" in kwargs:
+        if "cache" in kwargs and kwargs["cache"].record:
             weights, picks, choices = (torch.stack(c, 1) for c in zip(*kwargs["cache"].record))
             if out.get("beam_indices") is not None:  # which row of a pass a token comes from
                 rows = out.beam_indices.clamp(min=0)  # (B, new)
