@@ -5,11 +5,9 @@ A row is {"prompt", "completion"}, {"messages"}, {"prompt", "chosen", "rejected"
 what the user says to a model with a chat template. The loss is on the last answer only, up to its
 end token. A field that is not used here might change what should be learned: it is refused.
 
-Files: JSON Lines, a JSON array, both also compressed by gzip; Parquet; what `datasets` finds under
-a name.
+Files: JSON Lines or a JSON array; Parquet, CSV and compressed JSON; what `datasets` finds by name.
 """
 
-import gzip
 import json
 import os
 import re
@@ -34,30 +32,25 @@ MARK = "\ufdd0"  # a code point that Unicode reserves: it stands for no characte
 
 
 def rows(path):
-    """[(place, row)] of a file; place is what a message names. A blank line's row is None."""
-    file = Path(path)
-    if file.is_dir() or file.suffix == ".parquet" or not file.exists():
+    """[(place, row)] of a file; place is what a message names."""
+    file, builders = Path(path), {".parquet": "parquet", ".csv": "csv", ".gz": "json"}
+    if not file.is_file() or file.suffix in builders:
         if not file.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
             raise UserError(f"there is no file {path}")
-        name, how = (str(path), {}) if file.is_dir() else ("parquet", {"data_files": str(path)})
         with reading(path, "a data set"):
-            data = load_dataset(name if file.exists() else str(path), split="train", **how)
+            how = {"data_files": str(path)} if file.is_file() else {}
+            data = load_dataset(builders.get(file.suffix, str(path)), split="train", **how)
         return [(f"{path}, row {i}", row) for i, row in enumerate(data, 1)]
     content = file.read_bytes()
     try:
-        content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as e:
         line = content[: e.start].count(b"\n") + 1
         raise UserError(f"{path}, line {line}: is not UTF-8, the encoding of JSON") from e
-    except (OSError, EOFError) as e:
-        raise UserError(f"{path} is truncated or damaged ({e})") from e
     if text.lstrip()[:1] == "[":
         return [(f"{path}, item {i}", row) for i, row in enumerate(parse(path, text), 1)]
-    places = [(f"{path}, line {i}", line) for i, line in enumerate(text.split("\n"), 1)]
-    return [(place, parse(place, x) if x.strip() else None) for place, x in places[:-1]] + [
-        (place, parse(place, x)) for place, x in places[-1:] if x.strip()
-    ]
+    lines = enumerate(text.split("\n"), 1)
+    return [(place := f"{path}, line {i}", parse(place, x)) for i, x in lines if x.strip()]
 
 
 def parse(place, text):
@@ -130,10 +123,6 @@ def turns(name, value, role, ignore):
             raise Wrong(f"{name}: {json.dumps(m)[:80]} has no role of {', '.join(ROLES)}")
         check_others(m, ("role", "content"), ignore)
         text = m.get("content")
-        if isinstance(text, list) and all(
-            isinstance(p, dict) and {*p} == {"type", "text"} for p in text
-        ):
-            text = "".join(p["text"] for p in text)
         if not isinstance(text, str) or re.search("[\ud800-\udfff]", text):
             raise Wrong(f"{name} must be a text, and is {json.dumps(text)[:60]}")
         out.append({"role": m["role"], "content": text})
@@ -219,9 +208,6 @@ def samples(path, sides, tokenizer, n_tokens, max_len, ignore=()):
     encoder, found, left_out, all_rows = Encoder(tokenizer), [], {}, rows(path)
     for number, (place, row) in enumerate(all_rows, 1):
         skip = lambda why: left_out.setdefault(why, []).append(number)
-        if row is None:
-            skip("blank")
-            continue
         try:
             prompt, answers = conversation(row, sides, ignore)
             if not all(x.strip() for x in [prompt[-1]["content"], *answers]):
@@ -259,7 +245,7 @@ def samples(path, sides, tokenizer, n_tokens, max_len, ignore=()):
 
 
 def padded(values):
-    return pad_sequence([torch.as_tensor(x) for x in values], batch_first=True)
+    return pad_sequence([torch.tensor(x) for x in values], batch_first=True)
 
 
 def scores(data, load_logits, made_from, name, folder, half, batch=16):
@@ -300,6 +286,7 @@ def scores(data, load_logits, made_from, name, folder, half, batch=16):
             remove_columns=data.column_names,
             cache_file_name=str(half),
             load_from_cache_file=False,
+            new_fingerprint=key.hexdigest(),
             desc=f"scores of {name}",
         )
         folder.mkdir(exist_ok=True)

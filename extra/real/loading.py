@@ -228,6 +228,10 @@ def shared_tokens(tokenizers):
                 "their logits cannot be added"
             )
     for name, t in tokenizers.items():
+        if t.chat_template != tokenizers[first].chat_template:
+            note(f"{name} has another chat template than {first}, whose template all will read")
+        if t.eos_token_id != tokenizers[first].eos_token_id:
+            note(f"{name} ends an answer with {t.eos_token}, {first} with another token")
         if t.eos_token_id is not None and t.eos_token_id >= size:
             raise Unusable(f"the end token {t.eos_token} of {name} is not in all vocabularies")
     return size

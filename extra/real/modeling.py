@@ -187,12 +187,9 @@ class FusionRoute(PreTrainedModel, GenerationMixin):
         self.router, self.tokenizer = router, tokenizer
         self.experts = torch.nn.ModuleList()  # empty in training
         head = router.get_output_embeddings()
-        self.W = torch.nn.Linear(
-            head.in_features,
-            len(config.experts),
-            bias=False,
-            dtype=torch.float32,
-            device=head.weight.device,
+        how = {"bias": False, "dtype": torch.float32, "device": head.weight.device}
+        self.W = torch.nn.utils.skip_init(
+            torch.nn.Linear, head.in_features, len(config.experts), **how
         )
         torch.nn.init.zeros_(self.W.weight)  # no expert is preferred
         self.generation_config = deepcopy(router.generation_config)

@@ -17,8 +17,9 @@ from extra.real.data import Data, reference, samples
 from extra.real.loading import adapter_config
 from extra.real.modeling import FusionRoute, FusionRouteConfig
 from fusionroute import cdpo_loss, routed_logp, sequence_logp, sft_loss
+from toy_experts import script
 from toy_experts.data import batches
-from toy_experts.script import UserError, positive
+from toy_experts.script import UserError
 
 
 @dataclass
@@ -31,8 +32,8 @@ class Settings(runs.Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        positive(self, "beta")
-        positive(self, "mix", or_zero=True)
+        script.positive(self, "beta")
+        script.positive(self, "mix", or_zero=True)
         if not self.pairs or not self.data:
             raise UserError("--data FILE and --pairs FILE are needed")
 
@@ -79,42 +80,36 @@ def train(run, model, sft, pairs, ref):
             run.update(loss, terms, mask.sum(), kind)
 
 
-def load_router(s, path, device):
-    """The router that phase 1 left, to be trained."""
-    adapter = adapter_config(path / "router")
-    how = {"dtype": getattr(torch, s.dtype) if adapter else torch.float32}
-    model = FusionRoute.from_pretrained(path, train=True, expert_paths=s.experts, **how)
-    return model.to(device)
-
-
 def main(argv=None):
     s = runs.settings(Settings, __doc__, argv)
-    run = runs.Run(s)
-    phase1 = run.folder / s.phase1
+    phase1 = script.run_dir(s) / s.phase1
     if not (phase1 / "W.safetensors").exists():
         raise UserError(f"there is no router {phase1}: python -m extra.real.train_sft makes it")
     theirs = dict(FusionRouteConfig.from_pretrained(phase1).experts)
     if s.experts and list(s.experts) != list(theirs):
         raise UserError(f"{phase1} routes among {', '.join(theirs)}, in this order")
     s.experts = theirs | s.experts
-    tokenizer, size = runs.shared(phase1, s.experts)
-    run.recipe(phase1=runs.content(phase1))
+    run = runs.Run(s, phase1=phase1)
     with run.alone():
         if run.is_there():
             return
-        sft = samples(s.data, ("completion",), tokenizer, size, s.max_len, s.ignore)
-        pairs = samples(s.pairs, ("chosen", "rejected"), tokenizer, size, s.max_len, s.ignore)
+        frozen = adapter_config(phase1 / "router")
+        how = {"dtype": getattr(torch, s.dtype) if frozen else torch.float32}
+        model = FusionRoute.from_pretrained(phase1, train=True, expert_paths=s.experts, **how)
+        size = model.config.n_tokens
+        read = (model.tokenizer, size, s.max_len, s.ignore)
+        sft = samples(s.data, ("completion",), *read)
+        pairs = samples(s.pairs, ("chosen", "rejected"), *read)
 
-        def pi_ref():
-            model = load_router(s, phase1, run.device).eval()
+        def pi_ref():  # the router as phase 1 left it, computing as it will in training
+            model.eval().to(run.device)
             return run.acc.autocast()(lambda ids: model(ids.to(run.device)).logits)
 
-        ref_job = pairs, pi_ref, [run.made_from["phase1"], s.dtype, s.bf16], "the reference"
+        ref_job = pairs, pi_ref, [run.recipe["phase1"], s.dtype, s.bf16], "the reference"
         *scored, ref = run.scores([*run.jobs(sft, size), *run.jobs(pairs, size), ref_job])
-        n = len(s.experts)
-        ref = reference(pairs, ref)
+        ref, n = reference(pairs, ref), len(s.experts)
         sft, pairs = Data(sft, scored[:n]), Data(pairs, scored[n:], answers=2)
-        train(run, load_router(s, phase1, run.device), sft, pairs, ref)
+        train(run, model.train(), sft, pairs, ref)
         run.save()
 
 

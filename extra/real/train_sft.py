@@ -15,6 +15,7 @@ the last saved step, with the same result.
 
 from dataclasses import dataclass
 
+import peft
 import torch
 from tqdm import tqdm
 
@@ -48,9 +49,8 @@ def lm_loss(logits, targets, mask):
 def train(run, model, sft):
     """Train a FusionRoute in place on sft (Data). run: a runs.Run, which then has the log."""
     s = run.s
-    plan = [
-        rows for e in range(s.epochs) for rows in batches(sft.lengths, s.batch, s.seed * 1000 + e)
-    ]
+    seeds = [s.seed * 1000 + epoch for epoch in range(s.epochs)]
+    plan = [rows for seed in seeds for rows in batches(sft.lengths, s.batch, seed)]
     model = run.begin(model, len(plan))
     for rows in tqdm(plan[len(run.log) :], "phase 1", disable=not run.main, mininterval=1.0):
         x, mask, logp, choice = sft.batch(run.share(rows), run.device)  # (B, T), (B, T-1), (.., n)
@@ -62,32 +62,29 @@ def train(run, model, sft):
         run.update(loss, terms, mask.sum(), "sft")
 
 
-def first_router(s, device):
-    """The model that the router starts from; frozen under an adapter, which alone is trained."""
-    adapter = adapter_config(s.init)
-    if adapter and s.lora_r:
-        raise UserError(
-            f"--init {s.init} is an adapter, which is trained further: without --lora_r"
-        )
-    if not adapter and not s.lora_r:
-        return load(same(s.init), s.ignore, dtype=torch.float32)
-    lm = load(same(s.init), s.ignore, **runs.how_to_load(s, device) | {"quantization_config": None})
-    return lm if adapter else runs.with_adapter(lm, s.lora_r)
+def first_model(s):
+    """The model that the router starts from; with --lora_r, frozen under a new adapter."""
+    frozen = s.lora_r or adapter_config(s.init)
+    lm = load(same(s.init), s.ignore, dtype=getattr(torch, s.dtype) if frozen else torch.float32)
+    if s.lora_r and hasattr(lm, "peft_config"):
+        raise UserError(f"--init {s.init} is an adapter; leave out --lora_r to train it further")
+    if s.lora_r:
+        how = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+        lm = peft.get_peft_model(lm, peft.LoraConfig(r=s.lora_r, lora_alpha=2 * s.lora_r, **how))
+    return lm
 
 
 def main(argv=None):
     s = runs.settings(Settings, __doc__, argv)
-    run = runs.Run(s)
-    tokenizer, size = runs.shared(s.init, s.experts)
-    run.recipe(init=runs.content(s.init))
+    run = runs.Run(s, init=s.init)
     with run.alone():
         if run.is_there():
             return
-        sft = samples(s.data, ("completion",), tokenizer, size, s.max_len, s.ignore)
-        sft = Data(sft, run.scores([*run.jobs(sft, size)]))
-        model = FusionRoute.start(first_router(s, run.device), s.experts, True, s.ignore)
-        runs.let_end(model)
-        train(run, model, sft)
+        model = FusionRoute.start(first_model(s), s.experts, train=True, ignore=s.ignore)
+        read = (model.tokenizer, model.config.n_tokens, s.max_len, s.ignore)
+        sft = samples(s.data, ("completion",), *read)
+        scored = run.scores([*run.jobs(sft, model.config.n_tokens)])
+        train(run, model, Data(sft, scored))
         run.save()
 
 
