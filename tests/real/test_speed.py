@@ -1,0 +1,44 @@
+"""extra/real/speed.py on tiny models: both sides compute the same, and passes are counted."""
+
+import pytest
+
+from tests.real.conftest import make, refused, routed
+
+pytest.importorskip("trl", reason="the comparison needs requirements-trl.txt")
+
+from extra.real import speed
+from extra.real.modeling import FusionRoute
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return make("start", max_position_embeddings=1024)
+
+
+def test_both_sides_of_the_training_have_equal_losses(start):
+    found = speed.training(speed.Settings(model=start, rounds=1, steps=2, batch=2))
+    for kind in ("sft", "dpo"):
+        assert found[kind]["losses_apart"] < 1e-4
+        assert found[kind]["trl_over_ours"]["low"] > 0
+
+
+def test_losses_that_differ_stop_it(start, monkeypatch):
+    s = speed.Settings(model=start, rounds=1, steps=2, batch=2)
+    monkeypatch.setattr(speed.train_sft, "sft_loss", lambda logits, *_: (logits.mean(), {}))
+    assert "do not compute the same" in refused(speed.training, s)
+
+
+def test_passes_of_each_way_of_answering(start):
+    """Token by token: a pass of the router and one of an expert. Drafts: fewer of the experts."""
+    other = make("other", seed=1, max_position_embeddings=1024)
+    fused = routed(FusionRoute.start(start, {"a": start, "b": other}))
+    fused.router.generation_config.assistant_confidence_threshold = 1e-9
+    found = speed.decoding(speed.Settings(model=start, prompts=2, new=12), fused)
+    ways = found["ways"]
+    assert ways["one model"]["passes"] == {"router": 0, "expert": 0}
+    assert ways["fused"]["passes"] == {"router": 1, "expert": 1}
+    assert ways["fused, the router drafts"]["passes"]["expert"] <= 1
+    twice = ways["fused, transformers' own drafts"]["passes"]["router"]
+    assert twice > ways["fused, the router drafts"]["passes"]["router"]
+    assert ways["fused"]["over_one_model"]["low"] > 0
