@@ -58,7 +58,7 @@ class Settings:
             raise UserError(
                 f"--name is {self.name!r}, and must be a file name of letters, digits, _.-"
             )
-        self.experts = named(self.experts)
+        self.experts, self.ignore = named(self.experts), [*self.ignore]
 
 
 def named(items):

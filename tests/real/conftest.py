@@ -81,9 +81,7 @@ def tokenizer(template=CHAT, special=SPECIAL, swap=(), **how):
     lib.decoder = decoders.ByteLevel()
     lib.add_special_tokens(special)
     named = {"bos_token": "<s>", "eos_token": "<|im_end|>", "pad_token": "<pad>"}
-    return hf.PreTrainedTokenizerFast(
-        tokenizer_object=lib, chat_template=template, **named | how
-    )
+    return hf.PreTrainedTokenizerFast(tokenizer_object=lib, chat_template=template, **named | how)
 
 
 def make(path, family="Llama", seed=0, tok=None, **changes):

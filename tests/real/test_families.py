@@ -74,7 +74,9 @@ def test_beams_sampling_and_stop_strings(tmp_path):
 def check_trace(model, sequences, trace, start):
     """A trace is what one pass over the whole sequences says."""
     w = model.W(hidden(model, sequences))[:, start - 1 : -1]
-    own = torch.stack([e(input_ids=sequences).logits[..., :WORDS].argmax(-1) for e in model.experts], -1)
+    own = torch.stack(
+        [e(input_ids=sequences).logits[..., :WORDS].argmax(-1) for e in model.experts], -1
+    )
     choices = own[:, start - 1 : -1].gather(-1, w.argmax(-1, keepdim=True))[..., 0]
     ended = (sequences[:, start:] == 2).cumsum(-1) - (sequences[:, start:] == 2).long() > 0
     alive = ~ended
@@ -89,7 +91,10 @@ def test_methods_are_limits_of_one_forward(world):
     """As decode.py's: routing only, the router alone, one expert alone."""
     model = routed(FusionRoute.start(world / "start", {n: world / n for n in ("math", "code")}))
     ids = prompts(2)
-    router, experts = model.router(ids).logits[..., :266], [e(ids).logits[..., :266] for e in model.experts]
+    router, experts = (
+        model.router(ids).logits[..., :266],
+        [e(ids).logits[..., :266] for e in model.experts],
+    )
     out = model(ids)
     picked = torch.where(out.w.argmax(-1, True) == 0, *experts)
     assert torch.allclose(out.logits, fuse(router, picked), atol=1e-5)

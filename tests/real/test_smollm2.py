@@ -59,19 +59,18 @@ def test_the_whole_run_with_all_weights_and_with_adapters(small_run, monkeypatch
     assert not done  # started again, it does nothing twice
 
 
-def test_no_expert_sees_what_is_kept_from_it(tmp_path, monkeypatch):
-    s = smollm2.Settings(out=str(tmp_path), expert=40, router=80)
+def test_no_expert_sees_what_is_kept_from_it(tmp_path):
+    s = smollm2.Settings(out=str(tmp_path))
     smollm2.data(s)
-    prompts = {}
+    answers = {}
     for name in (*tasks.DOMAINS, "router"):
         rows = (tmp_path / f"{name}.jsonl").read_text().splitlines()
-        prompts[name] = [json.loads(row)["prompt"] for row in rows]
-    assert [len(x) for x in prompts.values()] == [40, 40, 40, 80]
-    gone = tasks.held_out("toy-gsm8k", s.gap, s.seed)
-    words = {"double": "double", "triple": "triple"}
-    for skill in gone:
-        assert not any(words[skill] in p for p in prompts["math"])
-        assert any(words[skill] in p for p in prompts["router"])
+        answers[name] = [json.loads(row)["completion"] for row in rows]
+    assert [len(x) for x in answers.values()] == [s.expert] * 3 + [s.router]
+    assert tasks.held_out("toy-gsm8k", s.gap, s.seed) == ["double", "triple"]
+    for word in ("After doubling", "After tripling"):
+        assert not any(word in a for a in answers["math"])
+        assert any(word in a for a in answers["router"])
 
 
 def test_a_wheel_without_a_model_is_refused(tmp_path):
