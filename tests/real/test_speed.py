@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.real.conftest import make, refused
+from tests.real.conftest import WORDS, make, refused
 
 pytest.importorskip("trl", reason="the comparison needs requirements-trl.txt")
 
@@ -13,7 +13,7 @@ from extra.real.modeling import FusionRoute
 @pytest.fixture
 def start(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    return make("start", max_position_embeddings=1024)
+    return make("start", vocab_size=WORDS, max_position_embeddings=1024)
 
 
 def test_both_sides_of_the_training_have_equal_losses(start):
@@ -37,10 +37,8 @@ def test_passes_of_each_way_of_answering(start):
     ways = found["ways"]
     assert ways["one model"]["passes"] == {"router": 0, "expert": 0}
     assert ways["fused"]["passes"] == {"router": 1, "expert": 1}
-    ours = ways["fused, the router drafts"]["passes"]
-    theirs = ways["fused, transformers' own drafts"]["passes"]
-    assert ours["router"] == 1 < theirs["router"]  # theirs reads its drafts twice
-    assert ours["expert"] < 0.5
+    drafts = ways["fused, the router drafts"]["passes"]
+    assert drafts["router"] == 1 and drafts["expert"] < 0.2
     assert ways["fused"]["over_one_model"]["low"] > 0
 
 
