@@ -141,14 +141,14 @@ class Encoder:
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
-        special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
-        special = sorted({*special, *tokenizer.all_special_tokens, MARK}, key=len, reverse=True)
-        self.special = re.compile("|".join(map(re.escape, special)))
+        special = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        words = sorted([*special.values(), MARK], key=len, reverse=True)
+        self.special = re.compile("|".join(map(re.escape, words)))
         self.end = tokenizer.eos_token_id  # the token that ends an answer
         if tokenizer.chat_template:
             probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
             tail = self.ids(self.render(probe, False).rpartition("b")[2], [])
-            self.end = next((i for i in tail if i in tokenizer.all_special_ids), self.end)
+            self.end = next((i for i in tail if i in special), self.end)
 
     def render(self, messages, ask):
         """The text of messages; ask: up to where the assistant answers."""

@@ -107,10 +107,11 @@ def wear(model, path, name):
     with reading(path, "a LoRA adapter"):
         weights = peft.load_peft_weights(str(path), device="cpu")
     expected = peft.get_peft_model_state_dict(model, adapter_name=name)
-    if wrong := sorted({*weights} ^ {*expected}):
+    sizes, right = ({(k, v.shape) for k, v in x.items()} for x in (weights, expected))
+    if wrong := sorted({k for k, _ in sizes ^ right}):
         raise Unusable(
             f"{path} has not the weights that its adapter_config.json asks for: "
-            f"{', '.join(wrong[:3])} ({len(wrong)} missing or unknown)"
+            f"{', '.join(wrong[:3])} ({len(wrong)} missing, unknown or of another size)"
         )
     check_finite(path, weights.items())
     peft.set_peft_model_state_dict(model, weights, adapter_name=name)

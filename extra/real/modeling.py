@@ -36,7 +36,16 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .loading import Unusable, check_finite, load, load_experts, load_tokenizer, same, shared_tokens
+from .loading import (
+    Unusable,
+    check_finite,
+    load,
+    load_experts,
+    load_tokenizer,
+    reading,
+    same,
+    shared_tokens,
+)
 
 
 def fuse(router_logits, expert_logits):
@@ -253,9 +262,10 @@ class FusionRoute(PreTrainedModel, GenerationMixin):
         router, tokenizer = load(path / "router", config.ignore, **how), load_tokenizer(path)
         config.router = deepcopy(router.config)
         model = cls(config, router, tokenizer)
-        W = load_file(path / "W.safetensors")
+        with reading(path / "W.safetensors", "W"):
+            W = load_file(path / "W.safetensors")
+            model.W.load_state_dict(W)
         check_finite(path / "W.safetensors", W.items())
-        model.W.load_state_dict(W)
         return model.ready(train, **expert_how or {})
 
     def ready(self, train, **how):
