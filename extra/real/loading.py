@@ -14,7 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedConfig,
+)
 from transformers.utils.peft_utils import find_adapter_config_file
 
 try:
@@ -43,7 +49,7 @@ def note(text):
 
 
 def split(path):
-    """A GGUF file's folder and the keyword with which transformers reads it; other paths alone."""
+    """A GGUF file's folder, and what from_pretrained needs to read it; other paths alone."""
     path = Path(path)
     return (path.parent, {"gguf_file": path.name}) if path.suffix == ".gguf" else (path, {})
 
@@ -85,7 +91,9 @@ def load(path, ignore=(), **how):
         return wear(peft.get_peft_model(base, adapter), path, "default")
     folder, gguf = split(path)
     with reading(path, "a language model"):
-        if not gguf:
+        if gguf:  # as numbers of --dtype: else it could be neither trained nor saved
+            how = {"quantization_config": GgufConfig(dequantize=True)} | how
+        else:
             check_fields(path, ignore)
         model, info = AutoModelForCausalLM.from_pretrained(
             str(folder), output_loading_info=True, ignore_mismatched_sizes=True, **gguf, **how
@@ -97,6 +105,7 @@ def load(path, ignore=(), **how):
             f"{', '.join(wrong[:3])} ({len(wrong)} missing, unknown or of another size)"
         )
     check_finite(path, model.named_parameters())
+    model.name_or_path = str(path)
     return model.eval().requires_grad_(False)
 
 

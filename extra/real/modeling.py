@@ -184,8 +184,6 @@ class Drafts(CandidateGenerator):
 
 class FusionRoute(PreTrainedModel, GenerationMixin):
     config_class = FusionRouteConfig
-    supports_gradient_checkpointing = True
-    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     # What Eq. (1) leaves out, as in decode.py: without the router's logits, without an expert's, or
     # with one expert, by its number, instead of the picked one.
     use_router, use_expert, only = True, True, None
@@ -210,12 +208,6 @@ class FusionRoute(PreTrainedModel, GenerationMixin):
     def tie_weights(self, **_):
         """Nothing: what is loaded is tied already."""
 
-    def get_input_embeddings(self):
-        return self.router.get_input_embeddings()
-
-    def get_output_embeddings(self):
-        return self.router.get_output_embeddings()
-
     # --- from directories, and to them -----------------------------------------------------------
 
     @classmethod
@@ -226,23 +218,17 @@ class FusionRoute(PreTrainedModel, GenerationMixin):
         the experts in memory, for a training that has their scores. ignore: see loading.load.
         how, expert_how: what from_pretrained gets for the router, and for the experts.
         """
-        tokenizer = load_tokenizer(
-            router if isinstance(router, (str, Path)) else router.name_or_path
-        )
-        paths = {name: same(path) for name, path in experts.items()}
-        n_tokens = shared_tokens(
-            {"the router": tokenizer} | {name: load_tokenizer(p) for name, p in paths.items()}
-        )
-        if isinstance(router, (str, Path)):
-            router = load(router, ignore, **how)
-        # deepcopy: a config that is handed on as it is loses its kind of attention
+        lm = load(router, ignore, **how) if isinstance(router, (str, Path)) else router
+        tokenizers = {"the router": load_tokenizer(lm.name_or_path)}
+        tokenizers |= {name: load_tokenizer(path) for name, path in experts.items()}
         config = FusionRouteConfig(
-            router=deepcopy(router.config),
-            n_tokens=n_tokens,
-            experts=[[*item] for item in paths.items()],
+            router=deepcopy(lm.config),  # handed on as it is, it loses its kind of attention
+            experts=[[name, same(path)] for name, path in experts.items()],
+            n_tokens=shared_tokens(tokenizers),
             ignore=[*ignore],
         )
-        return cls(config, router, tokenizer).ready(train, **expert_how or {})
+        model = cls(config, lm, tokenizers["the router"])
+        return model.ready(train, **expert_how or {})
 
     @classmethod
     def from_pretrained(
@@ -281,20 +267,21 @@ class FusionRoute(PreTrainedModel, GenerationMixin):
         self.experts = torch.nn.ModuleList(experts)
         return self.eval().requires_grad_(False)
 
-    def save_router(self, path, state_dict=None):
+    def save_router(self, path, state_dict=None, **how):
         """The router alone, an ordinary model or LoRA adapter, with its tokenizer."""
         state = state_dict or self.state_dict()
         state = {k.removeprefix("router."): v for k, v in state.items() if k.startswith("router.")}
-        only = {"selected_adapters": ["default"]} if hasattr(self.router, "peft_config") else {}
-        self.router.save_pretrained(path, state_dict=state, **only)
+        if hasattr(self.router, "peft_config"):
+            how = {"selected_adapters": ["default"]}  # not the experts that share its base
+        self.router.save_pretrained(path, state_dict=state, **how)
         self.generation_config.save_pretrained(path)
         self.tokenizer.save_pretrained(path)
 
-    def save_pretrained(self, path, is_main_process=True, state_dict=None, **_):
+    def save_pretrained(self, path, is_main_process=True, state_dict=None, max_shard_size="50GB"):
         """path/router, and in path W, the tokenizer, the experts' names, and this code."""
         if not is_main_process:
             return
-        self.save_router(Path(path) / "router", state_dict)
+        self.save_router(Path(path) / "router", state_dict, max_shard_size=max_shard_size)
         W = (state_dict or self.state_dict())["W.weight"].contiguous()
         save_file({"weight": W}, Path(path) / "W.safetensors")
         self.generation_config.save_pretrained(path)
@@ -355,14 +342,16 @@ class FusionRoute(PreTrainedModel, GenerationMixin):
 
     def generate(self, *args, **kwargs):
         """generate() of transformers; afterwards self.trace says how the answers came about."""
-        given = kwargs.get("generation_config") or self.generation_config
-        if kwargs.get("use_cache", given.use_cache) is not False:
-            kwargs["cache"] = kwargs.get("cache") or FusionCache(self)
+        given, self.trace = kwargs.get("generation_config") or self.generation_config, None
+        if kwargs.get("use_cache", given.use_cache) is False:
+            return super().generate(*args, **kwargs)
+        cache = kwargs.pop("cache", None)
+        cache = FusionCache(self) if cache is None else cache
+        begun = len(cache.record)
         wants_dict = kwargs.pop("return_dict_in_generate", given.return_dict_in_generate)
-        out = super().generate(*args, **kwargs, return_dict_in_generate=True)
-        self.trace = None
-        if "cache" in kwargs and kwargs["cache"].record:
-            weights, picks, choices = (torch.stack(c, 1) for c in zip(*kwargs["cache"].record))
+        out = super().generate(*args, **kwargs, cache=cache, return_dict_in_generate=True)
+        if record := cache.record[begun:]:
+            weights, picks, choices = (torch.stack(column, 1) for column in zip(*record))
             if out.get("beam_indices") is not None:  # which row of a pass a token comes from
                 rows = out.beam_indices.clamp(min=0)  # (B, new)
                 at = rows, torch.arange(rows.size(1), device=rows.device)
