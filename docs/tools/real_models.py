@@ -27,7 +27,7 @@ NAMES = {
     "smollm2": "SmolLM2 as it comes",
 }
 KINDS = {"full": "all weights", "lora": "LoRA"}
-MODELS = {"trained": "the laptop's", "lora": "the laptop's, LoRA", "same weights": "same weights"}
+MODELS = {"trained": "the laptop's", "same weights": "same weights"}
 
 
 def commands(_):

@@ -52,8 +52,7 @@ N = 3  # experts
 class Settings:
     model: str = "smollm2"  # DIR: what everything starts from
     router: str = "smol/seed0/router"  # DIR: what phase 2 of the laptop run left
-    lora: str = "smol_lora/seed0/router"  # DIR: the same of the run with LoRA adapters
-    prompts: int = 10  # to answer
+    prompts: int = 6  # to answer
     rounds: int = 2  # of each training
     steps: int = 4  # of a training that count
     batch: int = 4  # answers a step: samples, or twice as many as pairs
@@ -292,18 +291,14 @@ def training(s):
 
 
 def main(argv=None):
-    s, result = script.settings(Settings, __doc__, argv), {}
+    s, found = script.settings(Settings, __doc__, argv), {}
     torch.set_num_threads(1)
+    fused = FusionRoute.from_pretrained(s.router, dtype=torch.float32)
+    found["trained"] = decoding(s, fused)
     same = {f"e{i}": s.model for i in range(N)}
-    limit = FusionRoute.start(s.model, same, dtype=torch.float32)
-    for name, fused in (
-        ("trained", lambda: FusionRoute.from_pretrained(s.router, dtype=torch.float32)),
-        ("lora", lambda: FusionRoute.from_pretrained(s.lora, dtype=torch.float32)),
-        ("same weights", lambda: limit),
-    ):
-        result[name] = decoding(s, fused())
-        print(name, json.dumps(result[name], indent=1))
-    result = {"decoding": result, "training": training(s), "settings": asdict(s)}
+    found["same weights"] = decoding(s, FusionRoute.start(s.model, same, dtype=torch.float32))
+    print(json.dumps(found, indent=1))
+    result = {"decoding": found, "training": training(s), "settings": asdict(s)}
     result["made_with"] = {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
