@@ -195,9 +195,7 @@ class FusionRoute(PreTrainedModel, GenerationMixin):
         self.experts = torch.nn.ModuleList()  # empty in training
         head = router.get_output_embeddings()
         how = {"bias": False, "dtype": torch.float32, "device": head.weight.device}
-        self.W = torch.nn.utils.skip_init(
-            torch.nn.Linear, head.in_features, len(config.experts), **how
-        )
+        self.W = torch.nn.Linear(head.in_features, len(config.experts), **how)
         torch.nn.init.zeros_(self.W.weight)  # no expert is preferred
         self.generation_config = deepcopy(router.generation_config)
         self.post_init()
@@ -207,6 +205,12 @@ class FusionRoute(PreTrainedModel, GenerationMixin):
 
     def tie_weights(self, **_):
         """Nothing: what is loaded is tied already."""
+
+    def get_input_embeddings(self):
+        return self.router.get_input_embeddings()
+
+    def get_output_embeddings(self):
+        return self.router.get_output_embeddings()
 
     # --- from directories, and to them -----------------------------------------------------------
 

@@ -97,6 +97,7 @@ def run(main):
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     warnings.simplefilter("ignore", FutureWarning)  # of transformers, which peft meets
+    warnings.filterwarnings("ignore", "Initializing zero-element")  # W without experts
 
     def checked():
         try:
@@ -137,8 +138,9 @@ class Run:
         how = {"cpu": s.device == "cpu", "mixed_precision": "bf16" if s.bf16 else None}
         self.acc = Accelerator(kwargs_handlers=several, **how)
         self.device, self.main = self.acc.device, self.acc.is_main_process
-        if self.acc.num_processes > 1:
-            note(f"{self.acc.num_processes} processes share each batch")
+        n = self.acc.num_processes
+        if n > 1 or "ACCELERATE_MIXED_PRECISION" in os.environ:  # on CPUs accelerate may start one
+            note(f"{n} process{'es share' * (n > 1) or ' has'} each batch")
         torch.manual_seed(s.seed)
         # What the result depends on: the settings, and the content of what is read.
         nowhere = ("out", "device", "save_every", "name", *start)

@@ -2,7 +2,8 @@
 
     python -m extra.real.train_sft --init DIR --experts math=DIR code=DIR --data FILE --out OUT
     python -m extra.real.train_sft --init DIR --data math.jsonl --name math --lora_r 16
-    accelerate launch --num_processes 4 -m extra.real.train_sft ...    several GPUs; --use_fsdp
+    accelerate launch --num_processes 4 -m extra.real.train_sft ...    on four GPUs; or --use_fsdp
+    torchrun --nproc_per_node 2 -m extra.real.train_sft ...            on two CPUs
 
 A DIR may also be a name on the Hub, a LoRA adapter or a GGUF file. Without experts it is plain
 fine-tuning, which makes an expert. The losses, the batches and the learning rate's schedule are the
