@@ -1,10 +1,8 @@
-"""FusionRoute with real models and data of your own. See README.md here.
+"""FusionRoute with any model of transformers. See modeling.py.
 
-    from extra.real import load
-    model = load("DIR")                # a Llama or a Gemma-2 in the format of Hugging Face
-    logits, hidden = model(ids)        # ids (B, T) -> (B, T, V), (B, T, d)
+    from extra.real import FusionRoute
 """
 
-from extra.real.pretrained import load, save
+from extra.real.modeling import FusionRoute, FusionRouteConfig
 
-__all__ = ["load", "save"]
+__all__ = ["FusionRoute", "FusionRouteConfig"]

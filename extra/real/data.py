@@ -1,238 +1,331 @@
-"""Files of samples -> token ids.
+"""Samples in TRL's forms -> token ids, and the experts' scores beside them.
 
-Phase 1 reads {"prompt", "completion"} or {"messages"}; phase 2 reads pairs, {"prompt", "chosen", "rejected"}, or the last two only, as
-whole conversations that begin alike. A prompt or an answer is a text, or a list of messages {"role", "content"}: several turns, a system
-message. The loss is on the last answer only.
+A row is {"prompt", "completion"}, {"messages"}, {"prompt", "chosen", "rejected"}, or {"chosen",
+"rejected"} as whole conversations. Prompts and answers are texts or lists of messages. A text is
+what the user says to a model with a chat template. The loss is on the last answer only, up to its
+end token. A field that is not used here might change what should be learned: it is refused.
 
-A file has one such object a line (JSON Lines), or is one JSON array of them; it may be compressed by gzip, and may be a pipe. Text is
-UTF-8, or UTF-16 or UTF-32 with its mark. Other fields are passed over only where they can change nothing: numbers, empty ones, and
-those in IGNORED.
+Files: JSON Lines or a JSON array; Parquet, CSV and compressed JSON; what `datasets` finds by name.
 """
 
-import gzip
 import json
-import stat
-import zlib
+import os
+import re
 from pathlib import Path
 
-from extra.real.pretrained_tokenizer import Changed
-from toy_experts.data import answer_only
-from toy_experts.run import UserError
+import numpy as np
+import torch
+from datasets import Dataset, concatenate_datasets, load_dataset
+from jinja2 import TemplateError
+from torch.nn.utils.rnn import pad_sequence
+from xxhash import xxh3_64
+
+from extra.real.loading import note, reading
+from fusionroute import token_logp
+from toy_experts.script import UserError
 
 ROLES = ("system", "user", "assistant")
-IGNORED = set("""id idx index uuid hash source dataset subset split origin category topic subject task task_type domain type language lang
-    license url link author model generator chosen_model rejected_model timestamp date created created_at version tag tags label labels
-    difficulty metadata meta prompt_id messages_id conversation_id quality""".split())
-FOREIGN = {b"PAR1": "Parquet", b"PK\x03\x04": "a zip archive", b"\x28\xb5\x2f\xfd": "compressed by zstd", b"BZh": "compressed by bzip2",
-           b"\xfd7zXZ": "compressed by xz", b"ARROW1": "an Arrow file", b"SQLite": "an SQLite database"}
+MARK = "\ufdd0"  # a code point that Unicode reserves: it stands for no character in any text
+
+
+# --- files -> rows -------------------------------------------------------------------------------
+
+
+def rows(path):
+    """[(place, row)] of a file; place is what a message names."""
+    file, builders = Path(path), {".parquet": "parquet", ".csv": "csv", ".gz": "json"}
+    if not file.is_file() or file.suffix in builders:
+        if not file.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+            raise UserError(f"there is no file {path}")
+        with reading(path, "a data set"):
+            how = {"data_files": str(path)} if file.is_file() else {}
+            data = load_dataset(builders.get(file.suffix, str(path)), split="train", **how)
+        return [(f"{path}, row {i}", row) for i, row in enumerate(data, 1)]
+    content = file.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        line = content[: e.start].count(b"\n") + 1
+        raise UserError(f"{path}, line {line}: is not UTF-8, the encoding of JSON") from e
+    if text.lstrip()[:1] == "[":
+        return [(f"{path}, item {i}", row) for i, row in enumerate(parse(path, text), 1)]
+    lines = enumerate(text.split("\n"), 1)
+    return [(place := f"{path}, line {i}", parse(place, x)) for i, x in lines if x.strip()]
+
+
+def parse(place, text):
+    def once(pairs):
+        if len(dict(pairs)) < len(pairs):
+            raise UserError(f"{place}: a field is there twice: {', '.join(k for k, _ in pairs)}")
+        return dict(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{place}: is no JSON ({str(e)[:80]})") from e
+
+
+# --- rows -> prompts and answers -----------------------------------------------------------------
 
 
 class Wrong(Exception):
-    """What is wrong with one object; the file and the line are added."""
+    """What is wrong with a row; who catches it adds the place."""
 
 
-# --- files -> objects -------------------------------------------------------------------------------------------------------------------
+def conversation(row, sides, ignore):
+    """The prompt (a list of messages) and the answers (texts) of a row.
 
-
-def read_bytes(path):
-    """The content of a file or a pipe, which can be read once only. UserError when it cannot be read."""
-    try:
-        return Path(path).read_bytes()
-    except OSError as e:
-        raise UserError(f"cannot read {path} ({e.strerror})") from e
-
-
-def is_regular(path):
-    return stat.S_ISREG(Path(path).stat().st_mode)
-
-
-def objects(path, data):
-    """The JSON values in the bytes of a file, each with the place that a message names, and whether it is a blank line: (place, value).
-
-    A blank line's value is None; one that is no JSON is a UserError.
+    sides: the names of the answers, ("completion",) or ("chosen", "rejected").
     """
-    for start, name in FOREIGN.items():
-        if data.startswith(start):
-            raise UserError(f"{path} is {name}: only JSON Lines, a JSON array, and either compressed by gzip are read")
-    if data.startswith(b"\x1f\x8b"):
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as e:
-            raise UserError(f"{path} is truncated or damaged (gzip: {e})") from e
-    encoding = json.detect_encoding(data[:4]) if data else "utf-8"
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as e:
-        line = data[:e.start].count(b"\n") + 1
-        raise UserError(f"{path}, line {line}: the byte 0x{data[e.start]:02x} is not {encoding.upper()}; convert the file first, "
-                        f"for example: iconv -f LATIN1 -t UTF-8 (if it is Latin-1)") from e
-    if text.lstrip().startswith("["):
-        try:
-            values = json.loads(text, object_pairs_hook=once)
-        except Wrong as e:
-            raise UserError(f"{path}: {e}") from e
-        except (ValueError, RecursionError):
-            pass  # lines after all, or a broken array: the line with the mistake is named below
-        else:
-            return [(f"{path}, item {i}", value) for i, value in enumerate(values, 1)]
-    *lines, last = text.split("\n")
-    return [(f"{path}, line {number}", parsed(f"{path}, line {number}", line) if line.strip() else None)
-            for number, line in enumerate(lines + [last] * bool(last), 1)]
+    if not isinstance(row, dict):
+        raise Wrong(f"must be a JSON object, and is {json.dumps(row)[:60]}")
+    known = ("messages",) if "messages" in row and len(sides) == 1 else ("prompt", *sides)
+    check_others(row, known, ignore)
+    if missing := [k for k in known if k not in row and (k != "prompt" or len(sides) == 1)]:
+        forms = (
+            "prompt and completion, or messages" if len(sides) == 1 else "prompt, chosen, rejected"
+        )
+        raise Wrong(f"must have {forms}; the field {missing[0]} is missing")
+    if row.get("prompt") is not None:
+        prompt = turns("prompt", row["prompt"], "user", ignore)
+        given = [turns(side, row[side], "assistant", ignore) for side in sides]
+    else:  # whole conversations, which begin alike
+        whole = [turns(k, row[k], None, ignore) for k in known if k != "prompt"]
+        prompt, given = whole[0][:-1], [x[-1:] for x in whole]
+        if any(x[:-1] != prompt for x in whole):
+            raise Wrong("chosen and rejected are conversations that differ before the last message")
+    if not prompt or prompt[-1]["role"] != "user":
+        raise Wrong("an answer must follow a message of the user")
+    if any(len(x) != 1 or x[0]["role"] != "assistant" for x in given):
+        raise Wrong("each answer must be one message of the assistant, the last")
+    return prompt, [x[0]["content"] for x in given]
 
 
-def parsed(place, line):
-    try:
-        return json.loads(line, object_pairs_hook=once)
-    except Wrong as e:
-        raise UserError(f"{place}: {e}") from e
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{place}: is no JSON ({str(e)[:80]}); each line must be one JSON object") from e
-
-
-def once(pairs):
-    """A dict of a JSON object's pairs, each key once."""
-    out = dict(pairs)
-    if len(out) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise Wrong(f"the field {next(k for k in keys if keys.count(k) > 1)!r} is there twice")
-    return out
-
-
-# --- objects -> prompts and answers -----------------------------------------------------------------------------------------------------
-
-
-def conversation(value, sides):
-    """(prompt, answers) of one object: a prompt for tokenizer.encode_sample, a text for each of `sides`. Wrong says what is wrong."""
-    form = "a JSON object with " + (" and ".join(["prompt", *sides]) if len(sides) == 1 else "prompt, chosen and rejected")
-    form += ", or with messages" if len(sides) == 1 else ""
-    if not isinstance(value, dict):
-        raise Wrong(f"must be {form}")
-    if "messages" in value and len(sides) == 1:
-        if both := [name for name in ("prompt", *sides) if value.get(name)]:
-            raise Wrong(f"has both messages and {both[0]}: which of them counts?")
-        check_others(value, ["messages", "prompt", *sides])
-        *prompt, answer = messages("messages", value["messages"])
-        answer = last_answer("messages", answer)
-        return prompts("messages", prompt), [answer]
-    for name in sides:
-        if name not in value:
-            raise Wrong(f"must be {form}; the field {name} is missing")
-    check_others(value, ["prompt", *sides])
-    given = [value[name] for name in sides]
-    if value.get("prompt") is None and len(sides) > 1 and all(isinstance(x, list) for x in given):  # conversations that begin alike
-        turns = [messages(name, x) for name, x in zip(sides, given)]
-        if turns[0][:-1] != turns[1][:-1]:
-            raise Wrong("chosen and rejected are conversations without a prompt, and differ before the last message")
-        answers = [last_answer(name, t[-1]) for name, t in zip(sides, turns)]
-        return prompts("chosen", turns[0][:-1]), answers
-    if "prompt" not in value:
-        raise Wrong(f"must be {form}; the field prompt is missing")
-    prompt = value["prompt"]
-    prompt = prompts("prompt", messages("prompt", prompt)) if isinstance(prompt, list) else text("prompt", prompt)
-    answers = []
-    for name, answer in zip(sides, given):
-        if isinstance(answer, list):
-            turns = messages(name, answer)
-            if len(turns) != 1:
-                raise Wrong(f"{name} must be one message of the assistant, and has {len(turns)}")
-            answer = last_answer(name, turns[0])
-        answers.append(text(name, answer))
-    return prompt, answers
-
-
-def check_others(value, known):
-    """Wrong if an object has other fields that may be a part of what is asked or answered."""
+def check_others(value, known, ignore):
+    """Wrong if a row or a message has other fields, with a value, than the known ones."""
     for name, content in value.items():
-        if name in known or name in IGNORED or content is None or isinstance(content, (bool, int, float)) or not content:
-            continue
-        raise Wrong(f"the field {name!r} is not used here, and may belong to the prompt or the answer: put it there, or remove it")
+        if name not in known and name not in ignore and content not in (None, "", [], {}):
+            raise Wrong(
+                f"the field {name!r} = {json.dumps(content)[:60]} is not used, and may change what "
+                f"should be learned; if not, let it pass: --ignore {name}"
+            )
 
 
-def text(name, value):
-    """A text, or parts of type text put together."""
-    if isinstance(value, list) and all(isinstance(p, dict) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in value):
-        value = "".join(p["text"] for p in value)
-    if not isinstance(value, str):
-        raise Wrong(f"{name} must be a text, and is {json.dumps(value, default=str)[:60]}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as e:
-        raise Wrong(f"{name} has half a character, {ascii(value[e.start])}, which no text can have") from e
-    return value
-
-
-def messages(name, value):
-    """A list of {"role", "content"}, checked."""
+def turns(name, value, role, ignore):
+    """A list of {"role", "content"}, both texts. A text becomes one message of `role`."""
+    if isinstance(value, str) and role:
+        value = [{"role": role, "content": value}]
     if not isinstance(value, list) or not value:
-        raise Wrong(f"{name} must be a list of messages, and is {json.dumps(value)[:60]}")
+        raise Wrong(f"{name} must be a text or messages, and is {json.dumps(value)[:60]}")
     out = []
     for m in value:
-        if not isinstance(m, dict) or m.get("role") not in ROLES or "content" not in m:
-            raise Wrong(f"{name} must have messages with a role ({', '.join(ROLES)}) and a content, not {json.dumps(m)[:80]}")
-        check_others(m, ["role", "content"])
-        out.append({"role": m["role"], "content": text(f"the content of a message in {name}", m["content"])})
+        if not isinstance(m, dict) or m.get("role") not in ROLES:
+            raise Wrong(f"{name}: {json.dumps(m)[:80]} has no role of {', '.join(ROLES)}")
+        check_others(m, ("role", "content"), ignore)
+        text = m.get("content")
+        if not isinstance(text, str) or re.search("[\ud800-\udfff]", text):
+            raise Wrong(f"{name} must be a text, and is {json.dumps(text)[:60]}")
+        out.append({"role": m["role"], "content": text})
     return out
 
 
-def prompts(name, turns):
-    """Messages that end with what a user says: a text where that is all, else the list."""
-    if not turns or turns[-1]["role"] != "user":
-        before = f", not of the {turns[-1]['role']}" if turns else ""
-        raise Wrong(f"{name}: an answer must follow a message of the user{before}")
-    return turns[0]["content"] if len(turns) == 1 else turns
+# --- prompts and answers -> token ids ------------------------------------------------------------
 
 
-def last_answer(name, message):
-    if message["role"] != "assistant":
-        raise Wrong(f"{name} must end with a message of the assistant, and ends with one of the {message['role']}")
-    return message["content"]
+class Encoder:
+    """Conversations -> token ids, through a tokenizer's chat template, as far as it has one.
 
-
-# --- prompts and answers -> samples -----------------------------------------------------------------------------------------------------
-
-
-def read_samples(path, data, sides, tokenizer, forbidden, max_len):
-    """The samples of a file, whose bytes are data: one for each of `sides` (the answers' fields) of an object, those of one side by side.
-
-    A sample is (ids, learn) as from toy_experts.data.answer_only. Objects that are empty, too long or would end twice are left out as a
-    whole, counted and named on the terminal; one of another form is a UserError. forbidden(id): a token that not all models have.
+    A special token that somebody typed stays text: it is hidden from the template and from the
+    tokenizer, and then encoded as ordinary characters.
     """
-    samples, left_out, end, found = [], {}, tokenizer.encoding.id_to_token(tokenizer.END), objects(path, data)
-    for number, (place, value) in enumerate(found, 1):
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        special = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        words = sorted([*special.values(), MARK], key=len, reverse=True)
+        self.special = re.compile("|".join(map(re.escape, words)))
+        self.end = tokenizer.eos_token_id  # the token that ends an answer
+        if tokenizer.chat_template:
+            probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+            tail = self.ids(self.render(probe, False).rpartition("b")[2], [])
+            self.end = next((i for i in tail if i in special), self.end)
+
+    def render(self, messages, ask):
+        """The text of messages; ask: up to where the assistant answers."""
+        if self.tokenizer.chat_template:
+            return self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=ask
+            )
+        if len(messages) > 2 - ask or messages[0]["role"] != "user":
+            raise Wrong("this tokenizer has no chat template: only a prompt and an answer are read")
+        return (self.tokenizer.bos_token or "") + "".join(m["content"] for m in messages)
+
+    def hide(self, messages):
+        """Messages with a mark for each special token that is typed in them, and these tokens."""
+        typed = []
+        hidden = [
+            m | {"content": self.special.sub(lambda x: typed.append(x[0]) or MARK, m["content"])}
+            for m in messages
+        ]
+        return hidden, typed
+
+    def ids(self, text, typed):
+        """Token ids of a rendered text; typed: what stands at the marks in it, in their order."""
+        parts = [self.tokenizer(x, add_special_tokens=False).input_ids for x in text.split(MARK)]
+        for part, x in zip(parts[1:], typed):
+            how = {"add_special_tokens": False, "split_special_tokens": True}
+            part[:0] = self.tokenizer(x, **how).input_ids
+        return [i for part in parts for i in part]
+
+    def prompt(self, messages):
+        """Token ids of messages, up to where the assistant answers."""
+        hidden, typed = self.hide(messages)
+        return self.ids(self.render(hidden, True), typed)
+
+    def sample(self, messages, answer):
+        """(ids, learn) of a prompt with its answer. None: the template changes one of them."""
+        hidden, typed = self.hide([*messages, {"role": "assistant", "content": answer}])
+        ask, whole = self.render(hidden[:-1], True), self.render(hidden, False)
+        words = [hidden[-2]["content"].strip(), hidden[-1]["content"].strip()]
+        if not whole.startswith(ask) or words[1] not in whole[len(ask) :] or words[0] not in ask:
+            return None
+        before, ids = self.ids(ask, typed), self.ids(whole, typed)
+        if ids[: len(before)] != before:  # a token would span the place where the answer begins
+            ids = before + self.ids(whole[len(ask) :], typed[ask.count(MARK) :])
+        learned = ids[len(before) :]
+        if self.end in learned:  # a line break after it is not learned
+            learned = learned[: len(learned) - learned[::-1].index(self.end) - 1]
+        ids = before + learned + [self.end]
+        return ids, [False] * len(before) + [True] * (len(learned) + 1)
+
+
+def samples(path, sides, tokenizer, n_tokens, max_len, ignore=()):
+    """The rows of a file as a Dataset of ids and learn, one row for each answer.
+
+    Answers to one prompt are neighbours: chosen, rejected. Rows that cannot be used are counted
+    with the reason. UserError: a row of another form, with its line.
+    """
+    encoder, found, left_out, all_rows = Encoder(tokenizer), [], {}, rows(path)
+    for number, (place, row) in enumerate(all_rows, 1):
         skip = lambda why: left_out.setdefault(why, []).append(number)
-        if value is None:
-            skip("empty")
-            continue
         try:
-            prompt, answers = conversation(value, sides)
-            said = [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt]
-            if max(map(len, said + answers)) > tokenizer.most_characters(max_len):
-                skip(f"of more than {max_len} tokens")
+            prompt, answers = conversation(row, sides, ignore)
+            if not all(x.strip() for x in [prompt[-1]["content"], *answers]):
+                skip("with an empty prompt or answer")
                 continue
-            if any(map(tokenizer.empty, [said[-1], *answers])):
-                skip("empty")
-                continue
-            ids, *rest = tokenizer.encode_sample(prompt, *answers)
-        except Changed:
-            skip("that the chat template of the router does not pass on word for word")
-            continue
-        except (Wrong, UserError) as e:
+            pairs = [encoder.sample(prompt, answer) for answer in answers]
+        except Wrong as e:
             raise UserError(f"{place}: {e}") from e
-        if any(map(forbidden, sum(rest, ids))):
-            raise UserError(f"{place}: the chat template of the router uses a token that not all experts have")
-        if any(end in answer for answer in answers):
-            skip(f"with {end!r} in the answer, which every answer ends with anyway")
-        elif len(rest) > 1 and rest[0] == rest[1]:
+        except TemplateError as e:
+            raise UserError(f"{place}: the chat template refuses it: {str(e)[:100]}") from e
+        if None in pairs:
+            skip("that the chat template does not pass on word for word")
+        elif any(i >= n_tokens for ids, _ in pairs for i in ids):
+            raise UserError(f"{place}: it needs a token that not all models have")
+        elif len(pairs) == 2 and pairs[0] == pairs[1]:
             skip("with equal answers")
-        elif len(ids) + max(map(len, rest)) > max_len:
+        elif any(len(ids) > max_len for ids, _ in pairs):
             skip(f"of more than {max_len} tokens")
         else:
-            samples += [answer_only(ids, answer) for answer in rest]
-    unit = "item" if found and ", item " in found[0][0] else "line"
-    report = "; ".join(f"{len(numbers)} {why} ({unit}{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers[:20]))}"
-                       f"{', ...' if len(numbers) > 20 else ''})" for why, numbers in left_out.items())
-    if not samples:
+            found += pairs
+    report = "; ".join(
+        f"{len(n)} {why} (number {', '.join(map(str, n[:10]))}{', ...' * (len(n) > 10)})"
+        for why, n in left_out.items()
+    )
+    if not found:
         raise UserError(f"{path} has no sample that can be used{': ' * bool(report)}{report}")
-    if left_out:
-        print(f"{path}: {sum(map(len, left_out.values()))} of {len(found)} {unit}s left out: {report}")
-    return samples
+    if report:
+        note(f"{path}: of {len(all_rows)} rows are left out: {report}")
+    columns = zip(*found)
+    ids, learn = ([np.array(x, dtype=t) for x in c] for c, t in zip(columns, (np.int32, bool)))
+    return Dataset.from_dict({"ids": ids, "learn": learn})
+
+
+# --- scores and batches --------------------------------------------------------------------------
+
+
+def padded(values):
+    return pad_sequence([torch.tensor(x) for x in values], batch_first=True)
+
+
+def scores(data, load_logits, made_from, name, folder, half, batch=16):
+    """Two numbers of a model for each next token, a Dataset beside data: logp and choice, (T-1,).
+
+    load_logits() -> a function ids (b, T) -> logits (b, T, V). The result is kept in folder, under
+    a name that stands for the samples and for made_from (which names the model's content), so a
+    model that was trained anew is asked anew. half: the file while it is made.
+    """
+    key = xxh3_64(json.dumps(made_from).encode())
+    for row in data.with_format("numpy"):
+        key.update(row["ids"].tobytes() + row["learn"].tobytes())
+    path = folder / f"{key.hexdigest()}.arrow"
+    if not path.exists():
+        logits_of = load_logits()
+
+        @torch.no_grad()
+        def read(rows):
+            order = sorted(range(len(rows["ids"])), key=lambda i: len(rows["ids"][i]))
+            logp, choice = [None] * len(order), [None] * len(order)
+            for start in range(0, len(order), batch):  # similar lengths together: less padding
+                some = order[start : start + batch]
+                x = padded([rows["ids"][i] for i in some])  # (b, T)
+                logits = logits_of(x[:, :-1])  # (b, T-1, V)
+                target = x[:, 1:].to(logits.device)
+                columns = token_logp(logits, target), logits.argmax(-1).int()  # (b, T-1) each
+                for i, a, b in zip(some, *(c.cpu().numpy() for c in columns)):
+                    n = len(rows["ids"][i]) - 1
+                    logp[i], choice[i] = a[:n], b[:n]
+                    if not np.isfinite(logp[i]).all():
+                        raise UserError(f"{name}: the log-probabilities are no numbers")
+            return {"logp": logp, "choice": choice}
+
+        data.map(
+            read,
+            batched=True,
+            batch_size=16 * batch,
+            remove_columns=data.column_names,
+            cache_file_name=str(half),
+            load_from_cache_file=False,
+            new_fingerprint=key.hexdigest(),
+            desc=f"scores of {name}",
+        )
+        folder.mkdir(exist_ok=True)
+        os.replace(half, path)
+    return Dataset.from_file(str(path))
+
+
+class Data:
+    """Samples with the scores of n experts. Like toy_experts.data.Data, but it stays on the disk.
+
+    answers: 1, or 2 for preference pairs; N counts samples or pairs.
+    """
+
+    def __init__(self, data, scored, answers=1):
+        named = [
+            s.rename_columns({c: f"{c}{i}" for c in s.column_names}) for i, s in enumerate(scored)
+        ]
+        self.data = concatenate_datasets([data, *named], axis=1).with_format("numpy")
+        self.n, self.answers = len(scored), answers
+        lengths = torch.tensor([len(x) for x in self.data["ids"]])
+        self.lengths = lengths if answers == 1 else lengths.view(-1, answers)  # (N,) or (N, 2)
+
+    def batch(self, rows, device):
+        """x (B, T), mask (B, T-1) of the targets x[:, 1:], logp and choice (B, T-1, n)."""
+        if self.answers > 1:
+            rows = (rows[:, None] * self.answers + torch.arange(self.answers)).flatten()
+        found = self.data[rows.tolist()]
+        x, mask = padded(found["ids"]).long(), padded(found["learn"])[:, 1:]
+        nothing = torch.zeros(*mask.shape, 0)
+        logp, choice = (
+            torch.stack([padded(found[f"{c}{i}"]) for i in range(self.n)], -1)
+            if self.n
+            else nothing
+            for c in ("logp", "choice")
+        )
+        return tuple(part.to(device) for part in (x, mask, logp, choice))
+
+
+def reference(data, scored):
+    """log pi_ref of each answer, (N, 2), from the scores of the router as phase 1 left it."""
+    rows = zip(data.with_format("numpy")["learn"], scored.with_format("numpy")["logp"])
+    return torch.tensor([float(logp[learn[1:]].sum()) for learn, logp in rows]).view(-1, 2)

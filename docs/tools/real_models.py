@@ -1,0 +1,134 @@
+"""Fills the marked places of docs/real-models.md and docs/speed.md from extra/results.
+
+    python -m docs.tools.real_models     after extra.real.smollm2 or extra.real.speed has been run
+
+A key is a path into smollm2.json or speed.json, such as full/prompts/average; a share whose key
+ends in % is written as a percentage. The tables are built here.
+"""
+
+import json
+from pathlib import Path
+
+from docs.tools.pages import fill, percent, table
+from extra.real import smollm2
+from toy_experts import script, tasks
+
+DOCS = Path(__file__).parents[1]
+PAGES = DOCS / "real-models.md", DOCS / "speed.md"
+RESULTS = DOCS.parent / "extra" / "results"
+NAMES = {
+    "fusionroute": "**FusionRoute**",
+    "sft_only": "phase 1 only",
+    "routing_only": "routing only",
+    "router": "the router alone",
+    "math": "math expert",
+    "code": "code expert",
+    "instruct": "instruct expert",
+    "smollm2": "SmolLM2 as it comes",
+}
+KINDS = {"full": "all weights", "lora": "LoRA"}
+MODELS = {"trained": "the laptop's", "same weights": "same weights"}
+
+
+def commands(_):
+    """The commands of the laptop run, each on one line, as any shell takes them."""
+    quoted = lambda x: f'"{x}"' if " " in x else x
+    lines = [
+        "python -m " + " ".join(map(quoted, arguments))
+        for _, arguments in smollm2.commands(smollm2.Settings())
+    ]
+    return "\n".join(["```", *lines, "```"])
+
+
+def accuracy(results):
+    groups = ("average", "covered", "uncovered")
+    rows = [["per cent right", *(f"{KINDS[k]}: {g}" for k in KINDS for g in groups)]]
+    best = sorted(NAMES, key=lambda m: -results["full"]["accuracy"][m]["average"])
+    for method in best:
+        cells = [percent(results[k]["accuracy"][method][g]) for k in KINDS for g in groups]
+        rows.append([NAMES[method], *cells])
+    return "\n".join(table(rows))
+
+
+def routing(results):
+    names = list(tasks.DOMAINS)
+    rows = [["picked, per cent", *(f"{KINDS[k]}: {e}" for k in KINDS for e in names)]]
+    for bench in tasks.BENCHMARKS:
+        cells = [percent(results[k]["routing"][bench][e]) for k in KINDS for e in names]
+        rows.append([bench, *cells])
+    return "\n".join(table(rows))
+
+
+def took(results):
+    rows = [["", *(f"{KINDS[k]}: {x}" for k in KINDS for x in ("CPU minutes", "GB"))]]
+    for step in results["full"]["took"]:
+        cells = [results[k]["took"][step][x] for k in KINDS for x in ("cpu_minutes", "peak_gb")]
+        rows.append([step, *(f"{x:.1f}" for x in cells)])
+    totals = [sum(x["cpu_minutes"] for x in results[k]["took"].values()) for k in KINDS]
+    peaks = [max(x["peak_gb"] for x in results[k]["took"].values()) for k in KINDS]
+    rows.append(["all, and the most", *(f"{x:.1f}" for pair in zip(totals, peaks) for x in pair)])
+    return "\n".join(table(rows))
+
+
+def answer(results):
+    return f"```\nprompt> {smollm2.PROMPT}\n{results['full']['answer']}\n```"
+
+
+def ratio(x):
+    return f"{x['median']:.2f} ({x['low']:.2f} to {x['high']:.2f})"
+
+
+def decoding(results):
+    found = results["decoding"]
+    rows = [["over one model's generate", *(f"{MODELS[m]}" for m in MODELS), "passes a token"]]
+    for way in found["trained"]["ways"]:
+        cells = [ratio(found[m]["ways"][way]["over_one_model"]) for m in MODELS]
+        passes = found["trained"]["ways"][way]["passes"]
+        said = f"{passes['router']:.2f} + {passes['expert']:.2f}" if passes["router"] else "1"
+        rows.append([way, *cells, said])
+    return "\n".join(table(rows))
+
+
+def training(results):
+    names = {"sft": "phase 1, TRL's SFTTrainer", "dpo": "CDPO, TRL's DPOTrainer"}
+    rows = [["a step", "ours, seconds", "TRL's, seconds", "TRL's over ours"]]
+    for kind, name in names.items():
+        found = results["training"][kind]
+        seconds = [ratio(found["seconds"][side]) for side in ("ours", "TRL")]
+        rows.append([name, *seconds, ratio(found["trl_over_ours"])])
+    return "\n".join(table(rows))
+
+
+TABLES = {
+    "real-models.md": (commands, accuracy, routing, took, answer),
+    "speed.md": (decoding, training),
+}
+
+
+def filled(page):
+    """The text of a page, every marked place written anew."""
+    tables = {f.__name__: f for f in TABLES[page.name]}
+    results = {
+        name: json.loads((RESULTS / f"{name}.json").read_text()) for name in ("smollm2", "speed")
+    }
+    results = results["smollm2"] | results["speed"]
+
+    def value(key):
+        if key in tables:
+            return tables[key](results)
+        found = results
+        for part in key.removesuffix("%").split("/"):
+            found = found[part]
+        return percent(found) if key.endswith("%") else str(found)
+
+    return fill(page.read_text(), value)
+
+
+def main():
+    for page in PAGES:
+        script.write(page, filled(page))
+        print(f"filled {page}")
+
+
+if __name__ == "__main__":
+    script.run(main)
