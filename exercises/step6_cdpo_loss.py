@@ -24,8 +24,9 @@ import torch
 import torch.nn.functional as F
 
 
-def cdpo_loss(theta_chosen, theta_rejected, ref_chosen, ref_rejected, expert_chosen,
-              expert_rejected, beta):
+def cdpo_loss(
+    theta_chosen, theta_rejected, ref_chosen, ref_rejected, expert_chosen, expert_rejected, beta
+):
     """Eq. (3). Six log-probabilities of whole answers, (B,) each, and beta -> the mean loss, ().
 
     >>> six = [torch.tensor([x]) for x in (-10.0, -16.0, -12.0, -14.0, -20.0, -15.0)]
