@@ -640,7 +640,8 @@ function start(toy, prompt, method = "fusionroute", edits = []) {
     throw new Error(`the method is ${JSON.stringify(method)}, and must be one of ` +
       METHODS.join(", "));
   }
-  const ids = encode(toy.encoding, typed(prompt), toy.config.max_len), { phase, ...how } = options(method);
+  const ids = encode(toy.encoding, typed(prompt), toy.config.max_len);
+  const { phase, ...how } = options(method);
   const experts = EXPERTS.map((name) => toy.models[name]);
   return new Decoding(toy.models[phase], experts, ids, toy.encoding.END, MAX_NEW, how, edits);
 }

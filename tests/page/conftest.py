@@ -3,10 +3,11 @@ import shutil
 
 import pytest
 import torch
+from compare_engine import call_node, load_models
+from screenshot import CHROMIUM, FLAGS, INSTALL
 
-from page_equal import call_node, load_models
-from page_screenshot import CHROMIUM, FLAGS, INSTALL
-from page.__main__ import SHIPPED, build, collect
+from page.__main__ import build, collect
+from toy_experts.script import WEIGHTS
 
 NODE = shutil.which("node")
 
@@ -14,9 +15,7 @@ NODE = shutil.which("node")
 @pytest.fixture(scope="session")
 def data():
     """What the page is given: the shipped weights, the words, the examples, ..."""
-    if not (SHIPPED / "router.pt").exists():
-        pytest.skip("no weights in toy_experts/weights; run: python -m toy_experts.weights")
-    return collect(SHIPPED, 0, "")
+    return collect(WEIGHTS, 0, "")
 
 
 @pytest.fixture(scope="session")
@@ -27,13 +26,12 @@ def models(data):
 
 @pytest.fixture(scope="session")
 def node(data, tmp_path_factory):
-    """node(name, argument): what the function `name` of engine_check.js returns for the page's data."""
+    """node(name, argument): what the function `name` of engine_check.js returns."""
     if NODE is None:
         pytest.skip(f"there is no node; {INSTALL}")
-    folder = tmp_path_factory.mktemp("node")
-    (folder / "data.json").write_text(json.dumps(data))
-    return lambda name, argument=None: call_node(
-        NODE, folder / "data.json", folder / "job.json", name, argument)
+    data_file = tmp_path_factory.mktemp("node") / "data.json"
+    data_file.write_text(json.dumps(data))
+    return lambda name, argument=None: call_node(NODE, data_file, name, argument)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
-"""The pictures of the page that the READMEs show.
+"""The picture of the page that its README shows.
 
-    python tests/page/page_screenshot.py     writes page/screenshot.png
+python tests/page/screenshot.py     writes page/screenshot.png
 """
 
 import shutil
@@ -12,21 +12,22 @@ sys.path.insert(0, str(ROOT))
 
 from toy_experts import script  # noqa: E402
 
-
 INSTALL = "run: bash tests/page/install.sh python"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-         "--disable-background-networking --disable-component-update").split()
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+    "--disable-background-networking --disable-component-update"
+).split()
 
 
-def take(browser, page_file, path, hash="", size=(1120, 1260), scheme="light"):
-    """A picture of the first screen of the page, at an address's state."""
-    context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme,
-                                  reduced_motion="reduce")
+def take(browser, page_file, path):
+    """A picture of the first screen of the page."""
+    size = {"width": 1280, "height": 1500}
+    context = browser.new_context(viewport=size, color_scheme="light", reduced_motion="reduce")
     page = context.new_page()
-    page.goto(page_file.absolute().as_uri() + hash)
+    page.goto(page_file.absolute().as_uri())
     page.evaluate("window.fusionroute.finished()")
-    page.evaluate("document.getElementById('status').textContent = ''")  # the speed differs each time
+    page.evaluate("document.getElementById('status').textContent = ''")  # the speed always differs
     page.screenshot(path=path)
     context.close()
 
