@@ -8,8 +8,12 @@ y_w and a rejected answer y_l to the same prompt.
     bias    =  beta * [ log pi_expert(y_w) - log pi_expert(y_l) ]
     L_CDPO  =  -log sigmoid( margin + stopgrad(bias) )                  Eq. (3)
 
-and the mean over the pairs of the batch. stopgrad(x) has the value of x and is a constant for the
-gradient. The loss must stay finite when the sum is far below zero (-2000, say).
+and the mean over the pairs of the batch. The loss must stay finite when the sum is far below zero
+(-2000, say).
+
+stopgrad(x) has the value of x and is a constant for the gradient. Your function must pass no
+gradient to the two arguments of the experts, whoever calls it. (Our training would not notice: it
+hands in stored numbers, which get no gradient anyway. See docs/dpo.md, section 5.)
 
 Worked example, beta = 0.1:
 

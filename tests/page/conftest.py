@@ -1,15 +1,16 @@
 import json
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
-from compare_engine import call_node, load_models
-from screenshot import CHROMIUM, FLAGS, INSTALL
+from screenshot import launch
 
 from page.__main__ import build, collect
-from toy_experts.script import WEIGHTS
+from toy_experts.script import EXPERTS, WEIGHTS, load_router
 
-NODE = shutil.which("node")
+INSTALL = "run: bash tests/page/install.sh python"
 
 
 @pytest.fixture(scope="session")
@@ -21,17 +22,29 @@ def data():
 @pytest.fixture(scope="session")
 def models(data):
     """The same models in PyTorch, from the same half-precision numbers."""
-    return load_models()
+    router, experts, _ = load_router(WEIGHTS, "router", "cpu", "")
+    router_sft, _, _ = load_router(WEIGHTS, "router_sft", "cpu", "")
+    return dict(zip(EXPERTS, experts)) | {"router_sft": router_sft, "router": router}
 
 
 @pytest.fixture(scope="session")
 def node(data, tmp_path_factory):
     """node(name, argument): what the function `name` of engine_check.js returns."""
-    if NODE is None:
+    if shutil.which("node") is None:
         pytest.skip(f"there is no node; {INSTALL}")
-    data_file = tmp_path_factory.mktemp("node") / "data.json"
-    data_file.write_text(json.dumps(data))
-    return lambda name, argument=None: call_node(NODE, data_file, name, argument)
+    folder = tmp_path_factory.mktemp("node")
+    (folder / "data.json").write_text(json.dumps(data))
+    file = Path(__file__).with_name("engine_check.js")
+
+    def call(name, argument=None):
+        job = folder / "job.json"
+        job.write_text(json.dumps(argument))  # ASCII, so that lone surrogates survive
+        command = ["node", file, folder / "data.json", name, job]
+        p = subprocess.run(command, capture_output=True, text=True)
+        assert p.returncode == 0, p.stderr[-3000:]
+        return json.loads(p.stdout)
+
+    return call
 
 
 @pytest.fixture(scope="session")
@@ -46,10 +59,10 @@ def page_file(data, tmp_path_factory):
 def chromium():
     """A headless browser that is asked for nothing but the page."""
     sync_api = pytest.importorskip("playwright.sync_api", reason=f"no playwright; {INSTALL}")
-    if CHROMIUM is None:
+    if shutil.which("chromium") is None:
         pytest.skip(f"there is no chromium; {INSTALL}")
     with sync_api.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        browser = launch(p)
         yield browser
         browser.close()
 

@@ -7,13 +7,13 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from compare_engine import RECORD, different, made_of, prompts_of
 
 import decode
 from docs.tools.dpo_example import both_logps
 from fusionroute import cdpo_loss
 from theory import toy_mdp
 from toy_experts import script, show, tasks, tokenizer
+from toy_experts.decode_batch import decode_batch
 from toy_experts.script import EXPERTS
 from train_cdpo import scored_pairs
 
@@ -96,19 +96,22 @@ def test_logits(node, models):
             torch.testing.assert_close(torch.tensor(found["w"]).view_as(w), w, **close)
 
 
-def test_25_prompts(node, models):
-    assert different(node, models, prompts_of(500)[::20], ["fusionroute"]) == []
+def prompts_of(n):
+    """n prompts of the test split, equal shares of the benchmarks."""
+    return [item.prompt for item in tasks.mixed("test", n, Random("page"))]
 
 
-def test_500_prompts_were_equal(data):
-    """compare_engine.py compared 500 prompts with this very engine.js and these weights."""
-    record = json.loads(RECORD.read_text())
-    assert record["prompts"] == record["equal"] == 500
-    assert record["made of"] == made_of(data), "run: python tests/page/compare_engine.py"
-
-
-def test_methods(node, models):
-    assert different(node, models, prompts_of(3), list(decode.METHODS)) == []
+@pytest.mark.parametrize("methods, n", [(["fusionroute"], 40), (list(decode.METHODS), 3)])
+def test_tokens_and_picks_are_those_of_decode_batch(node, models, methods, n):
+    prompts, experts = prompts_of(n), [models[e] for e in EXPERTS]
+    found = iter(node("two_models", [(p, method) for method in methods for p in prompts]))
+    ids = [tokenizer.encode_prompt(prompt) for prompt in prompts]
+    for method in methods:
+        router = models["router_sft" if method == "sft_only" else "router"]
+        traces = decode_batch(router, experts, ids, **decode.METHODS[method])
+        for prompt, trace in zip(prompts, traces):
+            ours = next(found)
+            assert ours == {"tokens": trace.tokens, "picks": trace.pick}, (prompt, method)
 
 
 PROMPTS = [
