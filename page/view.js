@@ -608,7 +608,7 @@ function build_answer() {
       },
     }),
     h("p", { id: "error", class: "error", role: "alert" }),
-    h("p", { id: "unseen", class: "error", role: "status" })),
+    h("p", { id: "unseen", class: "small", role: "status" })),
   select("example", "Examples", (value) => value && ask({ prompt: value }),
     option("", "(your own prompt)"), groups),
   select("method", "Who writes", (value) => ask({ method: value }), methods()),
