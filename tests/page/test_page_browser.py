@@ -12,9 +12,9 @@ STOPS = range(1, 11)
 class Page:
     """A tab of the browser that notes whatever should not happen."""
 
-    def __init__(self, browser, file, **options):
-        options = {"viewport": {"width": 1100, "height": 900}} | options
-        self.context, self.file = browser.new_context(**options), file
+    def __init__(self, browser, file):
+        self.context = browser.new_context(viewport={"width": 1100, "height": 900})
+        self.file = file
         self.trouble, self.requests = [], []
         self.tab = self.context.new_page()
         self.tab.on("console", lambda m: self.trouble.append(f"console {m.type}: {m.text}"))
@@ -100,6 +100,7 @@ def shared(chromium, page_file):
 def page(shared):
     """The page as at the start. No complaint, and no request but for the file."""
     shared.trouble.clear()
+    shared.tab.emulate_media(media="screen", color_scheme="light", reduced_motion="no-preference")
     shared.tab.set_viewport_size({"width": 1100, "height": 900})
     shared.go("#")
     yield shared
@@ -335,7 +336,7 @@ def test_training(page, data, node):
 # --- the tour ------------------------------------------------------------------------------------
 
 
-def test_the_tour_by_keyboard(page, chromium, page_file):
+def test_the_tour_by_keyboard(page):
     """Ten stops with Enter alone; each sets the state, and its address alone shows the same."""
     page.tab.focus("#tour-start")
     seen = []
@@ -348,13 +349,9 @@ def test_the_tour_by_keyboard(page, chromium, page_file):
         assert page.count(".look") == 1 and page.tab.is_visible(".look")
         seen.append((page.tab.evaluate("location.hash"), title, text))
     assert len({text for _, _, text in seen}) == 10 and page.tab.is_disabled("#tour-next")
-    other = Page(chromium, page_file).open()
-    for hash, title, text in seen[1::3]:
-        other.go(hash)
-        assert (other.text("#tour-title"), other.text("#tour-text")) == (title, text)
-    other.open("#tour=4")
-    assert other.text("#tour-text") == seen[3][2]
-    other.context.close()
+    for hash, title, text in [*seen[1::3], ("#tour=4", *seen[3][1:]), seen[9]]:
+        page.go(hash)
+        assert (page.text("#tour-title"), page.text("#tour-text")) == (title, text)
     page.click("#tour-back")
     assert page.text("#tour-title").startswith("Stop 9")
     page.click("#tour-end")
@@ -428,9 +425,9 @@ def test_keyboard(page):
 
 def test_the_first_screen_shows_an_answer(page):
     page.tab.set_viewport_size({"width": 1280, "height": 900})
-    page.open()
+    page.tab.evaluate("scrollTo(0, 0)")
     last = page.box(f"{TOKENS}:last-of-type")
-    assert page.tab.evaluate("scrollY") == 0 and last["y"] + last["height"] < 900
+    assert last["y"] + last["height"] < 900
 
 
 def test_the_tour_on_a_phone(page):
@@ -449,7 +446,7 @@ def test_the_tour_on_a_phone(page):
 def test_no_sideways_scrolling(page, width, data):
     page.tab.set_viewport_size({"width": width, "height": 800})
     long = prompt_of(data, "distinct")
-    hashes = [f"#tab={tab}" for tab in TABS[1:]] + [f"#tour={n}" for n in (2, 6, 7)]
+    hashes = [f"#tab={tab}" for tab in TABS[1:]] + ["#tour=2", "#tour=6"]
     hashes += [f"#beside=routing_only&edits=3s0&prompt={long}", f"#prompt={'x' * 140}"]
     for hash in hashes if width < 1000 else hashes[:2]:
         page.go(hash)
@@ -458,22 +455,24 @@ def test_no_sideways_scrolling(page, width, data):
         assert max(page.all("main *", right)) <= width + 1, hash
 
 
-def test_accessibility(chromium, page_file):
+def test_accessibility(page):
     """axe-core finds nothing, in light and in dark colours."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe").Axe()
-    page = Page(chromium, page_file).open()
     page.tab.evaluate(axe.axe_script)
-    contrast = {"runOnly": ["color-contrast"]}
-    for hash in ("#tour=8", "#tab=training", "#beside=sft_only&edits=4e1", "#prompt=140"):
+    everything, contrast = {}, {"runOnly": ["color-contrast"]}
+    for hash, scheme, rules, least in (
+        ("#tour=8", "light", everything, 20),
+        ("#tab=training", "light", everything, 20),
+        ("#tab=training", "dark", contrast, 1),
+        ("#beside=sft_only&edits=4e1&prompt=What+is+140%3F", "light", everything, 20),
+        ("#beside=sft_only&edits=4e1&prompt=What+is+140%3F", "dark", contrast, 1),
+    ):
         page.go(hash)
-        for scheme, rules, least in (("light", {}, 20), ("dark", contrast, 1)):
-            page.tab.emulate_media(color_scheme=scheme)
-            run = "o => axe.run(o).then(r => [r.violations, r.passes.length])"
-            violations, passes = page.tab.evaluate(run, rules)
-            bad = [[v["id"], [n["html"][:200] for n in v["nodes"][:3]]] for v in violations]
-            assert bad == [] and passes >= least, (hash, scheme, json.dumps(bad, indent=1))
-    assert page.trouble == []
-    page.context.close()
+        page.tab.emulate_media(color_scheme=scheme)
+        run = "o => axe.run(o).then(r => [r.violations, r.passes.length])"
+        violations, passes = page.tab.evaluate(run, rules)
+        bad = [[v["id"], [n["html"][:200] for n in v["nodes"][:3]]] for v in violations]
+        assert bad == [] and passes >= least, (hash, scheme, json.dumps(bad, indent=1))
 
 
 def test_damaged_weights_give_a_message(chromium, page_file, tmp_path):
@@ -489,13 +488,11 @@ def test_damaged_weights_give_a_message(chromium, page_file, tmp_path):
         page.context.close()
 
 
-def test_printing(chromium, page_file):
-    page = Page(chromium, page_file, reduced_motion="reduce", color_scheme="dark").open("#tour=5")
-    page.tab.emulate_media(media="print")
+def test_printing(page):
+    page.go("#tour=5")
+    page.tab.emulate_media(media="print", color_scheme="dark", reduced_motion="reduce")
     assert not any(page.tab.is_visible(gone) for gone in ("#tour", "#tabs", "#run", "#scale"))
     assert all(page.tab.is_visible(kept) for kept in ("#tokens", ".candidates", ".opinions"))
     style = "getComputedStyle(document.documentElement)"
     ink, paper = page.tab.evaluate(f"[{style}.color, {style}.backgroundColor]")
     assert paper == "rgb(255, 255, 255)" and max(map(int, re.findall(r"\d+", ink))) < 80
-    assert page.trouble == []
-    page.context.close()
