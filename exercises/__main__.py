@@ -7,6 +7,7 @@
 The exit status is 0 when all checked steps pass, 1 when one does not, 2 when the command is wrong.
 """
 
+import argparse
 import contextlib
 import importlib
 import linecache
@@ -28,6 +29,7 @@ def ours(steps):
 
     So each step is checked by itself: a mistake in step 2 does not show again in step 4.
     """
+
     def module(functions):
         m = types.ModuleType("ours")
         m.__dict__.update({name: getattr(solutions, name) for name in functions})
@@ -64,8 +66,10 @@ def check(step):
         with ours([checks.STEPS[n] for n in checks.STEPS if n < step]):
             source(path, path.read_bytes(), namespace)
             for name, checker in functions.items():
-                checks.expect(callable(namespace.get(name)),
-                              f"exercises/{path.name} has no function {name} any more")
+                checks.expect(
+                    callable(namespace.get(name)),
+                    f"exercises/{path.name} has no function {name} any more",
+                )
                 checker(namespace[name])
     except NotImplementedError as e:
         if not str(e):
@@ -101,29 +105,39 @@ def report(steps):
     return missing
 
 
+def written_functions():
+    """The reader's functions of all steps, by name. UserError unless steps 1 to 7 pass."""
+    for step in range(1, 8):  # step 8 is theory: no training needs it
+        verdict = check(step)
+        if verdict is not None:
+            state = "right" if verdict else "written"
+            raise script.UserError(
+                f"step {step} is not {state} yet, and training needs steps 1 to 7: see python -m "
+                f"exercises {step}"
+            )
+    functions = {}
+    for file, names in checks.STEPS.values():
+        module = importlib.import_module(f"exercises.{file}")
+        functions |= {name: getattr(module, name) for name in names}
+    return types.SimpleNamespace(**functions)
+
+
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["train"]:
         s = script.settings(Settings, train.__doc__, argv[1:])
-        for step in range(1, 8):                        # step 8 is theory: no training needs it
-            verdict = check(step)
-            if verdict is not None:
-                state = "right" if verdict else "written"
-                raise script.UserError(f"step {step} is not {state} yet, and training needs steps 1 "
-                                    f"to 7: see python -m exercises {step}")
-        names = {name: importlib.import_module(f"exercises.{file}")
-                 for file, functions in checks.STEPS.values() for name in functions}
-        return train(s, types.SimpleNamespace(**{k: getattr(m, k) for k, m in names.items()}))
-    p = script.Parser(description=__doc__, formatter_class=run.argparse.RawDescriptionHelpFormatter)
+        return train(s, written_functions())
+    p = script.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("step", nargs="?", help="a step, 1 to 8 (default: all), or train")
-    step = p.parse_args(argv).step
+    step, n = p.parse_args(argv).step, len(checks.STEPS)
     if step is not None and step not in map(str, checks.STEPS):
-        raise script.UserError(f"{step!r} is neither a step, 1 to {len(checks.STEPS)}, nor train")
+        raise script.UserError(f"{step!r} is neither a step, 1 to {n}, nor train")
     missing = report(checks.STEPS if step is None else [int(step)])
     if step is None:
-        print(f"\n{len(checks.STEPS) - len(missing)} of {len(checks.STEPS)} steps pass. " + (
-            f"Next: exercises/{checks.STEPS[missing[0]][0]}.py" if missing
-            else "Now train with them: python -m exercises train"))
+        then = "Now train with them: python -m exercises train"
+        if missing:
+            then = f"Next: exercises/{checks.STEPS[missing[0]][0]}.py"
+        print(f"\n{n - len(missing)} of {n} steps pass. {then}")
     if missing:
         sys.stdout.flush()
         sys.exit(1)

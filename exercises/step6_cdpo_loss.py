@@ -8,8 +8,12 @@ y_w and a rejected answer y_l to the same prompt.
     bias    =  beta * [ log pi_expert(y_w) - log pi_expert(y_l) ]
     L_CDPO  =  -log sigmoid( margin + stopgrad(bias) )                  Eq. (3)
 
-and the mean over the pairs of the batch. stopgrad(x) has the value of x and is a constant for the
-gradient. The loss must stay finite when the sum is far below zero (-2000, say).
+and the mean over the pairs of the batch. The loss must stay finite when the sum is far below zero
+(-2000, say).
+
+stopgrad(x) has the value of x and is a constant for the gradient. Your function must pass no
+gradient to the two arguments of the experts, whoever calls it. (Our training would not notice: it
+hands in stored numbers, which get no gradient anyway. See docs/dpo.md, section 5.)
 
 Worked example, beta = 0.1:
 
@@ -24,8 +28,9 @@ import torch
 import torch.nn.functional as F
 
 
-def cdpo_loss(theta_chosen, theta_rejected, ref_chosen, ref_rejected, expert_chosen,
-              expert_rejected, beta):
+def cdpo_loss(
+    theta_chosen, theta_rejected, ref_chosen, ref_rejected, expert_chosen, expert_rejected, beta
+):
     """Eq. (3). Six log-probabilities of whole answers, (B,) each, and beta -> the mean loss, ().
 
     >>> six = [torch.tensor([x]) for x in (-10.0, -16.0, -12.0, -14.0, -20.0, -15.0)]

@@ -10,19 +10,22 @@ from tqdm import tqdm
 import fusionroute
 import train_cdpo
 import train_sft
-from toy_experts import batch, evaluate, script, tasks, tokenizer
-from toy_experts import pairs as toy_pairs
-from toy_experts import train as toy
-from toy_experts.data import Data, scored
+from decode import MAX_NEW
+from docs.tools.pages import percent, table
+from toy_experts import decode_batch, judge, script, tasks, tokenizer
+from toy_experts import pairs as preference
+from toy_experts.data import scored
+from toy_experts.experts import sft_samples
+from toy_experts.script import EXPERTS
 
 
 @dataclass
 class Settings:
-    seed: int = 0          # selects the run whose experts are used
-    out: str = "out"       # runs are kept in OUT/seedN/; without one, toy_experts/weights is used
-    samples: int = 2400    # SFT samples of phase 1
-    prompts: int = 2000    # prompts from which the pairs of phase 2 are made
-    tests: int = 40        # test prompts of each benchmark at the end
+    seed: int = 0  # selects the run whose experts are used
+    out: str = "out"  # runs are kept in OUT/seedN/; without one, toy_experts/weights is used
+    samples: int = 2400  # SFT samples of phase 1
+    prompts: int = 2000  # prompts from which the pairs of phase 2 are made
+    tests: int = 40  # test prompts of each benchmark at the end
 
     def __post_init__(self):
         script.positive(self, "samples", "prompts", "tests")
@@ -33,21 +36,45 @@ def losses(mine):
 
     What is printed besides the loss is computed by ours; it has no part in the gradient.
     """
+
     def loss(logits, w, targets, mask, logp, choice, lam):
-        six = logits, w, targets, mask, logp, choice
+        inputs = logits, w, targets, mask, logp, choice, lam
         with torch.no_grad():
-            terms = fusionroute.sft_loss(*six, lam)[1]
-        return mine.sft_loss(*six, lam), terms
+            terms = fusionroute.sft_loss(*inputs)[1]
+        return mine.sft_loss(*inputs), terms
 
     def pair_loss(logits, w, targets, mask, logp, ref, beta):
-        theta = mine.sequence_logp(logits, targets, mask).view(-1, 2)             # (B, 2)
-        expert = mine.routed_logp(w, logp, mask).view(-1, 2)                      # (B, 2)
+        theta = mine.sequence_logp(logits, targets, mask).view(-1, 2)  # (B, 2)
+        expert = mine.routed_logp(w, logp, mask).view(-1, 2)  # (B, 2)
         six = *theta.unbind(1), *ref.unbind(1), *expert.unbind(1)
         with torch.no_grad():
             terms = fusionroute.cdpo_loss(*six, beta)[1]
         return mine.cdpo_loss(*six, beta), terms
 
     return loss, pair_loss
+
+
+def phases(s, mine, experts):
+    """Both trainings, as in train_sft.main and train_cdpo.main, with the reader's losses.
+
+    Returns the router after phase 1 and the router after phase 2.
+    """
+    torch.manual_seed(s.seed)
+    torch.set_flush_denormal(True)  # as in script.prepare
+    loss, pair_loss = losses(mine)
+    sft = scored(sft_samples(s.samples, s.seed), experts)
+    instruct = experts[EXPERTS.index("instruct")]
+    router = fusionroute.Router(deepcopy(instruct), len(experts)).requires_grad_(True)
+    train_sft.train(train_sft.Settings(s.seed), router, sft, loss_fn=loss)
+    router_sft = deepcopy(router).requires_grad_(False)
+
+    found = preference.sample(router_sft, experts, s.seed, s.prompts)
+    print(f"{len(found)} pairs from {s.prompts} prompts")
+    pairs, ref = train_cdpo.scored_pairs(found, experts, router_sft.lm)
+    cdpo = train_cdpo.Settings(s.seed)
+    plan = train_cdpo.make_plan(cdpo, sft.lengths, pairs.lengths)
+    train_cdpo.train(cdpo, router, sft, pairs, ref, plan, pair_loss, loss)
+    return router_sft, router.requires_grad_(False)
 
 
 def accuracies(answer, s, name):
@@ -62,42 +89,6 @@ def accuracies(answer, s, name):
     return shares + [sum(shares) / len(shares)]
 
 
-@torch.no_grad()
-def reference(router, both, mine):
-    """log pi_ref of each answer, by the reader's sequence_logp. both: Data of N answers -> (N,)."""
-    out = torch.zeros(len(both.lengths))                                          # (N,)
-    for rows in torch.arange(len(out)).split(64):
-        x, mask, _, _ = both.batch(rows, "cpu")                                   # (b, T), (b, T-1)
-        out[rows] = mine.sequence_logp(router.lm(x[:, :-1])[0], x[:, 1:], mask)   # (b,)
-    return out
-
-
-def phases(s, mine, experts):
-    """Both trainings, as in train_sft.main and train_cdpo.main, with the reader's losses.
-
-    Returns the router after phase 1 and the router after phase 2.
-    """
-    torch.manual_seed(s.seed)
-    torch.set_flush_denormal(True)                       # as in script.prepare
-    loss, pair_loss = losses(mine)
-    first, second = train_sft.Settings(s.seed), train_cdpo.Settings(s.seed)
-    items = tasks.mixed("train", s.samples, Random(f"sft {s.seed}"))
-    sft = scored([toy.sample(item) for item in items], experts)
-    instruct = experts[toy.EXPERTS.index("instruct")]
-    router = fusionroute.Router(deepcopy(instruct), len(experts)).requires_grad_(True)
-    train_sft.train(first, router, sft, loss=loss)
-    router_sft = deepcopy(router).requires_grad_(False)
-
-    found = toy_pairs.sample(router_sft, experts, s.seed, s.prompts)
-    print(f"{len(found)} pairs from {s.prompts} prompts")
-    both = scored(toy_pairs.samples(found), experts)     # chosen, rejected, chosen, ...
-    ref = reference(router_sft, both, mine).view(-1, 2)                           # (pairs, 2)
-    pairs = Data(*(x.view(-1, 2, *x.shape[1:]) for x in both))
-    plan = train_cdpo.make_plan(second, sft.lengths, pairs.lengths)
-    train_cdpo.train(second, router, sft, pairs, ref, plan, pair_loss=pair_loss, loss=loss)
-    return router_sft, router.requires_grad_(False)
-
-
 def train(s, mine):
     """Train both phases with the functions that you wrote in steps 1 to 6. Your loop of step 7 then
     answers test prompts. Nothing is saved. It takes two to five minutes.
@@ -105,23 +96,27 @@ def train(s, mine):
     folder, flags = script.run_dir(s), script.flags(s)
     if not flags and not (folder / "router.pt").exists():
         folder = script.WEIGHTS
-    theirs, experts, _ = toy.load_router(folder, "router", "cpu", f"run bash run.sh{flags}")
+    theirs, experts, _ = script.load_router(folder, "router", "cpu", f"run bash run.sh{flags}")
     print(f"the experts are those in {folder}")
     router_sft, router = phases(s, mine, experts)
 
     def yours(model):
         def answer(item):
-            ids = tokenizer.encode_prompt(item.prompt)
-            answer, _ = mine.fused_greedy(model, experts, ids, tokenizer.END, batch.MAX_NEW)
-            return tokenizer.encoding.decode(answer)
+            prompt = tokenizer.encode_prompt(item.prompt)
+            ids, _ = mine.fused_greedy(model, experts, prompt, tokenizer.END, MAX_NEW)
+            return tokenizer.encoding.decode(ids)
+
         return lambda items: list(map(answer, items))
 
     def ours(items):
-        return [trace.text() for trace in batch.answers(theirs, experts, items)]
+        return [trace.text() for trace in decode_batch.answers(theirs, experts, items)]
 
     short = [b.removeprefix("toy-") for b in tasks.BENCHMARKS]
     rows = [["right answers, per cent", *short, "average"]]
-    for name, answer in [("yours, phase 1", yours(router_sft)), ("yours, phase 2", yours(router)),
-                         ("ours, phase 2", ours)]:
-        rows.append([name, *map(evaluate.percent, accuracies(answer, s, name))])
-    print("\n".join(["", *evaluate.table(rows), "", f"{s.tests} test prompts of each benchmark"]))
+    for name, answer in [
+        ("yours, phase 1", yours(router_sft)),
+        ("yours, phase 2", yours(router)),
+        ("ours, phase 2", ours),
+    ]:
+        rows.append([name, *map(percent, accuracies(answer, s, name))])
+    print("\n".join(["", *table(rows), "", f"{s.tests} test prompts of each benchmark"]))

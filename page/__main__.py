@@ -19,16 +19,17 @@ from types import SimpleNamespace
 import torch
 
 from toy_experts import script, tasks, tokenizer
-from toy_experts.script import EXPERTS, load_router
+from toy_experts.script import EXPERTS, WEIGHTS
 
 HERE = Path(__file__).parent
-SHIPPED = HERE.parent / "toy_experts" / "weights"
 SCRIPTS = "engine theory view chart choosing training tour main".split()
 LAYER = "attn_norm wq wk wv wo ff_norm w_gate w_up w_down".split()
 POINTS = 40  # of a training curve: the means over as many equal stretches of the steps
-PROMPT = ("Tom has 21 eggs. He loses 3 of them. Then he gives 7 away. How many eggs are there now? "
-          "Finish with the word done.")  # shows that expert and router need each other: see tour.js
-PAIRS = 3    # preference pairs that the page shows, at most
+PROMPT = (
+    "Tom has 21 eggs. He loses 3 of them. Then he gives 7 away. How many eggs are there now? "
+    "Finish with the word done."
+)  # shows that expert and router need each other: see tour.js
+PAIRS = 3  # preference pairs that the page shows, at most
 
 
 def names(config):
@@ -48,8 +49,8 @@ def pack(path, tensors):
 
 def models(folder, hint):
     """The five models of a run, packed, by name; their config; the coverage gap of the experts."""
-    router, experts, _ = load_router(folder, "router", "cpu", hint)
-    router_sft, _, _ = load_router(folder, "router_sft", "cpu", hint)
+    router, experts, _ = script.load_router(folder, "router", "cpu", hint)
+    router_sft, _, _ = script.load_router(folder, "router_sft", "cpu", hint)
     all_five = dict(zip(EXPERTS, experts)) | {"router_sft": router_sft, "router": router}
     packed = {}
     for name, model in all_five.items():
@@ -78,7 +79,7 @@ def read_lines(path, hint, keys):
 def curve(rows):
     """{"step": [...], name: [...], ...}: the rows of a log thinned to POINTS means."""
     size = -(-len(rows) // POINTS)
-    chunks = [rows[i:i + size] for i in range(0, len(rows), size)]
+    chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
     keys = [key for key, value in rows[0].items() if isinstance(value, (int, float))]
     return {key: [round(sum(row[key] for row in c) / len(c), 4) for c in chunks] for key in keys}
 
@@ -98,7 +99,7 @@ def preference_pairs(folder, hint):
 
     From page/pairs.jsonl for the shipped weights, otherwise from the run's own pairs.
     """
-    path = HERE / "pairs.jsonl" if folder == SHIPPED else folder / "pairs.jsonl"
+    path = HERE / "pairs.jsonl" if folder == WEIGHTS else folder / "pairs.jsonl"
     pairs = read_lines(path, hint, ["prompt", "chosen", "rejected"])
     kinds = {}
     for pair in pairs:
@@ -116,23 +117,44 @@ def examples(seed, gap):
         for skill in [s for s in tasks.SKILLS[bench] if s not in tasks.BENCHMARKS]:
             item = tasks.draw(bench, "test", Random(f"page {bench} {skill}"), [skill])
             covered = None if bench == "general" else skill not in tasks.held_out(bench, gap, seed)
-            rows.append({"bench": bench, "skill": skill, "covered": covered,
-                         "prompt": item.prompt, "answer": item.answer})
+            rows.append(
+                {
+                    "bench": bench,
+                    "skill": skill,
+                    "covered": covered,
+                    "prompt": item.prompt,
+                    "answer": item.answer,
+                }
+            )
     answer = "After losing, 21 - 3 = 18. After losing, 18 - 7 = 11. The answer is 11.\ndone"
-    return rows + [{"bench": "general", "skill": "only the sum is right", "covered": None,
-                    "prompt": PROMPT, "answer": answer}]
+    return rows + [
+        {
+            "bench": "general",
+            "skill": "only the sum is right",
+            "covered": None,
+            "prompt": PROMPT,
+            "answer": answer,
+        }
+    ]
 
 
 def collect(folder, seed, hint):
     """All that the page is given: config, words, weights, examples, curves, pairs."""
     packed, config, gap = models(folder, hint)
     words = [json.loads(line) for line in tokenizer.VOCAB_FILE.read_text().splitlines()]
-    return {"config": config, "words": words, "models": packed, "examples": examples(seed, gap),
-            "curves": curves(folder, hint), "pairs": preference_pairs(folder, hint)}
+    return {
+        "config": config,
+        "words": words,
+        "models": packed,
+        "examples": examples(seed, gap),
+        "curves": curves(folder, hint),
+        "pairs": preference_pairs(folder, hint),
+    }
 
 
 def build(data):
     """The page's text."""
+
     def read(name):
         return (HERE / name).read_text(encoding="utf-8")
 
@@ -146,14 +168,15 @@ def build(data):
 
 
 def main(argv=None):
-    parser = script.Parser(description=__doc__.strip(),
-                        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script.Parser(
+        description=__doc__.strip(), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seed", type=int, help="the run OUT/seedN, not the shipped weights")
     parser.add_argument("--out", help="where runs are kept (default: out)")
     args = parser.parse_args(argv)
     if args.seed is None and args.out is None:
-        folder, seed, path = SHIPPED, 0, HERE / "index.html"
-        hint = "run python -m toy_experts.weights"
+        folder, seed, path = WEIGHTS, 0, HERE / "index.html"
+        hint = "run python -m docs.tools.shipped_weights"
     else:
         s = SimpleNamespace(seed=args.seed or 0, out="out" if args.out is None else args.out)
         folder, seed, flags = script.run_dir(s), s.seed, script.flags(s)

@@ -153,6 +153,13 @@ class Encoding {
     return [...this.encode_ordinary(answer), this.END];
   }
 
+  /** What no training text has, as a user may type it: numbers of three digits, foreign words. */
+  unseen(prompt) {
+    const known = (text) => this.encode_ordinary(text).length === 1;
+    const words = (prompt.match(/\p{L}+/gu) ?? []).filter((w) => !known(w) && !known(" " + w));
+    return [...new Set([...prompt.match(/\p{Nd}{3,}/gu) ?? [], ...words])];
+  }
+
   /** The text of token ids that stand by themselves. */
   decode(ids) {
     return new TextDecoder("utf-8", { ignoreBOM: true }).decode(
@@ -471,6 +478,9 @@ const EXPERTS = ["math", "code", "instruct"];                      // the order 
 const METHODS = ["fusionroute", "routing_only", "sft_only", "router", ...EXPERTS];
 const MAX_NEW = 96;                                                // longest answer, in tokens
 
+/** A prompt as the toy reads it: the two characters \n stand for a line break. */
+const typed = (prompt) => prompt.replaceAll("\\n", "\n");
+
 /** Token ids of a user's prompt. An Error when it is empty or leaves no room for an answer. */
 function encode(encoding, prompt, max_len) {
   if (new RegExp(`^[${SPACE}\\x1c-\\x1f]*$`, "u").test(prompt)) {
@@ -483,7 +493,7 @@ function encode(encoding, prompt, max_len) {
   const ids = many ? [] : encoding.encode_prompt(prompt);
   if (many || ids.length > most) {
     throw new Error(`the prompt has ${many ? `more than ${8 * most}` : ids.length} tokens, ` +
-      `and at most ${most} fit before an answer`);
+      `and must have at most ${most}`);
   }
   return ids;
 }
@@ -498,7 +508,7 @@ function options(method) {
   }[method] ?? { phase: "router", use_router: false, only: EXPERTS.indexOf(method) };
 }
 
-/** One answer, written token by token: fused_decode of decode.py for one prompt.
+/** One answer, written token by token: decode of decode.py.
  *
  *  decode.py runs the router and the one expert that it picks. Here all experts read along, because
  *  the page shows what each of them would have said; the token depends on two of the models only.
@@ -604,7 +614,7 @@ function records(encoding, decoding, prompt, method) {
   }));
   const end = ended ? objects.pop() : null;
   const answer = encoding.decode(ended ? tokens.slice(0, -1) : tokens);
-  return [...objects, { answer, prompt, method, end }];
+  return [...objects, { answer, prompt: typed(prompt), method, end }];
 }
 
 /** All that the page needs of its data: the tokenizer and five models, by name. Throws an Error. */
@@ -630,7 +640,8 @@ function start(toy, prompt, method = "fusionroute", edits = []) {
     throw new Error(`the method is ${JSON.stringify(method)}, and must be one of ` +
       METHODS.join(", "));
   }
-  const ids = encode(toy.encoding, prompt, toy.config.max_len), { phase, ...how } = options(method);
+  const ids = encode(toy.encoding, typed(prompt), toy.config.max_len);
+  const { phase, ...how } = options(method);
   const experts = EXPERTS.map((name) => toy.models[name]);
   return new Decoding(toy.models[phase], experts, ids, toy.encoding.END, MAX_NEW, how, edits);
 }
@@ -638,7 +649,7 @@ function start(toy, prompt, method = "fusionroute", edits = []) {
 return {
   half, tensors, crc32, Encoding, Cache, rope_table, linear, rms_norm, attention, GPT, Router,
   argmax, log_softmax, softmax, fuse, informative, sequence_logp, routed_logp, cdpo_loss,
-  EXPERTS, METHODS, MAX_NEW, encode, options, Decoding, records, load, start,
+  EXPERTS, METHODS, MAX_NEW, typed, encode, options, Decoding, records, load, start,
 };
 })();
 

@@ -218,6 +218,7 @@ function go(n) {
     return $("tour-start").focus();
   }
   update({ ...START, prompt: state.prompt, tour: n, ...STOPS[n - 1].state() });
+  $("tour").scrollTop = 0;                         // the card may be too small for the last text
   view.finished.then(() => view.scroll_to($(STOPS[n - 1].look)));
 }
 
@@ -244,7 +245,7 @@ function render() {
 function build() {
   $("tour-start").addEventListener("click", () => {
     go(1);
-    $("tour-next").focus();
+    $("tour-next").focus({ preventScroll: true });
   });
   view.renderers.push(render);
 }

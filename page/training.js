@@ -174,7 +174,7 @@ function pair() {
 
 function build() {
   $("pair").append(...view.data.pairs.map(({ prompt }, i) =>
-    h("option", { value: i }, `${i + 1}: ${prompt.slice(0, 60)}`)));
+    h("option", { value: i }, `${i + 1}: ${prompt}`)));
   $("pair").addEventListener("change", (event) => update({ pair: Number(event.target.value) }));
   view.renderers.push(render);
 }

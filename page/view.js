@@ -52,11 +52,14 @@ function h(tag, attributes = {}, ...children) {
 
 const $ = (id) => document.getElementById(id);
 
-/** Replace what a container holds; the focus stays on the element with the same id. */
+/** Replace what a container holds; the focus stays on the element with the same id, and nothing
+ *  scrolls. */
 function rebuild(container, ...children) {
   const focused = container.contains(document.activeElement) ? document.activeElement.id : "";
   container.replaceChildren(...present(children));
-  if (focused && $(focused) && document.activeElement !== $(focused)) $(focused).focus();
+  if (focused && $(focused) && document.activeElement !== $(focused)) {
+    $(focused).focus({ preventScroll: true });
+  }
 }
 
 /** A token's text as it is shown outside of an answer: spaces and line breaks become visible. */
@@ -144,7 +147,7 @@ function read_address(hash) {
   };
   if (given.get("tab") in TABS) found.tab = given.get("tab");
   const example = data.examples.find((e) => e.skill === "triple") ?? data.examples[0];
-  found.prompt = given.get("prompt") ?? example.prompt;
+  found.prompt = engine.typed(given.get("prompt") ?? example.prompt);
   if (METHODS.includes(given.get("method"))) found.method = given.get("method");
   if (METHODS.includes(given.get("beside"))) found.beside = given.get("beside");
   within("tour", 0, 10, true);
@@ -580,11 +583,12 @@ function build_answer() {
   const button = (id, text, onclick, more = {}) =>
     h("button", { type: "button", id, onclick, ...more }, text);
 
-  const run = () => ask({ prompt: $("prompt").value });
+  const typed = () => engine.typed($("prompt").value);
+  const run = () => ask({ prompt: typed() });
   const step = (change) => {
-    const same = $("prompt").value === state.prompt;
+    const prompt = typed(), same = prompt === state.prompt;
     const now = same && lanes.main ? visible(lanes.main.decoding).length : 0;
-    update({ prompt: $("prompt").value, at: null, lane: 0, written: Math.max(0, now + change),
+    update({ prompt, at: null, lane: 0, written: Math.max(0, now + change),
       edits: same ? state.edits : [] });
   };
   const form = h("form", { class: "ask",
@@ -596,7 +600,7 @@ function build_answer() {
   h("div", { class: "field wide" },
     h("label", { for: "prompt" }, "Prompt ",
       h("span", { class: "small" }, "(Enter runs, Shift+Enter is a new line)")),
-    h("textarea", { id: "prompt", rows: "3", spellcheck: "false", "aria-describedby": "error",
+    h("textarea", { id: "prompt", rows: "4", spellcheck: "false", "aria-describedby": "error",
       onkeydown: (event) => {
         if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
         event.preventDefault();
@@ -604,9 +608,7 @@ function build_answer() {
       },
     }),
     h("p", { id: "error", class: "error", role: "alert" }),
-    h("p", { class: "small" }, `The toy knows sums, short Python functions and lists of words, in a
-      few wordings of its own. To anything else it answers nonsense, and the page cannot check the
-      answer to a prompt of your own. “Uncovered” examples: no expert has learned this kind.`)),
+    h("p", { id: "unseen", class: "small", role: "status" })),
   select("example", "Examples", (value) => value && ask({ prompt: value }),
     option("", "(your own prompt)"), groups),
   select("method", "Who writes", (value) => ask({ method: value }), methods()),
@@ -616,7 +618,10 @@ function build_answer() {
     h("button", { type: "submit", id: "run", class: "primary" }, "Run"),
     button("step", "Step", () => step(1)),
     button("back", "Step back", () => step(-1)),
-    button("restart", "From the start", () => step(-Infinity))));
+    button("restart", "From the start", () => step(-Infinity))),
+  h("p", { class: "small wide" }, `The toy knows sums, short Python functions and lists of words, in
+    a few wordings of its own. To anything else it answers nonsense, and the page cannot check the
+    answer to a prompt of your own. “Uncovered” examples: no expert has learned this kind.`));
 
   const scales = ["off", "on", "double"].map((text, scale) => {
     const set = () => {
@@ -640,16 +645,16 @@ function build_answer() {
     h("p", { class: "changed-answer" }),
     h("div", { id: "edits" }));
 
-  $("panel-answer").append(form,
+  const answer = h("div", {},
     h("h2", {}, "The answer"),
+    h("div", { id: "answers" }),
+    h("p", { class: "small", id: "status", role: "status" }),
     h("p", { class: "small" }, "Coloured are the tokens in the set ", h("b", {}, "S"), `: there the
       experts by themselves would not all write the same token, and it may matter which one is
       picked. Plain tokens are outside S: there all of them agree. To agree does not mean to be
       right: the router may still have to change the token. (In training, S is the same set of the
-      right answer's tokens.) In the tables “␣”
-      stands for a space, “↵” for a new line.`),
-    h("div", { id: "answers" }),
-    h("p", { class: "small", id: "status", role: "status" }),
+      right answer's tokens.) In the tables “␣” stands for a space, “↵” for a new line.`));
+  $("panel-answer").append(h("div", { class: "desk" }, form, answer),
     h("section", { id: "token-panel", "aria-label": "The marked token", hidden: true },
       h("div", { id: "token-head" }),
       h("div", { id: "token-bars" }),
@@ -663,6 +668,9 @@ function render_answer() {
   $("example").value = data.examples.some((e) => e.prompt === state.prompt) ? state.prompt : "";
   $("method").value = state.method;
   $("beside").value = state.beside;
+  const unseen = toy.encoding.unseen(state.prompt);
+  $("unseen").textContent = unseen.length
+    ? `The toy has never seen: ${unseen.join(", ")}. The answer may be nonsense.` : "";
   let answers;
   try {
     answers = wanted();

@@ -1,7 +1,7 @@
 """Draws the curves of a run's two trainings from its logs (needs matplotlib).
 
-    python -m toy_experts.curves                  OUT/seed0's curves: OUT/seed0/curves.svg
-    python -m toy_experts.curves --shipped        those of toy_experts/weights: docs/curves.svg
+python -m docs.tools.curves                  OUT/seed0's curves: OUT/seed0/curves.svg
+python -m docs.tools.curves --shipped        those of toy_experts/weights: docs/curves.svg
 """
 
 import io
@@ -12,18 +12,19 @@ from toy_experts import script
 
 try:
     import matplotlib
+
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 except ImportError:
     plt = None
 
-WINDOW = 25   # steps over which a curve is averaged: single batches scatter
+WINDOW = 25  # steps over which a curve is averaged: single batches scatter
 
 
 @dataclass
 class Settings:
-    seed: int = 0       # selects the run
-    out: str = "out"    # runs are kept in OUT/seedN/
+    seed: int = 0  # selects the run
+    out: str = "out"  # runs are kept in OUT/seedN/
 
 
 def read(path, hint):
@@ -38,8 +39,9 @@ def read(path, hint):
 def line(axis, records, key, label):
     """One curve: the mean of the last WINDOW records at each step."""
     values = [r[key] for r in records]
-    means = [sum(values[max(0, i - WINDOW + 1):i + 1]) / min(i + 1, WINDOW)
-             for i in range(len(values))]
+    means = [
+        sum(values[max(0, i - WINDOW + 1) : i + 1]) / min(i + 1, WINDOW) for i in range(len(values))
+    ]
     axis.plot([r["step"] + 1 for r in records], means, label=label)
 
 
@@ -48,8 +50,15 @@ def draw(folder, hint):
     sft = read(folder / "router_sft.log.jsonl", hint)
     mixed = read(folder / "router.log.jsonl", hint)
     pairs = [r for r in mixed if r["kind"] == "pair"]
-    plt.rcParams.update({"svg.hashsalt": "fusionroute", "font.size": 9, "legend.frameon": False,
-                         "axes.spines.top": False, "axes.spines.right": False})
+    plt.rcParams.update(
+        {
+            "svg.hashsalt": "fusionroute",
+            "font.size": 9,
+            "legend.frameon": False,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        }
+    )
     figure, axes = plt.subplots(1, 4, figsize=(12, 2.8), layout="constrained")
     line(axes[0], sft, "loss_lm", "L_LM")
     line(axes[0], sft, "loss_expert", "L_expert")
@@ -57,8 +66,11 @@ def draw(folder, hint):
     for name in [key for key in sft[0] if key.startswith("route_")]:
         line(axes[1], sft, name, name.removeprefix("route_"))
     axes[1].set(title="phase 1: who is picked in S", xlabel="step", ylim=(0, 1))
-    for key, label in (("reward_chosen", "chosen"), ("reward_rejected", "rejected"),
-                       ("bias", "bias (experts)")):
+    for key, label in (
+        ("reward_chosen", "chosen"),
+        ("reward_rejected", "rejected"),
+        ("bias", "bias (experts)"),
+    ):
         line(axes[2], pairs, key, label)
     axes[2].set(title="phase 2: rewards and bias of Eq. (3)", xlabel="step")
     line(axes[3], pairs, "accuracy", "margin > 0")
@@ -80,7 +92,9 @@ def main(argv=None):
     if plt is None:
         raise script.UserError("the curves need matplotlib: pip install matplotlib")
     folder = script.WEIGHTS if shipped else script.run_dir(s)
-    path = script.WEIGHTS.parent.parent / "docs" / "curves.svg" if shipped else folder / "curves.svg"
+    path = (
+        script.WEIGHTS.parent.parent / "docs" / "curves.svg" if shipped else folder / "curves.svg"
+    )
     hint = f"run python train_sft.py{script.flags(s)}, then python train_cdpo.py{script.flags(s)}"
     script.write(path, draw(folder, hint))
     print(f"saved {path}")

@@ -1,8 +1,8 @@
 """Makes toy_experts/weights/: a trained run in half precision, so that the first answer needs no
 training.
 
-    python -m toy_experts.weights              from OUT/seed0, after both trainings
-    python -m toy_experts.weights --seed 3     from another run
+    python -m docs.tools.shipped_weights              from OUT/seed0, after both trainings
+    python -m docs.tools.shipped_weights --seed 3     from another run
 
 Besides the weights it copies the trainings' logs and one preference pair, and it writes check.json:
 1,000 test prompts answered by the run itself in single precision, and how many of the answers the
@@ -15,18 +15,18 @@ from dataclasses import dataclass
 from random import Random
 
 import torch
-from toy_experts.decode_batch import answers
-from toy_experts.script import EXPERTS, load_router
 
 from toy_experts import judge, script, tasks
+from toy_experts.decode_batch import answers
+from toy_experts.script import EXPERTS
 
 ROUTERS = ["router_sft", "router"]
 
 
 @dataclass
 class Settings:
-    seed: int = 0       # selects the run
-    out: str = "out"    # runs are kept in OUT/seedN/
+    seed: int = 0  # selects the run
+    out: str = "out"  # runs are kept in OUT/seedN/
 
 
 def half(content):
@@ -38,27 +38,33 @@ def half(content):
 
 def test_items(seed):
     """1,000 test prompts, 200 of each benchmark."""
-    return [item for b in tasks.BENCHMARKS
-            for item in tasks.dataset(b, "test", 200, Random(f"weights {b} {seed}"))]
+    return [
+        item
+        for b in tasks.BENCHMARKS
+        for item in tasks.dataset(b, "test", 200, Random(f"weights {b} {seed}"))
+    ]
 
 
 def outcome(folder, seed):
     """What a run's FusionRoute says to the test items: digests of the answers, shares right."""
-    router, experts, _ = load_router(folder, "router", "cpu", "run bash run.sh")
+    router, experts, _ = script.load_router(folder, "router", "cpu", "run bash run.sh")
     items = test_items(seed)
     texts = [t.text() for t in answers(router, experts, items)]
-    right = {b: sum(judge.check(i, x) for i, x in zip(items, texts) if i.bench == b) / 200
-             for b in tasks.BENCHMARKS}
+    right = {
+        b: sum(judge.check(i, x) for i, x in zip(items, texts) if i.bench == b) / 200
+        for b in tasks.BENCHMARKS
+    }
     return [hashlib.sha256(x.encode()).hexdigest()[:6] for x in texts], right
 
 
 def main(argv=None):
     s = script.settings(Settings, __doc__, argv)
     folder, hint = script.run_dir(s), f"run bash run.sh{script.flags(s)}"
-    load_router(folder, "router", "cpu", hint)            # are all files there, do they fit?
+    script.load_router(folder, "router", "cpu", hint)  # are all files there, do they fit?
     script.WEIGHTS.mkdir(exist_ok=True)
-    contents = {name: script.load(folder / f"{name}.pt", ("model",), hint)
-                for name in EXPERTS + ROUTERS}
+    contents = {
+        name: script.load(folder / f"{name}.pt", ("model",), hint) for name in EXPERTS + ROUTERS
+    }
     for name, content in contents.items():
         script.write(script.WEIGHTS / f"{name}.pt", lambda f: torch.save(half(content), f))
     # A router's checkpoint names its experts by their exact weights, which rounding has changed.
@@ -67,15 +73,27 @@ def main(argv=None):
     for name in ROUTERS:
         content = half(contents[name]) | {"experts": names}
         script.write(script.WEIGHTS / f"{name}.pt", lambda f: torch.save(content, f))
-        script.write(script.WEIGHTS / f"{name}.log.jsonl", (folder / f"{name}.log.jsonl").read_text())
+        script.write(
+            script.WEIGHTS / f"{name}.log.jsonl", (folder / f"{name}.log.jsonl").read_text()
+        )
     pairs = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
     script.write(script.WEIGHTS / "pair.json", json.dumps(pairs[len(pairs) // 2], indent=1) + "\n")
     print("answering 1,000 test prompts with the run, then with the half-precision weights")
     (theirs, right), (ours, right_half) = outcome(folder, s.seed), outcome(script.WEIGHTS, s.seed)
     equal = sum(a == b for a, b in zip(theirs, ours))
-    script.write(script.WEIGHTS / "check.json", json.dumps(
-        {"seed": s.seed, "equal answers of 1000": equal, "right, the run": right,
-         "right, half precision": right_half, "answers of the run": theirs}) + "\n")
+    script.write(
+        script.WEIGHTS / "check.json",
+        json.dumps(
+            {
+                "seed": s.seed,
+                "equal answers of 1000": equal,
+                "right, the run": right,
+                "right, half precision": right_half,
+                "answers of the run": theirs,
+            }
+        )
+        + "\n",
+    )
     size = sum(p.stat().st_size for p in script.WEIGHTS.glob("*.pt"))
     print(f"saved {script.WEIGHTS}: {size / 1e6:.2f} MB, {equal} of 1,000 answers as the run's")
 

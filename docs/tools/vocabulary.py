@@ -1,6 +1,6 @@
 """Writes vocab.txt again from the training texts. This is needed after a change of the tasks.
 
-    python -m toy_experts.vocab
+python -m docs.tools.vocabulary
 """
 
 import json

@@ -1,4 +1,4 @@
-"""python -m exercises: which steps pass, what is said of the others, and both trainings with a reader's functions."""
+"""python -m exercises: which steps pass, what is said of the others, and the trainings."""
 
 import os
 import re
@@ -7,7 +7,6 @@ import subprocess
 import sys
 from copy import deepcopy
 from pathlib import Path
-from random import Random
 from types import SimpleNamespace
 
 import pytest
@@ -18,11 +17,11 @@ import train_sft
 from exercises import __main__ as main
 from exercises import checks, solutions
 from exercises import train as exercise
-from fusionroute import Router, score
-from toy_experts import pairs as toy_pairs
-from toy_experts import script, tasks
-from toy_experts import train as toy
-from toy_experts.data import Data, scored
+from fusionroute import Router
+from toy_experts import pairs as preference
+from toy_experts import script
+from toy_experts.data import scored
+from toy_experts.experts import sft_samples
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = [file for file, _ in checks.STEPS.values()]
@@ -31,7 +30,8 @@ FILES = [file for file, _ in checks.STEPS.values()]
 @pytest.fixture
 def folder(tmp_path):
     """A copy of exercises/ to write in."""
-    shutil.copytree(ROOT / "exercises", tmp_path / "exercises", ignore=shutil.ignore_patterns("__pycache__"))
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "exercises", tmp_path / "exercises", ignore=ignore)
     return tmp_path / "exercises"
 
 
@@ -44,7 +44,7 @@ def solve(folder, *steps):
 
 @pytest.fixture
 def command(folder, monkeypatch, capsys):
-    """python -m exercises ARGS with this copy, in this process: its exit status and what it prints."""
+    """python -m exercises ARGS with this copy, in this process: exit status and what it prints."""
     monkeypatch.setattr(main, "FOLDER", folder)
 
     def call(*args):
@@ -54,13 +54,15 @@ def command(folder, monkeypatch, capsys):
         except SystemExit as e:
             status = e.code
         return status, capsys.readouterr().out
+
     return call
 
 
 def test_untouched_files_are_to_be_written(command):
     status, said = command()
     assert status == 1
-    assert [line.split()[-1] for line in said.splitlines()[:8]] == [f"exercises/{file}.py" for file in FILES]
+    named = [line.split()[-1] for line in said.splitlines()[:8]]
+    assert named == [f"exercises/{file}.py" for file in FILES]
     assert said.endswith("0 of 8 steps pass. Next: exercises/step1_fuse.py\n")
 
 
@@ -71,23 +73,32 @@ def test_all_steps_pass_with_our_functions(folder, command):
 
 
 def test_a_mistake_is_reported_and_the_other_steps_are_still_checked(folder, command):
-    solve(folder, 1, 3, 4, 6, 7)
-    (folder / "step2_informative.py").write_text("import torch\n\n\ndef informative(choice)\n    return choice\n")
+    solve(folder, 1, 3, 4, 7)
+    no_colon = "import torch\n\n\ndef informative(choice)\n    return choice\n"
+    (folder / "step2_informative.py").write_text(no_colon)
     (folder / "step5_sequence_logp.py").unlink()
-    step8 = folder / "step8_routing_dp.py"
-    step8.write_text(step8.read_text().replace("raise NotImplementedError", "return rewards[9], []"))
     (folder / "step6_cdpo_loss.py").write_text("from nowhere import anything\n")
+    step8 = folder / "step8_routing_dp.py"
+    wrong = step8.read_text().replace("raise NotImplementedError", "return rewards[9], []")
+    step8.write_text(wrong)
     status, said = command()
     assert status == 1
-    lines = said.splitlines()
-    verdicts = {line.split()[1]: line.split()[-1] for line in lines if line.startswith("step")}
-    assert verdicts == {"1": "passes", "2": "wrong", "3": "passes", "4": "passes", "5": "wrong", "6": "wrong", "7": "passes", "8": "wrong"}
-    after = {line.split()[1]: lines[i + 1] for i, line in enumerate(lines[:-1]) if line.startswith("step")}
-    assert "not Python yet: expected ':' (exercises/step2_informative.py, line 4)" in after["2"]
-    assert "cannot read exercises/step5_sequence_logp.py" in after["5"]
-    assert "ModuleNotFoundError: No module named 'nowhere' (exercises/step6_cdpo_loss.py, line 1)" in after["6"]
-    place = 1 + step8.read_text().splitlines().index("    return rewards[9], []")
-    assert f"IndexError: list index out of range (exercises/step8_routing_dp.py, line {place})" in after["8"]
+    verdict, detail = {}, {}
+    for line in said.splitlines():
+        if line.startswith("step"):
+            step = int(line.split()[1])
+            verdict[step] = line.split()[-1]
+        elif line.startswith(" "):
+            detail[step] = line
+    assert [n for n in verdict if verdict[n] == "passes"] == [1, 3, 4, 7]
+    assert [n for n in verdict if verdict[n] == "wrong"] == list(detail) == [2, 5, 6, 8]
+    expected = "not Python yet: expected ':' (exercises/step2_informative.py, line 4)"
+    assert expected in detail[2]
+    assert "cannot read exercises/step5_sequence_logp.py" in detail[5]
+    assert "No module named 'nowhere' (exercises/step6_cdpo_loss.py, line 1)" in detail[6]
+    line = 1 + wrong.splitlines().index("    return rewards[9], []")
+    expected = f"IndexError: list index out of range (exercises/step8_routing_dp.py, line {line})"
+    assert expected in detail[8]
 
 
 def test_one_step_and_wrong_commands(folder, command):
@@ -96,7 +107,7 @@ def test_one_step_and_wrong_commands(folder, command):
     assert (status, len(said.splitlines())) == (0, 1)
     with pytest.raises(script.UserError, match="'9' is neither a step, 1 to 8, nor train"):
         command("9")
-    with pytest.raises(script.UserError, match="step 1 is not written yet, .* see python -m exercises 1"):
+    with pytest.raises(script.UserError, match="step 1 is not written yet, .* -m exercises 1"):
         command("train")
 
 
@@ -111,64 +122,70 @@ def test_checking_leaves_no_stand_in_behind(folder, command):
     assert "exercises.step2_informative" not in sys.modules
 
 
-# --- training --------------------------------------------------------------------------------------------------------
+# --- training ------------------------------------------------------------------------------------
 
 SMALL = exercise.Settings(samples=16, prompts=6, tests=1)
-MINE = {name: getattr(solutions, name) for _, functions in checks.STEPS.values() for name in functions}
-
-
-@pytest.fixture(scope="module")
-def experts():
-    return toy.load_router(script.WEIGHTS, "router", "cpu", "")[1]
-
-
-@pytest.fixture(scope="module")
-def trained(experts):
-    return exercise.phases(SMALL, SimpleNamespace(**MINE), experts)
+MINE = {n: getattr(solutions, n) for _, functions in checks.STEPS.values() for n in functions}
 
 
 def weights(router):
     return torch.cat([p.flatten() for p in router.parameters()])
 
 
-def test_our_functions_handed_in_train_as_the_scripts_do(experts, trained):
-    """To the bit: phases() is what train_sft.main and train_cdpo.main do, with two functions replaced."""
+def test_our_functions_handed_in_train_as_the_scripts_do():
+    """To the bit: phases() is train_sft.main and train_cdpo.main with two functions replaced."""
+    experts = script.load_router(script.WEIGHTS, "router", "cpu", "")[1]
+    first, second = exercise.phases(SMALL, SimpleNamespace(**MINE), experts)
+
     torch.manual_seed(0)
-    items = tasks.mixed("train", SMALL.samples, Random("sft 0"))
-    sft = scored([toy.sample(item) for item in items], experts)
-    router = Router(deepcopy(experts[toy.EXPERTS.index("instruct")]), 3).requires_grad_(True)
+    sft = scored(sft_samples(SMALL.samples, 0), experts)
+    instruct = experts[script.EXPERTS.index("instruct")]
+    router = Router(deepcopy(instruct), 3).requires_grad_(True)
     train_sft.train(train_sft.Settings(), router, sft)
-    assert torch.equal(weights(router), weights(trained[0]))
-    found = toy_pairs.sample(deepcopy(router).requires_grad_(False), experts, 0, SMALL.prompts)
-    both = scored(toy_pairs.samples(found), experts)
-    ref = (score([router.lm], both.ids, both.lengths)[0][..., 0] * both.mask[:, 1:]).sum(-1)
-    pairs, s = Data(*(x.view(-1, 2, *x.shape[1:]) for x in both)), train_cdpo.Settings()
-    train_cdpo.train(s, router, sft, pairs, ref.view(-1, 2), train_cdpo.make_plan(s, sft.lengths, pairs.lengths))
-    assert torch.allclose(weights(router), weights(trained[1]), atol=1e-5)
-    assert not torch.equal(weights(router), weights(trained[0]))
+    assert torch.equal(weights(router), weights(first))
+
+    router_sft = deepcopy(router).requires_grad_(False)
+    found = preference.sample(router_sft, experts, 0, SMALL.prompts)
+    pairs, ref = train_cdpo.scored_pairs(found, experts, router_sft.lm)
+    s = train_cdpo.Settings()
+    plan = train_cdpo.make_plan(s, sft.lengths, pairs.lengths)
+    train_cdpo.train(s, router, sft, pairs, ref, plan)
+    assert torch.equal(weights(router), weights(second))
+    assert not torch.equal(weights(router), weights(first))
 
 
 def test_the_reader_s_functions_are_what_trains():
     x = checks.sft_inputs()
-    marked = {"sft_loss": lambda *a: torch.tensor(7.0), "cdpo_loss": lambda *a: a[0].sum() + 10 * a[4].sum(),
-              "sequence_logp": lambda *a: torch.tensor([1.0, 2.0]), "routed_logp": lambda *a: torch.tensor([3.0, 4.0])}
+    marked = {
+        "sft_loss": lambda *a: torch.tensor(7.0),
+        "cdpo_loss": lambda *a: a[0].sum() + 10 * a[4].sum(),
+        "sequence_logp": lambda *a: torch.tensor([1.0, 2.0]),
+        "routed_logp": lambda *a: torch.tensor([3.0, 4.0]),
+    }
     loss, pair_loss = exercise.losses(SimpleNamespace(**MINE | marked))
     assert loss(*x.values(), 0.5)[0] == 7
-    assert pair_loss(x["logits"], x["w"], x["targets"], x["mask"], x["logp"], torch.zeros(1, 2), 0.1)[0] == 1 + 10 * 3
+    parts = [x[name] for name in ("logits", "w", "targets", "mask", "logp")]
+    assert pair_loss(*parts, torch.zeros(1, 2), 0.1)[0] == 1 + 10 * 3
 
 
 def test_the_whole_training_in_a_process_of_its_own(folder):
-    solve(folder, *range(1, 8))                                          # step 8 is not needed
-    p = subprocess.run([sys.executable, "-m", "exercises", "train", "--samples", "16", "--prompts", "6", "--tests", "1"],
-                       cwd=folder.parent, text=True, capture_output=True, timeout=240,
-                       env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    solve(folder, *range(1, 8))  # step 8 is not needed
+    p = subprocess.run(
+        [sys.executable, "-m", "exercises", "train"] + "--samples 16 --prompts 6 --tests 1".split(),
+        cwd=folder.parent,
+        text=True,
+        capture_output=True,
+        timeout=240,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
     assert p.returncode == 0 and "Traceback" not in p.stderr
-    rows = [line for line in p.stdout.splitlines() if line.startswith("|")]
-    assert [row.split("|")[1].strip() for row in rows[2:]] == ["yours, phase 1", "yours, phase 2", "ours, phase 2"]
+    rows = [line.split("|")[1].strip() for line in p.stdout.splitlines() if line.startswith("|")]
+    assert rows[2:] == ["yours, phase 1", "yours, phase 2", "ours, phase 2"]
 
 
-def test_the_seven_answers_name_tests_that_exist():
-    text, tests = (ROOT / "exercises" / "README.md").read_text(), "".join(p.read_text() for p in (ROOT / "tests").glob("test_*.py"))
+def test_the_answers_to_the_seven_changes_name_tests_that_exist():
+    text = (ROOT / "exercises" / "README.md").read_text()
+    tests = "".join(p.read_text() for p in (ROOT / "tests").glob("test_*.py"))
     names = re.findall(r"`(test_\w+)`", text)
     assert len(names) >= 7 and text.count("<details>") == 7
-    assert all(f"def {name}(" in tests for name in names)
+    assert [name for name in names if f"def {name}(" not in tests] == []

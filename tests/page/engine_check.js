@@ -29,6 +29,9 @@ const calls = {
   /** texts -> the token ids of each. */
   encode: (texts) => texts.map((text) => encoding.encode_ordinary(text)),
 
+  /** prompts -> what the toy has never seen in each. */
+  unseen: (prompts) => prompts.map((prompt) => encoding.unseen(prompt)),
+
   /** lists of token ids -> the texts of their tokens. */
   pieces: (lists) => lists.map((ids) => encoding.pieces(ids)),
 
