@@ -13,7 +13,12 @@ import model
 from tests.conftest import ROOT
 
 LESSON = ["fusionroute", "model", "train_sft", "train_cdpo", "decode"]
-GROUND = ["toy_experts", "theory", "exercises", "page"]  # folders on the ground floor, besides the lesson's five scripts
+GROUND = [
+    "toy_experts",
+    "theory",
+    "exercises",
+    "page",
+]  # folders on the ground floor, besides the lesson's five scripts
 
 
 def name_of(path):
@@ -44,9 +49,15 @@ def imports(path, module):
                 for _ in range(child.level - 1):
                     package = package.rpartition(".")[0]
                 base = ".".join(filter(None, [package if child.level else "", child.module or ""]))
-                names = [f"{base}.{a.name}" if f"{base}.{a.name}" in SOURCES else base for a in child.names]
+                names = [
+                    f"{base}.{a.name}" if f"{base}.{a.name}" in SOURCES else base
+                    for a in child.names
+                ]
             found.extend((n, child.lineno, inside) for n in names)
-            visit(child, inside or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)))
+            visit(
+                child,
+                inside or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)),
+            )
 
     visit(ast.parse(path.read_text()), False)
     return found
@@ -64,8 +75,12 @@ def ours(name):
 
 
 def test_the_ground_floor_does_not_know_extra():
-    wrong = [f"{SOURCES[m].relative_to(ROOT)}:{line} imports {n}" for m in ON_THE_GROUND for n, line, _ in IMPORTS[m]
-             if n.split(".")[0] in ("extra", "tests")]
+    wrong = [
+        f"{SOURCES[m].relative_to(ROOT)}:{line} imports {n}"
+        for m in ON_THE_GROUND
+        for n, line, _ in IMPORTS[m]
+        if n.split(".")[0] in ("extra", "tests")
+    ]
     assert not wrong, wrong
 
 
@@ -77,8 +92,12 @@ def test_the_method_and_the_model_need_torch_only(name):
 def test_every_import_of_our_own_exists():
     """A name that no file has would also make the other tests of this page say little."""
     packages = {".".join(n.split(".")[:i]) for n in SOURCES for i in range(1, n.count(".") + 2)}
-    wrong = [f"{SOURCES[m].relative_to(ROOT)}:{line} imports {n}" for m, found in IMPORTS.items() for n, line, _ in found
-             if ours(n) and n not in packages]
+    wrong = [
+        f"{SOURCES[m].relative_to(ROOT)}:{line} imports {n}"
+        for m, found in IMPORTS.items()
+        for n, line, _ in found
+        if ours(n) and n not in packages
+    ]
     assert not wrong, wrong
 
 
@@ -86,11 +105,13 @@ def test_no_import_circle():
     done, path = set(), []
 
     def visit(module):
-        assert module not in path, " -> ".join([*path[path.index(module):], module])
+        assert module not in path, " -> ".join([*path[path.index(module) :], module])
         if module not in done:
             path.append(module)
             for n, _, _ in IMPORTS[module]:
-                if n in SOURCES and n != module:  # a package's __init__ counts where a module names it
+                if (
+                    n in SOURCES and n != module
+                ):  # a package's __init__ counts where a module names it
                     visit(n)
             done.add(path.pop())
 
@@ -100,8 +121,12 @@ def test_no_import_circle():
 
 
 def test_no_import_of_our_own_inside_a_function():
-    wrong = [f"{SOURCES[m].relative_to(ROOT)}:{line} imports {n}" for m, found in IMPORTS.items() for n, line, inside in found
-             if inside and ours(n)]
+    wrong = [
+        f"{SOURCES[m].relative_to(ROOT)}:{line} imports {n}"
+        for m, found in IMPORTS.items()
+        for n, line, inside in found
+        if inside and ours(n)
+    ]
     assert not wrong, wrong
 
 
@@ -112,11 +137,24 @@ def test_a_wing_keeps_to_itself():
         wing = module.split(".")[1] if module.startswith("extra.") else None
         if wing is None:
             continue
-        allowed = {wing, "common", "gpt", "models"} | ({"speed"} if wing in ("paper", "real") else set())
-        wrong += [f"{SOURCES[module].relative_to(ROOT)}:{line} imports {n}" for n, line, _ in found
-                  if n.startswith("extra.") and n.split(".")[1] not in allowed or n.split(".")[0] == "tests"]
+        allowed = {wing, "common", "gpt", "models"} | (
+            {"speed"} if wing in ("paper", "real") else set()
+        )
+        wrong += [
+            f"{SOURCES[module].relative_to(ROOT)}:{line} imports {n}"
+            for n, line, _ in found
+            if n.startswith("extra.")
+            and n.split(".")[1] not in allowed
+            or n.split(".")[0] == "tests"
+        ]
     assert not wrong, wrong
-    assert {m.split(".")[1] for m in SOURCES if m.startswith("extra.")} >= {"common", "gpt", "paper", "speed", "real"}
+    assert {m.split(".")[1] for m in SOURCES if m.startswith("extra.")} >= {
+        "common",
+        "gpt",
+        "paper",
+        "speed",
+        "real",
+    }
 
 
 # --- what the README says runs is what runs ----------------------------------------------------------------------------------------------
@@ -130,7 +168,10 @@ def raises(*args, **kwargs):
     raise Raised
 
 
-@pytest.mark.parametrize("module, name", [("fusionroute", "fuse"), ("model", "attention"), ("decode", "decode"), ("decode", "read_on")])
+@pytest.mark.parametrize(
+    "module, name",
+    [("fusionroute", "fuse"), ("model", "attention"), ("decode", "decode"), ("decode", "read_on")],
+)
 def test_decode_runs_the_lesson(world, monkeypatch, capsys, module, name):
     """Each of these functions replaced by one that raises, wherever it was imported to: `python decode.py PROMPT` cannot answer."""
     argv = ["--out", str(world), "What is 38 mod 5?"]
@@ -152,21 +193,34 @@ def test_decode_runs_the_lesson(world, monkeypatch, capsys, module, name):
 def code_lines(path):
     """Lines with code: neither blank, nor only a comment, nor part of a docstring. Imports count."""
     text = path.read_text()
-    lines = {i for i, line in enumerate(text.splitlines(), 1) if line.strip() and not line.strip().startswith("#")}
+    lines = {
+        i
+        for i, line in enumerate(text.splitlines(), 1)
+        if line.strip() and not line.strip().startswith("#")
+    }
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        if (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        ):
             lines -= set(range(node.lineno, node.end_lineno + 1))
     return len(lines)
 
 
-@pytest.mark.parametrize("name, most", [("train_sft", 70), ("train_cdpo", 100), ("decode", 160), ("model", 190), ("fusionroute", 75)])
+@pytest.mark.parametrize(
+    "name, most",
+    [("train_sft", 70), ("train_cdpo", 100), ("decode", 160), ("model", 190), ("fusionroute", 75)],
+)
 def test_code_lines(name, most):
     assert code_lines(ROOT / f"{name}.py") <= most
 
 
 def test_a_code_line_by_hand(tmp_path):
-    (tmp_path / "a.py").write_text('"""Two\nlines."""\nimport os\nfrom sys import (\n    argv)\n\n# why\n\n\ndef f(x):\n    """D."""\n'
-                                   '    y = """not a\n    docstring"""  # code\n    return (x,\n            y)\n')
+    (tmp_path / "a.py").write_text(
+        '"""Two\nlines."""\nimport os\nfrom sys import (\n    argv)\n\n# why\n\n\ndef f(x):\n    """D."""\n'
+        '    y = """not a\n    docstring"""  # code\n    return (x,\n            y)\n'
+    )
     assert code_lines(tmp_path / "a.py") == 8
 
 
@@ -180,9 +234,17 @@ def test_only_the_five_scripts_at_the_top():
 
 
 def test_lines_of_the_ground_floor():
-    files = [*ROOT.glob("*.py"), ROOT / "theory/toy_mdp.py", *python_files("toy_experts", "exercises", "page")]
-    wrong = [f"{path.relative_to(ROOT)}:{i}: {len(line)} columns" for path in files
-             for i, line in enumerate(path.read_text().splitlines(), 1) if len(line) > 100]
+    files = [
+        *ROOT.glob("*.py"),
+        ROOT / "theory/toy_mdp.py",
+        *python_files("toy_experts", "exercises", "page"),
+    ]
+    wrong = [
+        f"{path.relative_to(ROOT)}:{i}: {len(line)} columns"
+        for path in files
+        for i, line in enumerate(path.read_text().splitlines(), 1)
+        if len(line) > 100
+    ]
     assert not wrong, wrong
 
 
@@ -192,6 +254,8 @@ def test_train_sft_loads_few_files():
     while left:
         module = left.pop()
         loaded.add(module)
-        left += [n for n, _, inside in IMPORTS[module] if n in SOURCES and n not in loaded and not inside]
+        left += [
+            n for n, _, inside in IMPORTS[module] if n in SOURCES and n not in loaded and not inside
+        ]
     lines = sum(len(SOURCES[m].read_text().splitlines()) for m in loaded)
     assert 6 < len(loaded) <= 10 and lines <= 2050, (lines, sorted(loaded))

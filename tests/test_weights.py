@@ -22,10 +22,18 @@ def test_they_answer_as_the_run_that_they_came_from(check, monkeypatch):
     items, recorded = weights.test_items(check["seed"])[::10], check["answers of the run"][::10]
     monkeypatch.setattr(weights, "test_items", lambda seed: items)
     answers, right = weights.outcome(script.WEIGHTS, check["seed"])
-    assert len(answers) == len(recorded) == 100 and sum(a == b for a, b in zip(answers, recorded)) >= 99
+    assert (
+        len(answers) == len(recorded) == 100
+        and sum(a == b for a, b in zip(answers, recorded)) >= 99
+    )
     assert check["equal answers of 1000"] >= 995
-    for bench, share in check["right, the run"].items():  # outcome counts of 200: these are 20 of them
-        assert abs(10 * right[bench] - share) <= 0.25 and abs(check["right, half precision"][bench] - share) <= 0.01
+    for bench, share in check[
+        "right, the run"
+    ].items():  # outcome counts of 200: these are 20 of them
+        assert (
+            abs(10 * right[bench] - share) <= 0.25
+            and abs(check["right, half precision"][bench] - share) <= 0.01
+        )
 
 
 def test_they_are_small_and_in_half_precision():
@@ -45,17 +53,23 @@ def test_half_precision_stores_a_tied_head_once(tmp_path):
     assert (tmp_path / "x.pt").stat().st_size < 1.2 * x.numel() * 2
 
 
-@pytest.mark.parametrize("damage, message", [
-    (lambda f: f.unlink(), "there is no"),
-    (lambda f: f.write_bytes(f.read_bytes()[:1000]), "truncated"),
-    (lambda f: torch.save(torch.load(f, weights_only=True) | {"vocabulary": "x"}, f), "vocabulary"),
-    (lambda f: shutil.copy(f.with_name("math.pt"), f), "was made with code"),
-])
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda f: f.unlink(), "there is no"),
+        (lambda f: f.write_bytes(f.read_bytes()[:1000]), "truncated"),
+        (
+            lambda f: torch.save(torch.load(f, weights_only=True) | {"vocabulary": "x"}, f),
+            "vocabulary",
+        ),
+        (lambda f: shutil.copy(f.with_name("math.pt"), f), "was made with code"),
+    ],
+)
 def test_damaged_weights_are_one_line(damage, message, tmp_path, monkeypatch):
     folder = shutil.copytree(script.WEIGHTS, tmp_path / "weights")
     damage(folder / "code.pt")
     monkeypatch.setattr(run, "WEIGHTS", folder)
-    monkeypatch.chdir(tmp_path)                    # no run of one's own here
+    monkeypatch.chdir(tmp_path)  # no run of one's own here
     with pytest.raises(script.UserError, match=message):
         decode.main(["What is 38 mod 5?"])
 
@@ -66,7 +80,7 @@ def test_the_first_answer_needs_no_training(tmp_path, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert "toy_experts/weights" in err and len(err.splitlines()) == 1 and "answer is" in out
     with pytest.raises(script.UserError, match="there is no .*--seed 1"):
-        decode.main(["--seed", "1", "What is 38 mod 5?"])   # not the shipped run
+        decode.main(["--seed", "1", "What is 38 mod 5?"])  # not the shipped run
 
 
 def test_a_run_of_ones_own_comes_first(tmp_path, monkeypatch, capsys):
@@ -111,9 +125,11 @@ def test_curves_need_logs(tmp_path):
 
 def test_what_the_readme_says_of_the_shipped_curves():
     """The rejected answers become less likely, the chosen ones hardly move, and the biases are negative on average."""
-    log = [json.loads(line) for line in (script.WEIGHTS / "router.log.jsonl").read_text().splitlines()]
+    log = [
+        json.loads(line) for line in (script.WEIGHTS / "router.log.jsonl").read_text().splitlines()
+    ]
     pairs = [r for r in log if r.get("kind") == "pair"]
-    last = pairs[-len(pairs) // 4:]
+    last = pairs[-len(pairs) // 4 :]
     mean = lambda rows, name: sum(r[name] for r in rows) / len(rows)
     assert mean(pairs, "bias") < 0
     assert mean(last, "reward_rejected") < -0.5 and abs(mean(last, "reward_chosen")) < 0.2
