@@ -87,8 +87,8 @@ def test_decode_equals_decode_batch_and_the_definition(models, method):
         assert [trace.tokens, trace.pick, trace.expert_choice] == [tokens, picks, choices]
         if method not in EXPERTS:
             for got in (weights, trace.weights):
-                got, w = torch.tensor(got), torch.tensor(w)
-                torch.testing.assert_close(got, w, rtol=1e-4, atol=1e-5)
+                got = torch.tensor(got) - torch.tensor(w)
+                assert float(got.abs().max()) < 1e-4
         if method == "fusionroute":
             assert (trace.answer(), picks) == naive_fused_greedy(*models, p, END, MAX_NEW)
             assert trace.expert_choice != tokens and len(set(picks)) > 1  # else it shows little
@@ -97,45 +97,34 @@ def test_decode_equals_decode_batch_and_the_definition(models, method):
     assert method != "fusionroute" or len({len(t.tokens) for t in traces}) > 2
 
 
-@pytest.mark.parametrize("how", ["decode", "batch"])
-def test_an_expert_that_is_not_picked_is_not_run(models, how):
-    calls = [[] for _ in range(4)]
-    for i, model in enumerate([models[0].lm, *models[1]]):
-        hook = lambda m, args, out, i=i: calls[i].append(args[0].shape[1])
+@pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS])
+def test_no_token_is_read_twice(models, prompts):
+    """And an expert that no row picks does not run: decode.decode, and rows that end one by one."""
+    read, passes = [set() for _ in range(4)], [0] * 4
+
+    def hook(model, args, out):
+        ids, cache, *pos = args
+        i, rows = everyone.index(model), range(len(prompts))
+        rows = rows if cache.rows is None else cache.rows.tolist()
+        pos = pos[0] if any(x is not None for x in pos) else cache.length[:, None] - torch.arange(ids.size(1), 0, -1)
+        new = {(b, p) for b, row in zip(rows, pos.tolist()) for p in row}
+        assert not new & read[i]  # in one pass the last token may stand twice
+        read[i] |= new
+        passes[i] += 1
+
+    everyone = [models[0].lm, *models[1]]
+    for model in everyone:
         model.register_forward_hook(hook)
-    run = {"decode": lambda p: one(models, p)[1], "batch": lambda p: batch(models, [p])[0].pick}
-    pick = run[how](PROMPTS[0])
-    assert calls[0] == [len(PROMPTS[0])] + [1] * (len(pick) - 1)  # the router reads each token once
-    for i in range(3):
-        assert len(calls[1 + i]) == pick.count(i)  # one pass for each time it is picked
-        if calls[1 + i]:  # all that it missed: the prompt, and every token before its last pick
-            last = len(pick) - 1 - pick[::-1].index(i)
-            assert sum(calls[1 + i]) == len(PROMPTS[0]) + last
-
-
-def test_no_token_is_read_twice(models):
-    """Places that each model reads, in a batch whose rows fall behind and end one by one."""
-    read = [set() for _ in range(4)]
-
-    def hook(i):
-        def note(model, args, out):
-            ids, cache, pos = args
-            rows = range(len(PROMPTS)) if cache.rows is None else cache.rows.tolist()
-            new = {(b, p) for b, row in zip(rows, pos.tolist()) for p in row}
-            assert not new & read[i]  # in one pass the last token may be repeated, not later
-            read[i] |= new
-
-        return note
-
-    for i, model in enumerate([models[0].lm, *models[1]]):
-        model.register_forward_hook(hook(i))
-    traces = batch(models, PROMPTS)
-    for i, places in enumerate(read):  # an expert reads a row up to its last pick there
-        expected = set()
-        for b, (p, t) in enumerate(zip(PROMPTS, traces)):
-            picks = [k for k, pick in enumerate(t.pick) if i == 0 or pick == i - 1]
-            expected |= {(b, k) for k in range(len(p) + picks[-1])} if picks else set()
+    alone = len(prompts) == 1
+    picks = [one(models, *prompts)[1]] if alone else [t.pick for t in batch(models, prompts)]
+    steps = [{p[k] for p in picks if k < len(p)} for k in range(MAX_NEW)]
+    for i, places in enumerate(read):
+        expected = set()  # the router reads all; an expert reads a row up to its last pick there
+        for b, (prompt, pick) in enumerate(zip(prompts, picks)):
+            last = [k for k, p in enumerate(pick) if i in (0, p + 1)][-1:]
+            expected |= {(b, k) for k in range(len(prompt) + last[0])} if last else set()
         assert places == expected
+        assert passes[i] == sum(bool(s) if i == 0 else i - 1 in s for s in steps)
 
 
 def test_limits(models):
@@ -197,22 +186,6 @@ def test_sampling_in_a_batch_equals_one_by_one(models):
     a, b = Uniform(3, seed=5), Uniform(1, seed=7)
     streams = [a([0, 1, 2], "cpu")[2], a([2], "cpu")[0]], [b([0], "cpu")[0], b([0], "cpu")[0]]
     assert streams[0] == streams[1]
-
-
-def test_sampling_follows_eq_1(models):
-    """First tokens of 4000 samples: chi-square, at most 18 degrees of freedom.
-
-    A false alarm (64) has a chance below 1e-6. Rare tokens are counted as one.
-    """
-    traces = decode_batch(*models, [PROMPTS[0]] * 4000, 1, temperature=0.7)
-    count = torch.tensor([t.tokens[0] for t in traces]).bincount(minlength=19)
-
-    def chi_square(temperature):
-        n = 4000 * (eq_1(models, PROMPTS[0]) / temperature).softmax(-1)
-        rest, rare = count[n <= 1].sum() - n[n <= 1].sum(), n[n <= 1].sum().clamp(min=1)
-        return float(((count - n)[n > 1] ** 2 / n[n > 1]).sum() + rest**2 / rare)
-
-    assert chi_square(0.7) < 64 < chi_square(2.1)  # it would notice another temperature
 
 
 def test_temperature_and_top_p_of_one_prompt(models):

@@ -1,8 +1,6 @@
 """The interpreter never runs generated code: attacks are "wrong", and quickly."""
 
 import random
-import subprocess
-import sys
 import time
 
 import pytest
@@ -25,6 +23,13 @@ F = "def f(xs):\n    return "
         ("xs[0] or 9", [0], 9),
         ("any(x in [1, 2] for x in xs)", [5, 2], True),
         ("xs[-1] // 2", [7], 3),
+        ("xs[0] // -2 + -7 % 3", [7], -2),
+        ("[xs[1:], 9][1] if 0 else xs[::2][-1]", [1, 2, 3], 3),
+        ("sorted(set(x % 2 for x in xs))", [5, 2, 7], [0, 1]),
+        ("min(xs, default=4) if xs else abs(-4)", [], 4),
+        ("xs != [1] and 3 >= 2 > 1 != 0", [1], False),
+        ("sum([x for x in xs if x not in [2]], 10)", [1, 2], 11),
+        ("all(x == 1 or x for x in xs)", [1, 0], False),
     ],
 )
 def test_language_means_what_python_means(expression, xs, expected):
@@ -179,35 +184,3 @@ def test_random_token_soup_never_raises():
         soup = [rng.randrange(tokenizer.VOCAB_SIZE - 3) for _ in range(rng.randrange(1, 60))]
         right += judge.check(item, item.answer[:keep] + tokenizer.encoding.decode(soup))
     assert time.perf_counter() - start < 20 and right < 30
-
-
-def test_random_mutations_agree_with_cpython():
-    """Small edits of gold answers: where the interpreter gives a value, CPython gives the same.
-
-    CPython runs only texts that the interpreter accepts, in another process, with builtins that
-    the language has.
-    """
-    rng, accepted = random.Random(1), []
-    swaps = "+ - * // % > < == max min sum sorted len 2 7 and or [::-1] [:1]".split() + ["not "]
-    for item in tasks.dataset("toy-mbpp", "train", 700, rng):
-        head, body = item.answer.split("return ")
-        words = body.split(" ")
-        words[rng.randrange(len(words))] = rng.choice(swaps)
-        source = f"{head}return {' '.join(words)}"
-        try:
-            value = interpreter.run(source, ([3, -1, 4, 1, 8],))
-            accepted.append((source, item.gold[2], repr(value)))
-        except interpreter.Wrong:
-            pass
-    assert len(accepted) > 60
-    program = f"""if True:
-        import ast, builtins, sys
-        names = {sorted(interpreter.FUNCTIONS)!r}
-        for source, name, value in ast.literal_eval(sys.stdin.read()):
-            space = {{'__builtins__': {{n: getattr(builtins, n) for n in names}}}}
-            exec(source, space)
-            assert repr(space[name]([3, -1, 4, 1, 8])) == value, source
-    """
-    command = [sys.executable, "-W", "ignore", "-c", program]
-    p = subprocess.run(command, input=repr(accepted), text=True, capture_output=True, timeout=60)
-    assert p.returncode == 0, p.stderr

@@ -8,18 +8,14 @@ import os
 import pickle
 import resource
 import shutil
-import signal
-import subprocess
-import sys
 from dataclasses import fields
 
 import pytest
 import torch
 
 import decode
-from model import GPT, GPTConfig
 from tests.conftest import ROOT, TINY, make_tiny, mistake, run_script, train_tiny
-from toy_experts import experts, script, tokenizer
+from toy_experts import experts, script
 from toy_experts.script import UserError
 
 PROMPT = "Maya has 12 apples. She buys 5 more. Then she doubles the number. How many apples are there now?"
@@ -70,22 +66,10 @@ def test_run_again_skips_and_changes_nothing(world, capsys):
     assert stat() == before
 
 
-def test_a_killed_training_leaves_nothing_and_starts_again(copy, world):
-    """Killed in its first steps; then once more: to the bit the run that was not killed."""
+def test_the_same_run_to_the_bit(copy, world):
+    """One router is trained again; another is not, as it is there."""
     for name in ("router_sft.pt", "router_sft.log.jsonl"):
         (copy / name).unlink()
-    before, flags = (
-        contents(copy),
-        ["--out", copy.parent, "--device", "cpu", *TINY["train_sft"].split()],
-    )
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, ROOT / "train_sft.py", *flags]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env
-    ) as p:
-        assert any(line.startswith("step            1") for line in p.stdout), "too late to kill"
-        p.send_signal(signal.SIGKILL)
-    assert p.returncode == -signal.SIGKILL and contents(copy) == before
     train_tiny(copy.parent, "train_sft")
     a, b = weights(copy / "router_sft.pt"), weights(world / "seed0" / "router_sft.pt")
     assert all(torch.equal(a[k], b[k]) for k in b)
@@ -100,26 +84,6 @@ def test_seeds_share_nothing(copy, monkeypatch):
     assert contents(copy) == before
     a, b = weights(copy / "math.pt"), weights(copy.parent / "seed7" / "math.pt")
     assert not torch.equal(a["embed.weight"], b["embed.weight"])
-
-
-def test_experts_of_another_architecture(tmp_path, monkeypatch):
-    """`new_gpt` makes the base; `build` makes what a checkpoint's config describes."""
-    make_tiny(monkeypatch)
-    s, built = experts.Settings(out=str(tmp_path), device="cpu"), []
-    monkeypatch.setattr(experts, "documents", lambda s, name: [([5, 6, 7, 8], [True] * 4)] * 16)
-    new = lambda: GPT(GPTConfig(vocab_size=tokenizer.VOCAB_SIZE, d_model=16, n_layer=1, n_head=2))
-
-    def build(config):
-        built.append(config)
-        return script.gpt_of(config)
-
-    models = experts.ensure(s, new, build)
-    assert [m.config.d_model for m in models] == [16] * 3 and [c["n_head"] for c in built] == [
-        2
-    ] * 4
-    start = weights(tmp_path / "seed0" / "base.pt")["blocks.0.wq.weight"]
-    assert not any(torch.equal(m.blocks[0].wq.weight, start) for m in models)
-    assert not any(p.requires_grad for m in models for p in m.parameters())
 
 
 # --- decode.py ----------------------------------------------------------------------------------

@@ -309,16 +309,6 @@ def test_phase_2_is_fed_pairs_and_phase_1_s_samples(own, world, monkeypatch):
     assert len(got["plan"]) == 4 and got["s"].lr_w == 1e-3
 
 
-def test_what_the_tiny_run_s_pairs_are(world):
-    """Right and wrong answers to preference prompts."""
-    items = {i.prompt: i for i in tasks.mixed("preference", 36, Random("preference 0"))}
-    found = [json.loads(l) for l in (world / "seed0" / "pairs.jsonl").read_text().splitlines()]
-    assert len(found) > 5
-    for p in found:
-        item = items[p["prompt"]]
-        assert judge.check(item, p["chosen"]) and not judge.check(item, p["rejected"])
-
-
 # --- what the trainings show --------------------------------------------------------------------
 
 
@@ -367,9 +357,3 @@ def test_a_printed_line_is_a_mean_of_its_kind():
     log = [{"step": i, "kind": "pair" if i % 2 else "sft", "loss": float(i)} for i in range(50)]
     assert progress.means(log[:1], "sft") == "step            1 sft   loss 0.000"
     assert progress.means(log, "pair") == "step    1-50 mean pair  loss 25.000"
-
-
-def test_the_schedule_by_hand():
-    """Up in 4 steps, then a cosine: a tenth at the end, 0.55 in the middle."""
-    got = [data.schedule(step, 12, warmup=4) for step in (0, 3, 4, 8, 12)]
-    assert got == pytest.approx([0.25, 1.0, 1.0, 0.55, 0.1])
