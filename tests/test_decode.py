@@ -106,7 +106,11 @@ def test_no_token_is_read_twice(models, prompts):
         ids, cache, *pos = args
         i, rows = everyone.index(model), range(len(prompts))
         rows = rows if cache.rows is None else cache.rows.tolist()
-        pos = pos[0] if any(x is not None for x in pos) else cache.length[:, None] - torch.arange(ids.size(1), 0, -1)
+        pos = (
+            pos[0]
+            if any(x is not None for x in pos)
+            else cache.length[:, None] - torch.arange(ids.size(1), 0, -1)
+        )
         new = {(b, p) for b, row in zip(rows, pos.tolist()) for p in row}
         assert not new & read[i]  # in one pass the last token may stand twice
         read[i] |= new
