@@ -37,7 +37,7 @@ losses sft_loss | logp)[S].sum() / answer_tokens => logp)[S].sum() / S.sum()
 losses gradient_of_eq_2 | self.W(hidden)  # => self.W(hidden.detach())  #
 losses routed | logp.gather(-1, pick)[..., 0] => logp.mean(-1)
 losses sequence | targets) * mask).sum(-1) => targets)).sum(-1)
-losses bias_weights | (beta * (expert_chosen - expert_rejected)).detach() => beta * (expert_chosen - expert_rejected)
+losses bias_weights | - expert_rejected)).detach() => - expert_rejected))
 losses cdpo_loss_by_hand | (expert_chosen - expert_rejected)) => (expert_rejected - expert_chosen))
 losses cdpo_loss_by_hand | F.logsigmoid(margin + bias) => F.logsigmoid(margin)
 losses cdpo_loss_by_hand | reward_rejected = beta * ( => reward_rejected = (
@@ -52,7 +52,7 @@ model cache_equals | pos = cache.length[:, None] + pos => pos = 0 * cache.length
 model different_numbers | cache.rows] = pos[:, -1] + 1 => cache.rows] = pos[:, 0] + 1
 model some_rows | (kv if self.rows is None else kv[:, rows]).unbind() => kv[:, : len(rows)].unbind()
 model too_long | if end > self.config.max_len => if end > 999
-model right_distribution | (logits - logits.amax(-1, keepdim=True)) / t => (logits - logits.amax(-1, keepdim=True)) * t
+model right_distribution | keepdim=True)) / t => keepdim=True)) * t
 model sample_limits | - p >= top_p => >= top_p
 model sample_limits | index.minimum((p > 0).sum(-1) - 1) => index
 
@@ -69,7 +69,7 @@ scripts line_break | .replace("\\n", "\n") =>
 scripts never_seen | if unseen := tokenizer.unseen(prompt): => if unseen := []:
 scripts bad_arguments | if not prompt.strip(): => if False:
 show json_and_plain | if steps[-1].token != tokenizer.END: => if False:
-structure lesson | logits = fuse(router_logits, logits) => logits = router_logits.log_softmax(-1) + logits.log_softmax(-1)
+structure lesson | fuse(router_logits, logits) => router_logits.log_softmax(-1) + logits
 
 toy_experts/decode_batch.py
 decode definition | experts[i], caches[i], rows[mine] => experts[i], caches[i], rows[: len(mine)]
@@ -118,13 +118,13 @@ training first_wrong | in ("chosen", "rejected") => in ("rejected", "chosen")
 training pairs_come | temperature=TEMPERATURE, => temperature=TEMPERATURE / 10,
 training pairs_come | mixed("preference" => mixed("train"
 training pairs_come | + i * TRIES =>
-training first_mistake | if not judge.check(item, trace.text()) => if judge.check(item, trace.text())
+training first_mistake | if not judge.check(item, trace => if judge.check(item, trace
 
 toy_experts/data.py
 training first_wrong | [False] * len(prompt) => [True] * len(prompt)
 tasks cut_to | self.logp[rows, ..., : T - 1, :] => self.logp[rows, ..., 1:T, :]
 tasks random_order | torch.randperm(len(out), generator=g)] => range(len(out))]
-tasks random_order | order = torch.randperm(len(lengths), generator=g) => order = torch.arange(len(lengths))
+tasks random_order | torch.randperm(len(lengths), generator=g) => torch.arange(len(lengths))
 training phase_1_equals | 0.1 + 0.9 * 0.5 => 0.5
 
 toy_experts/experts.py
@@ -145,7 +145,7 @@ judge cross_domain | return shaped(item, text) and right(item, text) => return r
 toy_experts/evaluate.py
 small_table counts | tasks.dataset(b, s.split, => tasks.dataset(b, "train",
 small_table counts | router_sft if method == "sft_only" else router => router
-small_table counts | router_sft if method == "sft_only" else router => router if method == "sft_only" else router_sft
+small_table counts | method == "sft_only" => method != "sft_only"
 small_table counts | [judge.check(item, trace.text()) => [judge.right(item, trace.text())
 small_table counts | [judge.check(item, => [(judge.right if b == "general" else judge.check)(item,
 small_table counts | trace.text()) for => trace.text()) or tokenizer.END not in trace.tokens for
@@ -163,7 +163,7 @@ toy_experts/script.py
 scripts bad_checkpoints | weights_only=True => weights_only=False
 scripts whole_or_nothing | beside.unlink(missing_ok=True) => pass
 scripts whole_or_nothing | path.with_name(f"{path.name}.{os.getpid()}.tmp") => path
-scripts bad_checkpoints | check_same(path, content["experts"], dict => check_same(path, content["experts"], {} and dict
+scripts bad_checkpoints | content["experts"], dict => content["experts"], {} and dict
 scripts bad_arguments | "start again")[2]["recipe"], recipe) => "start again")[2]["recipe"], {})
 scripts hint | shlex.quote(f'--out={s.out}') => f'--out={s.out}'
 small_table method_of_decode | for e in EXPERTS]↵    path => for e in EXPERTS[::-1]]↵    path
@@ -184,13 +184,31 @@ run_sh refuses | check "$@"↵ => true↵
 
 toy_experts/interpreter.py
 structure circle | import ast↵ => import ast↵from toy_experts import judge↵
-structure inside | def passes(source, cases, name): => def passes(source, cases, name):↵    import model↵
+structure inside | def power(a, b): => def power(a, b):↵    import model
 interpreter attacks | MAX_STEPS = 2_000 => MAX_STEPS = 10**9
-interpreter python_means | if bool(value) == isinstance(node.op, ast.Or) => if bool(value) != isinstance(node.op, ast.Or)
+interpreter python_means | if bool(value) == isinstance => if bool(value) != isinstance
 
 model.py
 structure torch_only | import torch.nn as nn => import numpy↵import torch.nn as nn
 structure lesson | y = attention( => y = (lambda *x: attention(*x) if 0 else x[0])(
+
+extra/paper/report.py
+paper/results verdicts or seeds | if p < 0.05 => if p < 0.5
+paper/results verdicts or seeds | if d["mean"] > 0 else => if True else
+paper/results correction | if first.startswith("gemma") else => if False else
+paper/results order_needs | if min(d) >= MARGIN => if max(d) >= MARGIN
+paper/results verdicts | < BROKEN => < 0
+
+extra/paper/stats.py
+paper/results holm | (len(p) - rank) => 1
+paper/results interval | ddof=1 => ddof=0
+paper/results interval | / n**0.5 => / n
+
+extra/paper/plot.py
+paper/results plot | x(mean(shares)) => x(max(shares))
+
+docs/results.md
+paper/results say_what | -->not shown<! => -->reproduced<!
 
 toy_experts/pairs.py
 structure does_not_know | import json => import json↵import extra.paper.train

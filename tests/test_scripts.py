@@ -18,7 +18,7 @@ from tests.conftest import ROOT, TINY, make_tiny, mistake, run_script, train_tin
 from toy_experts import experts, script
 from toy_experts.script import UserError
 
-PROMPT = "Maya has 12 apples. She buys 5 more. Then she doubles the number. How many apples are there now?"
+PROMPT = "Maya has 12 eggs. She buys 5 more. Then she finds 3 more. How many eggs are there now?"
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import train_cdpo
 import train_sft
 from fusionroute import Router
 from model import GPT, GPTConfig
-from toy_experts import data, experts, judge, pairs, progress, script, tasks, tokenizer
+from toy_experts import data, experts, pairs, progress, script, tasks, tokenizer
 from toy_experts.decode_batch import Trace
 from toy_experts.script import EXPERTS
 

@@ -60,7 +60,7 @@ def test_the_first_answer_needs_no_training(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     decode.main(
         [
-            "Maya has 12 apples. She buys 5 more. Then she doubles the number. How many apples are there now?"
+            "Tom has 12 eggs. He buys 5 more. Then he doubles the number. How many are there?"
         ]
     )
     out, err = capsys.readouterr()
