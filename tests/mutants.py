@@ -195,7 +195,7 @@ structure lesson | y = attention( => y = (lambda *x: attention(*x) if 0 else x[0
 extra/paper/report.py
 paper/results verdicts or seeds | if p < 0.05 => if p < 0.5
 paper/results verdicts or seeds | if d["mean"] > 0 else => if True else
-paper/results correction | if first.startswith("gemma") else => if False else
+paper/results correction | if first.startswith("gemma") else "llama" => if False else "llama"
 paper/results order_needs | if min(d) >= MARGIN => if max(d) >= MARGIN
 paper/results verdicts | < BROKEN => < 0
 
@@ -208,7 +208,8 @@ extra/paper/plot.py
 paper/results plot | x(mean(shares)) => x(max(shares))
 
 docs/results.md
-paper/results say_what | -->not shown<! => -->reproduced<!
+paper/results say_what | bias off-->not shown<! => bias off-->reproduced<!
+paper/results say_what | -->+10.8 [+8.2 => -->+10.9 [+8.2
 
 toy_experts/pairs.py
 structure does_not_know | import json => import json↵import extra.paper.train

@@ -29,6 +29,8 @@ def test_gold_answers_are_right(bench):
             )  # x + 1 for x + 12: may be right
             assert plain_code or not judge.check(i, wrong), (i, wrong)
         assert i.prompt == i.prompt.strip(" ") and i.prompt.isascii()
+        assert ("word done" in i.prompt) == i.answer.endswith("\ndone"), i
+        assert ("word ready" in i.prompt) == i.answer.startswith("ready\n"), i
 
 
 @pytest.mark.parametrize("bench", ["toy-mbpp", "toy-humaneval"])

@@ -83,7 +83,7 @@ def test_sft_loss_by_hand():
     """
     logits, targets = torch.zeros(1, 3, 2), torch.tensor([[0, 1, 0]])
     mask = torch.tensor([[False, True, True]])
-    w = torch.tensor([math.log(3), 0.0]).expand(1, 3, 2)
+    w = torch.tensor([[[0.0, 9.0], [0.0, 9.0], [math.log(3), 0.0]]])
     logp = torch.tensor([[[-9.0, -9.0], [-5.0, -7.0], [-1.0, -3.0]]])
     choice = torch.tensor([[[0, 1], [1, 1], [0, 1]]])
     loss, info = sft_loss(logits, w, targets, mask, logp, choice, lam=1 / 3)
@@ -154,6 +154,8 @@ def test_cdpo_loss_by_hand():
     assert [float(info[k]) for k in names] == [0.5, -0.5, 1.0, 1.0, 1.0, 1.0]
     info = cdpo_loss(t(-2), t(-5), t(-3), t(-4), t(-9), t(-6), beta=0.5)[1]  # the bias is -1.5
     assert [float(info[k]) for k in names[4:]] == [1.0, 0.0]
+    info = cdpo_loss(t(0), t(0), t(0), t(0), t(0), t(0), beta=0.5)[1]  # nobody prefers anything
+    assert [float(info[k]) for k in names[4:]] == [0.0, 0.0]
 
 
 def test_gradient_of_eq_3():

@@ -77,13 +77,17 @@ def test_the_same_run_to_the_bit(copy, world):
     assert (copy / log).read_bytes() == (world / "seed0" / log).read_bytes()
 
 
-def test_seeds_share_nothing(copy, monkeypatch):
-    before = contents(copy)
+@pytest.mark.parametrize("seed", [0, 7])
+def test_a_seed_is_a_run_of_its_own(copy, monkeypatch, seed):
+    """All random numbers follow from it: trained elsewhere, equal to the bit, or another run."""
+    before, out = contents(copy), copy.parent if seed else copy / "again"
     make_tiny(monkeypatch)
-    experts.main(["--out", str(copy.parent), "--seed", "7", "--device", "cpu"])
-    assert contents(copy) == before
-    a, b = weights(copy / "math.pt"), weights(copy.parent / "seed7" / "math.pt")
-    assert not torch.equal(a["embed.weight"], b["embed.weight"])
+    torch.manual_seed(5)
+    experts.main(["--out", str(out), "--seed", str(seed), "--device", "cpu"])
+    for name in ("base", "math", "code", "instruct"):
+        a, b = weights(copy / f"{name}.pt"), weights(out / f"seed{seed}" / f"{name}.pt")
+        assert all(torch.equal(a[k], b[k]) == (seed == 0) for k in a if "wq" in k or "emb" in k)
+    assert seed == 0 or contents(copy) == before
 
 
 # --- decode.py ----------------------------------------------------------------------------------
@@ -121,6 +125,14 @@ def test_a_conversation_in_a_terminal(world, monkeypatch, capsys):
     said = capsys.readouterr()
     assert said.out.count("tokens with the end") == 2 and said.err.count("error: ") == 1
     assert "prompt> " not in said.out and next(lines) == "never read"
+
+
+def test_the_longest_prompt_and_one_that_is_no_text(world, capsys):
+    n = len(decode.encode(PROMPT, 999)) + decode.MAX_NEW
+    assert len(decode.encode(PROMPT, n)) == n - decode.MAX_NEW
+    with pytest.raises(UserError, match="must have at most"):
+        decode.encode(PROMPT, n - 1)
+    decode.main(["--out", str(world), "What is \udcff?"])  # so Python shows an odd byte
 
 
 @pytest.mark.parametrize("as_argument", [True, False])
@@ -208,6 +220,24 @@ def test_a_hint_can_be_obeyed(tmp_path):
     assert mistake("decode", *asked, PROMPT).endswith(both)
     assert mistake("train_cdpo", *asked).endswith(f"run python train_sft.py{flags}")
     assert mistake("toy_experts.evaluate", *asked).endswith(f"run bash run.sh{flags}")
+
+
+def test_another_phase_1_is_another_phase_2(copy):
+    """router.pt belongs to the router of phase 1 that it was trained from."""
+    content = torch.load(copy / "router_sft.pt", weights_only=True)
+    content["model"]["W.weight"][0, 0] += 1e-3
+    torch.save(content, copy / "router_sft.pt")
+    flags = ["--out", copy.parent, *TINY["train_cdpo"].split()]
+    assert "router.pt was made with phase1 = " in mistake("train_cdpo", *flags)
+
+
+def test_an_interrupted_script_says_so(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stop:
+        script.run(interrupted)
+    assert stop.value.code == 130 and capsys.readouterr().err == "interrupted\n"
 
 
 def test_a_mistake_is_one_line_and_status_2():

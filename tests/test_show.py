@@ -1,6 +1,7 @@
 """How an answer is shown: which tokens have an expert, what the router changed, and as JSON."""
 
 import json
+import sys
 
 import pytest
 
@@ -66,6 +67,16 @@ def test_json_has_the_answer_without_its_end(monkeypatch):
     assert last == {"answer": " eggsé", "prompt": "How?", "method": "fusionroute", "end": rows[3]}
     *tokens, last = show.as_json(rows[:1], "How?", "fusionroute")  # it has not ended
     assert tokens == rows[:1] and last["answer"] == " eggs" and last["end"] is None
+
+
+def test_colours_are_for_terminals(monkeypatch):
+    rows = records(monkeypatch, [step(" eggs", 1)], [True])
+    assert show.answer(rows).startswith("[code: eggs]\n")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert show.answer(rows).startswith("\033[32m eggs\033[0m\n")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert show.answer(rows).startswith("[code: eggs]\n")
 
 
 def test_the_router_alone_has_no_expert(monkeypatch):

@@ -67,12 +67,16 @@ def test_what_counts_in_each_row(world, routers, monkeypatch):
         given = [ANSWERS[min(4, (i + k) % 8)](item) for i, item in enumerate(items)]
         return [Trace(tokens=tokens, pick=[0] * 99) for tokens in given]
 
+    routing = lambda experts, items, traces: [t.tokens for t in traces]
     monkeypatch.setattr(evaluate, "answers", stub)
-    monkeypatch.setattr(evaluate, "routing", lambda *args: {})
+    monkeypatch.setattr(evaluate, "routing", routing)
     s = evaluate.Settings(out=str(world), device="cpu", prompts=13, split="validation")
     r = evaluate.evaluate(s, world / "seed0")
     assert list(asked) == [*tasks.BENCHMARKS, "general"] and list(r["methods"]) == methods
-    assert {tasks.split_of(i.key) for items in asked.values() for i in items} == {"validation"}
+    for bench, items in asked.items():
+        assert items == tasks.dataset(bench, "validation", 13, Random(f"validation {bench} 0"))
+        given = [ANSWERS[min(4, i % 8)](item) for i, item in enumerate(items)]
+        assert r["routing"][bench] == given  # FusionRoute's, the first method
     for k, method in enumerate(methods):
         rows, mean = {}, lambda xs: pytest.approx(sum(xs) / len(xs), abs=1e-4) if xs else None
         for bench, items in asked.items():

@@ -207,6 +207,8 @@ def test_batches_have_all_samples_in_random_order():
     assert seen.tolist() != torch.cat(data.batches(lengths, 16, seed=2)).tolist()
     padded = sum(int(lengths[b].max()) * len(b) for b in got)
     assert padded < 1.2 * int(lengths.sum())
+    spread = [int(lengths[b].max() - lengths[b].min()) for b in got]
+    assert 2 < sum(spread) / len(got) < 8  # sorted within pools, not as a whole
     longest = [int(lengths[b].max()) for b in got]
     falls = sum(a > b for a, b in zip(longest, longest[1:]))
     assert 20 < falls < 44  # of 65 batches; sorted they would fall 0 to 5 times

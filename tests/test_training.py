@@ -14,7 +14,7 @@ import train_sft
 from fusionroute import Router
 from model import GPT, GPTConfig
 from toy_experts import data, experts, pairs, progress, script, tasks, tokenizer
-from toy_experts.decode_batch import Trace
+from toy_experts.decode_batch import Trace, answers
 from toy_experts.script import EXPERTS
 
 SIZES = dict(d_model=8, n_layer=1, n_head=2, n_kv_head=1, head_dim=4, d_ff=12, max_len=16)
@@ -334,6 +334,22 @@ def test_what_a_training_shows(tiny_run):
     for item in items:
         assert tasks.split_of(item.key) == "validation"
         assert item.skill in tasks.held_out(item.bench, 0.25, 0)
+    first_router = script.load_router(out / "seed0", "router_sft", "cpu", "")[:2]
+    wrong, before = pairs.first_mistake(*first_router, items)
+    assert (
+        f"{wrong.prompt}\na right answer: {wrong.answer!r}\nbefore: {before!r}"
+        in said["train_cdpo"]
+    )
+    for script_name, name, item in (
+        ("train_sft", "router_sft", items[0]),
+        ("train_cdpo", "router", wrong),
+    ):
+        models = script.load_router(out / "seed0", name, "cpu", "")[:2]
+        assert f"after: {answers(*models, [item])[0].text()!r}" in said[script_name]
+        shipped = (script.WEIGHTS / f"{name}.log.jsonl").read_text().splitlines()
+        for kind in ("sft", "pair")[: 1 + (name == "router")]:
+            expected = progress.means([json.loads(line) for line in shipped[-50:]], kind)
+            assert expected in said[script_name]
     pair = [r for r in logs["router"] if r["kind"] == "pair"]
     assert abs(pair[0]["reward_chosen"]) < 0.3 * abs(pair[0]["bias"]) and pair[-1]["margin"] != 0
     names = "loss reward_chosen reward_rejected margin accuracy bias fused_accuracy".split()

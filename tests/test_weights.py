@@ -59,9 +59,7 @@ def test_the_first_answer_needs_no_training(tmp_path, monkeypatch, capsys):
     (tmp_path / "out" / "seed0").mkdir(parents=True)  # as a training that failed leaves it
     monkeypatch.chdir(tmp_path)
     decode.main(
-        [
-            "Tom has 12 eggs. He buys 5 more. Then he doubles the number. How many are there?"
-        ]
+        ["Tom has 12 eggs. He buys 5 more. Then he doubles the number. How many are there?"]
     )
     out, err = capsys.readouterr()
     assert "The answer is 34." in out and "[math:" in out and "\033" not in out
