@@ -95,34 +95,20 @@ def test_code_by_hand():
     assert not judge.check(i, i.answer.replace(f"def {i.gold[2]}(", "def other("))
 
 
-@pytest.mark.parametrize("bench", ["toy-mbpp", "toy-humaneval"])
-def test_hidden_cases_tell_near_misses_apart(bench):
-    """Gold answers with one number or operator exchanged.
-
-    What the judge accepts must agree with the gold on a dense grid.
-    """
-    rng, wrong, changed = Random(9), 0, 0
-    if bench == "toy-humaneval":
-        grid = [(i, j) for i in range(-12, 22) for j in range(-12, 22)]
-    else:
-        lists = [[]] + [[x] for x in range(-40, 80)]
-        lists += [[x, y] for x in range(-8, 13) for y in range(-8, 13)]
-        lists += [[rng.randint(-20, 40) for _ in range(n)] for n in range(3, 20) for _ in range(5)]
-        grid = [(xs,) for xs in lists]
-    for i in tasks.dataset(bench, "train", 10, Random(3)):
-        gold = interpreter.parse(i.gold[1])
+def test_hidden_cases_tell_near_misses_apart():
+    """Gold answers with one number or operator exchanged: few pass, and these mean the same."""
+    changed, passed, grid = 0, [], [[x] for x in range(-40, 80)] + [[x, -x, 9] for x in range(50)]
+    for i in tasks.dataset("toy-mbpp", "train", 15, Random(3)):
         for m in re.finditer(r"(?<!\[)(?<!default=)(?:[0-9]+|[<>+*%-])", i.answer):
             for new in ["2", "5", "9"] if m[0].isdigit() else ["<", ">", "+", "-"]:
                 text = i.answer[: m.start()] + new + i.answer[m.end() :]
-                if text == i.answer:
-                    continue
-                changed += 1
-                if judge.check(i, text):
-                    call, program = interpreter.call, interpreter.parse(i.gold[0] + text)
-                    assert all(call(program, x) == call(gold, x) for x in grid), (i.answer, text)
-                else:
-                    wrong += 1
-    assert changed > 70 and wrong > 0.8 * changed
+                changed += text != i.answer
+                if text != i.answer and judge.check(i, text):
+                    passed.append((i.answer, text))
+    assert changed > 70 and len(passed) < 0.2 * changed
+    for pair in passed:
+        a, b = ([interpreter.run(source, (xs,)) for xs in grid] for source in pair)
+        assert a == b, pair
 
 
 @pytest.mark.parametrize(

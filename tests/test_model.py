@@ -101,25 +101,16 @@ def test_rows_with_different_numbers_of_new_tokens():
         same(hidden[b, -1], alone[1][0, -1])
 
 
-def test_some_rows_of_a_cache_and_going_back():
-    """Rows 2 and 0 read on alone. Then row 2 goes back three tokens and reads others."""
-    model, ids, other = double(), torch.randint(0, 29, (3, 9)), torch.randint(0, 29, (1, 5))
-    cache = model.new_cache(3)
+def test_some_rows_of_a_cache():
+    """Rows 2 and 0 read on alone, then row 1: each as if it had always been alone."""
+    model, ids = double(), torch.randint(0, 29, (3, 9))
+    cache, pos = model.new_cache(3), torch.arange(4, 9)
     model(ids[:, :4], cache)
-    part = cache.select(torch.tensor([2, 0]))
-    same(
-        model(ids[[2, 0], 4:], part, torch.arange(4, 9).expand(2, 5))[0],
-        model(ids[[2, 0]])[0][:, 4:],
-    )
-    assert cache.length.tolist() == part.length.tolist() == [9, 4, 9]  # one length for both
-    part = cache.select(torch.tensor([2]))
-    logits, _ = model(other, part, torch.arange(6, 11)[None])
-    same(logits, model(torch.cat([ids[2:3, :6], other], 1))[0][:, 6:])
-    assert cache.length.tolist() == [9, 4, 11]
-    same(
-        model(ids[1:2, 4:], cache.select(torch.tensor([1])), torch.arange(4, 9)[None])[0],
-        model(ids[1:2])[0][:, 4:],
-    )  # row 1 has noticed nothing
+    for rows, lengths in (([2, 0], [9, 4, 9]), ([1], [9, 9, 9])):
+        part = cache.select(torch.tensor(rows))
+        logits, _ = model(ids[rows, 4:], part, pos.expand(len(rows), 5))
+        same(logits, model(ids[rows])[0][:, 4:])
+        assert cache.length.tolist() == part.length.tolist() == lengths  # one length for both
 
 
 def test_nobody_sees_the_future():
