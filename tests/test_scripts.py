@@ -107,7 +107,7 @@ def test_prompts_from_a_file(world, monkeypatch, capsys):
         decode.main(["--out", str(world)])
     said = capsys.readouterr()
     assert stop.value.code == 2 and said.err.count("error: ") == 1
-    assert said.out.count("tokens with the end") == 2
+    assert said.out.count("the experts disagree at") == 2
     assert said.out.index(f"prompt> {PROMPT}\n") < said.out.index("prompt> What is 38 mod 5?\n")
     typed(monkeypatch, b"What is \xff?\n\nWhat is 38 mod 5?")
     decode.main(["--out", str(world), "--json"])
@@ -123,7 +123,7 @@ def test_a_conversation_in_a_terminal(world, monkeypatch, capsys):
     monkeypatch.setattr("builtins.input", lambda asked: next(lines))
     decode.main(["--out", str(world)])
     said = capsys.readouterr()
-    assert said.out.count("tokens with the end") == 2 and said.err.count("error: ") == 1
+    assert said.out.count("the experts disagree at") == 2 and said.err.count("error: ") == 1
     assert "prompt> " not in said.out and next(lines) == "never read"
 
 

@@ -116,5 +116,6 @@ def test_json_and_plain_lines_of_every_method(world, method, capsys):
     decode.main(command)
     out = capsys.readouterr().out
     assert out.startswith(show.plain(tokens) + "\n")
-    assert f"({len(tokens) + bool(last['end'])} tokens with the end;" in out
+    count = f"{len(tokens) + 1} tokens with the end;" if last["end"] else "96 tokens; the experts"
+    assert f"({count}" in out
     assert ("(stopped: 96 tokens)" in out) == (last["end"] is None)
