@@ -1,5 +1,6 @@
 """run.sh hands its flags to every script, and refuses wrong ones before minutes are spent."""
 
+import os
 import shutil
 import subprocess
 
@@ -8,6 +9,7 @@ import pytest
 from tests.conftest import ROOT
 
 PYTHON = """#!/bin/sh
+case "$1 $2" in "-c "* | "-m pip") exit ;; esac  # run.sh looks whether this Python works
 read -r line && set -- "$@" "< $line"
 echo "$@" >> ran
 """
@@ -16,6 +18,8 @@ echo "$@" >> ran
 @pytest.fixture
 def run_sh(tmp_path):
     """run.sh in a folder of its own, with a Python that only notes what it is asked to run."""
+    if os.name == "nt":
+        pytest.skip("the stand-in for Python is a shell script")
     (tmp_path / ".venv/bin").mkdir(parents=True)
     for name in ("pip", "python"):
         (tmp_path / ".venv/bin" / name).write_text(PYTHON)

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import pickle
-import resource
 import shutil
 from dataclasses import fields
 
@@ -318,6 +317,7 @@ def test_bad_checkpoints(copy, damage):
 
 def test_a_full_disk_keeps_what_was_there(copy):
     """Files may grow to 32 KiB only: the weights cannot be saved, and no half file is left."""
+    resource = pytest.importorskip("resource")  # not on Windows
     (copy / "router_sft.pt").unlink()
     before, limits = contents(copy), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, limits[1]))
