@@ -42,6 +42,8 @@ losses cdpo_loss_by_hand | (expert_chosen - expert_rejected)) => (expert_rejecte
 losses cdpo_loss_by_hand | F.logsigmoid(margin + bias) => F.logsigmoid(margin)
 losses cdpo_loss_by_hand | reward_rejected = beta * ( => reward_rejected = (
 losses cdpo_loss_by_hand | "accuracy": (margin > 0) => "accuracy": (margin + bias > 0)
+losses cdpo_loss_by_hand | (margin > 0).float() => (margin >= 0).float()
+losses sft_loss | pick = w[S].argmax(-1) => pick = w[mask].argmax(-1)
 losses score | token_logp(logits, x[:, 1:]).cpu() => token_logp(logits, x[:, :-1]).cpu()
 training fed_the_train | nn.init.zeros_(self.W => nn.init.ones_(self.W
 
@@ -68,6 +70,8 @@ small_table method_of_decode | "router_sft" if s.method == "sft_only" else "rout
 scripts line_break | .replace("\\n", "\n") =>
 scripts never_seen | if unseen := tokenizer.unseen(prompt): => if unseen := []:
 scripts bad_arguments | if not prompt.strip(): => if False:
+scripts longest | .encode(errors="replace").decode() =>
+scripts longest | len(ids) + MAX_NEW > max_len => len(ids) > max_len
 show json_and_plain | if steps[-1].token != tokenizer.END: => if False:
 structure lesson | fuse(router_logits, logits) => router_logits.log_softmax(-1) + logits
 
@@ -86,6 +90,7 @@ show only_tokens | [COLOURS[r["expert"]]] * r["in_S"] => [COLOURS[r["expert"]]]
 show only_tokens | (f"«{r['token']}»" if r["changed"] else r["token"]) => r["token"]
 show only_tokens | [r["expert"] for r in rows if r["in_S"]] => [r["expert"] for r in rows]
 show part_of | ("utf-8")("replace") => ("utf-8")("ignore")
+show terminals | "NO_COLOR" not in os.environ => "NO_COLOR" in os.environ
 show json_has | ended = rows[-1]["id"] == tokenizer.END => ended = False
 
 train_sft.py
@@ -110,6 +115,7 @@ losses pair_loss | cdpo_loss(*theta.unbind(1) => cdpo_loss(*theta.flip(1).unbind
 training phase_2_is_fed | (logp[..., 0] * both.mask[:, 1:]).sum(-1) => logp[..., 0].sum(-1)
 training phase_2_is_fed | score([lm], => score(experts[:1],
 training phase_2_is_fed | phase1["recipe"]["samples"] => 2400
+scripts another_phase_1 | | {"phase1": script.fingerprint(router)} =>
 
 toy_experts/pairs.py
 training first_wrong | if not judge.check(item, text) and => if judge.check(item, text) and
@@ -125,16 +131,19 @@ training first_wrong | [False] * len(prompt) => [True] * len(prompt)
 tasks cut_to | self.logp[rows, ..., : T - 1, :] => self.logp[rows, ..., 1:T, :]
 tasks random_order | torch.randperm(len(out), generator=g)] => range(len(out))]
 tasks random_order | torch.randperm(len(lengths), generator=g) => torch.arange(len(lengths))
+tasks random_order | order.split(16 * size) => order.split(len(order))
 training phase_1_equals | 0.1 + 0.9 * 0.5 => 0.5
 
 toy_experts/experts.py
 training experts_train | model.parameters(), 1.0) => model.parameters(), 1e9)
 training experts_train | [learn].mean() => .mean()
 tasks held_out | if skill not in held_out] => ]
+scripts seed_is | torch.manual_seed(s.seed) => pass
 
 toy_experts/tasks.py
 tasks cross_domain | if split_of(key) == split => if split_of(rest[0]) == split
 tasks splits_are_disjoint | if split_of(key) == split => if split_of(rest[0]) == split
+judge gold | re.sub(r" (Begin|Finish) .*", "", prompt) => prompt
 tasks held_out | sample(skills[2:] => sample(skills[:6]
 
 toy_experts/judge.py
@@ -150,12 +159,16 @@ small_table counts | [judge.check(item, trace.text()) => [judge.right(item, trac
 small_table counts | [judge.check(item, => [(judge.right if b == "general" else judge.check)(item,
 small_table counts | trace.text()) for => trace.text()) or tokenizer.END not in trace.tokens for
 small_table counts | zip(right, uncovered) if not u] => zip(right, uncovered) if u]
+small_table counts | {s.split} {b} {s.seed} => {s.split} {b}
+small_table counts | if method == "fusionroute": => if method == "sft_only":
 small_table shares | informative(choice)[mask[:, 1:]] => informative(choice)[mask[:, :-1]]
 small_table report | row["general"]["all"]] => row["average"]["all"]]
 small_table report | -kv[1] => kv[1]
 
 toy_experts/progress.py
 training shows | "validation", n => "test", n
+training shows | splitlines()[-EVERY:] => splitlines()[:EVERY]
+training shows | max_new=96 => max_new=9
 training printed_line | if r["kind"] == kind] => ]
 scripts diverged | if not loss.isfinite(): => if False:
 
@@ -164,6 +177,7 @@ scripts bad_checkpoints | weights_only=True => weights_only=False
 scripts whole_or_nothing | beside.unlink(missing_ok=True) => pass
 scripts whole_or_nothing | path.with_name(f"{path.name}.{os.getpid()}.tmp") => path
 scripts bad_checkpoints | content["experts"], dict => content["experts"], {} and dict
+scripts interrupted | except KeyboardInterrupt as e: => except ZeroDivisionError as e:
 scripts bad_arguments | "start again")[2]["recipe"], recipe) => "start again")[2]["recipe"], {})
 scripts hint | shlex.quote(f'--out={s.out}') => f'--out={s.out}'
 small_table method_of_decode | for e in EXPERTS]↵    path => for e in EXPERTS[::-1]]↵    path
