@@ -137,7 +137,7 @@ def respond(prompt, router, experts, s, as_json):
     steps = list(decode(router, experts, ids, **METHODS[s.method], **how))
     rows = show.records(experts, ids, steps, s.method)  # runs all experts, for the display only
     if unseen := tokenizer.unseen(prompt):
-        note = "(the toy has never seen: " + ", ".join(unseen) + "; expect nonsense)"
+        note = "(the toy has never seen: " + ", ".join(unseen) + "; the answer may be nonsense)"
         print(note, file=sys.stderr)
     if as_json:
         print("\n".join(json.dumps(row) for row in show.as_json(rows, prompt, s.method)))

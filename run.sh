@@ -39,6 +39,8 @@ ask() {
     printf '%s\n' "Tom has 21 eggs. He loses 3 of them. Then he gives 7 away. How many eggs are there now? Finish with the word done." \
         "Define a function run(nums) that returns the first two of the numbers below 2 in nums." \
         "What is 17 mod 5? Put the answer in double quotes." | $python decode.py "$@"
+    echo "(coloured or in []: the experts disagree; underlined or in «»: the router changed it)"
+    echo '(right answers: 11, and done on a new line; [x for x in nums if x < 2][:2]; "2")'
 }
 
 installed=$SECONDS

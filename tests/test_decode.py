@@ -1,22 +1,28 @@
-"""decode.decode, one prompt, against the definition, against decode_batch, and in its limits; then how an answer is shown."""
-
-import json
+"""Decoding: one prompt, many prompts, and the definition; the limits of Eq. (1); sampling."""
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import decode
-from decode import Step
+from decode import METHODS
 from fusionroute import Router, fuse, naive_fused_greedy
-from model import GPT, GPTConfig, generate, sample
+from model import GPT, GPTConfig, sample
 from toy_experts import show, tokenizer
-from toy_experts.batch import METHODS, answers, decode_batch
+from toy_experts.decode_batch import Uniform, answers, decode_batch
 from toy_experts.tasks import Item
 
-CONFIG = GPTConfig(vocab_size=19, d_model=16, n_layer=2, n_head=2, n_kv_head=1, head_dim=8, d_ff=24, max_len=64)
+CONFIG = GPTConfig(
+    vocab_size=19, d_model=16, n_layer=2, n_head=2, n_kv_head=1, head_dim=8, d_ff=24, max_len=64
+)
 END, MAX_NEW = 3, 20
-PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [1, 2], [16, 17, 18, 1, 2, 4, 5], [4, 4, 4, 4]]
+PROMPTS = [
+    [5, 6, 7],
+    [8],
+    [9, 10, 11, 12, 13, 14, 15],
+    [1, 2],
+    [16, 17, 18, 1, 2, 4, 5],
+    [4, 4, 4, 4],
+]
 EXPERTS = {"math": 0, "code": 1, "instruct": 2}  # the order of the routing weights
 
 
@@ -29,8 +35,8 @@ def gpt():
 
 @pytest.fixture
 def models(monkeypatch):
-    """A router whose picks change from token to token, and three experts that agree on nothing."""
-    torch.manual_seed(21)  # a seed with which most answers change their expert often, and half of them end
+    """A router whose picks change from token to token, and three experts that differ."""
+    torch.manual_seed(21)  # here most answers change their expert often, and half of them end
     monkeypatch.setattr(tokenizer, "END", END)
     monkeypatch.setattr(decode, "MAX_NEW", MAX_NEW)
     router = Router(gpt(), 3)
@@ -38,259 +44,164 @@ def models(monkeypatch):
     return router.requires_grad_(False), [gpt() for _ in range(3)]
 
 
-def batch(router, experts, prompts, **how):
-    return decode_batch(router, experts, prompts, MAX_NEW, **how)
+def one(models, prompt, **how):
+    """The steps of decode.decode as the lists that a Trace of decode_batch has."""
+    steps = decode.decode(*models, prompt, **how)
+    columns = zip(*((s.token, s.pick, s.expert_choice, s.weights) for s in steps))
+    return [list(column) for column in columns]
 
 
-def one(router, experts, prompt, **how):
-    """decode.decode's steps as the lists that decode_batch's Trace has."""
-    steps = list(decode.decode(router, experts, prompt, **how))
-    return [list(column) for column in zip(*((s.token, s.pick, s.expert_choice, s.weights) for s in steps))]
+def batch(models, prompts, **how):
+    return decode_batch(*models, prompts, MAX_NEW, **how)
 
 
-def slow(router, experts, prompt, method):
-    """Each method from its own definition, without caches and without decode.py: tokens and picks, the end token's included."""
-    ids, picks = list(prompt), []
-    while len(picks) < MAX_NEW:
+def slow(models, prompt, method):
+    """A method from its own definition, without caches: one row a token."""
+    router, experts = models
+    ids, rows = list(prompt), []
+    while len(rows) < MAX_NEW and ids[-1] != END:
         x = torch.tensor([ids])
         router_logits, w = router(x)
         pick = EXPERTS.get(method, int(w[0, -1].argmax()))
         r, e = router_logits[0, -1].log_softmax(-1), experts[pick](x)[0][0, -1].log_softmax(-1)
-        logits = {"fusionroute": r + e, "sft_only": r + e, "router": r}.get(method, e)  # the others: the expert alone
-        picks.append(pick)
-        ids.append(int(logits.argmax()))
-        if ids[-1] == END:
-            break
-    return ids[len(prompt):], picks
+        fused = method in ("fusionroute", "sft_only")
+        ids.append(int((r + e if fused else r if method == "router" else e).argmax()))
+        own = r if method == "router" else e
+        rows.append((ids[-1], pick, int(own.argmax()), w[0, -1].softmax(-1).tolist()))
+    return [list(column) for column in zip(*rows)]
 
 
-# --- one prompt, many prompts, and the definition ----------------------------------------------------------------------------------------
+# --- one prompt, many prompts, and the definition -----------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_decode_equals_decode_batch_and_the_definition(models, method):
-    """Tokens, picks, what the expert wanted and the weights, alone and in a batch; Eq. (1) also against naive_fused_greedy."""
-    router, experts = models
-    prompts = PROMPTS if method == "fusionroute" else PROMPTS[:3]
-    together = batch(router, experts, prompts, **METHODS[method]) + batch(router, experts, PROMPTS[:1], **METHODS[method])
-    for p, trace in zip([*prompts, PROMPTS[0]], together):
-        tokens, picks, choices, weights = one(router, experts, p, **METHODS[method])
-        assert (tokens, picks) == slow(router, experts, p, method)
-        assert (trace.tokens, trace.pick, trace.expert_choice) == (tokens, picks, choices)
+    """Tokens, picks, what the expert wanted and the weights; Eq. (1) also by its slow loop."""
+    traces = batch(models, PROMPTS, **METHODS[method]) + batch(
+        models, PROMPTS[:1], **METHODS[method]
+    )
+    for p, trace in zip([*PROMPTS, PROMPTS[0]], traces):
+        tokens, picks, choices, weights = one(models, p, **METHODS[method])
+        *expected, w = slow(models, p, method)
+        assert [tokens, picks, choices] == expected
+        assert [trace.tokens, trace.pick, trace.expert_choice] == [tokens, picks, choices]
         if method not in EXPERTS:
-            torch.testing.assert_close(torch.tensor(trace.weights), torch.tensor(weights), rtol=1e-4, atol=1e-5)
+            for got in (weights, trace.weights):
+                got = torch.tensor(got) - torch.tensor(w)
+                assert float(got.abs().max()) < 1e-4
         if method == "fusionroute":
-            assert ([t for t in tokens if t != END], picks) == naive_fused_greedy(router, experts, p, END, MAX_NEW)
-    if method == "fusionroute":
-        assert len({len(t.tokens) for t in together}) > 2           # rows ended at different times
-        assert all(len(set(t.pick)) > 1 for t in together)          # experts fell behind and caught up
-        assert all(t.expert_choice != t.tokens for t in together)   # the router changed something
-    if METHODS[method]:
-        assert all(t.expert_choice == t.tokens for t in together)   # nobody is there to change anything
+            assert (trace.answer(), picks) == naive_fused_greedy(*models, p, END, MAX_NEW)
+            assert trace.expert_choice != tokens and len(set(picks)) > 1  # else it shows little
+        if METHODS[method]:
+            assert choices == tokens  # nobody is there to change anything
+    assert method != "fusionroute" or len({len(t.tokens) for t in traces}) > 2
 
 
-@pytest.mark.parametrize("how", ["decode", "batch"])
-def test_an_expert_that_is_not_picked_is_not_run(models, how):
-    router, experts = models
-    calls = [[] for _ in range(4)]
-    for i, model in enumerate([router.lm, *experts]):
-        model.register_forward_hook(lambda m, args, out, i=i: calls[i].append(args[0].shape[1]))
-    pick = one(router, experts, PROMPTS[0])[1] if how == "decode" else batch(router, experts, PROMPTS[:1])[0].pick
-    assert len(calls[0]) == len(pick) and sum(calls[0]) == len(PROMPTS[0]) + len(pick) - 1  # the router reads each token once
-    for i in range(3):
-        assert len(calls[1 + i]) == pick.count(i)  # one pass for each time it is picked
-        if calls[1 + i]:  # all that it missed is read then: the prompt and every token before its last pick
-            last = len(pick) - 1 - pick[::-1].index(i)
-            assert sum(calls[1 + i]) == len(PROMPTS[0]) + last
+@pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS])
+def test_no_token_is_read_twice(models, prompts):
+    """And an expert that no row picks does not run: decode.decode, and rows that end one by one."""
+    read, passes = [set() for _ in range(4)], [0] * 4
 
+    def hook(model, args, out):
+        ids, cache, *pos = args
+        i, rows = everyone.index(model), range(len(prompts))
+        rows = rows if cache.rows is None else cache.rows.tolist()
+        pos = (
+            pos[0]
+            if any(x is not None for x in pos)
+            else cache.length[:, None] - torch.arange(ids.size(1), 0, -1)
+        )
+        new = {(b, p) for b, row in zip(rows, pos.tolist()) for p in row}
+        assert not new & read[i]  # in one pass the last token may stand twice
+        read[i] |= new
+        passes[i] += 1
 
-def test_no_token_is_read_twice(models):
-    """In a batch whose rows pick different experts and end at different times, too: what each model reads, summed over its passes."""
-    router, experts = models
-    read = [0] * 4
-    for i, model in enumerate([router.lm, *experts]):
-        model.register_forward_hook(lambda m, args, out, i=i: read.__setitem__(i, read[i] + int(args[2].sum())))
-    traces = batch(router, experts, PROMPTS)
-    assert read[0] == sum(len(p) + len(t.tokens) - 1 for p, t in zip(PROMPTS, traces))
-    for i in range(3):  # an expert reads a row up to the last token that it is picked for
-        last = [max((k for k, pick in enumerate(t.pick) if pick == i), default=-len(p)) for p, t in zip(PROMPTS, traces)]
-        assert read[1 + i] == sum(len(p) + k for p, k in zip(PROMPTS, last))
-
-
-def test_the_record_says_what_happened(models):
-    """Token t must be the argmax of Eq. (1) with the recorded expert; expert_choice that expert's argmax; weights softmax(w)."""
-    router, experts = models
-    ids = list(PROMPTS[2])
-    for s in decode.decode(router, experts, ids.copy()):
-        x = torch.tensor([ids])
-        (r, w), e = router(x), experts[s.pick](x)[0][0, -1]
-        assert s.pick == int(w[0, -1].argmax()) and s.expert_choice == int(e.argmax())
-        assert s.weights == pytest.approx(w[0, -1].softmax(-1).tolist(), abs=1e-5)
-        assert s.token == int((r[0, -1].log_softmax(-1) + e.log_softmax(-1)).argmax())
-        ids.append(s.token)
-    assert len(ids) > len(PROMPTS[2])
+    everyone = [models[0].lm, *models[1]]
+    for model in everyone:
+        model.register_forward_hook(hook)
+    alone = len(prompts) == 1
+    picks = [one(models, *prompts)[1]] if alone else [t.pick for t in batch(models, prompts)]
+    steps = [{p[k] for p in picks if k < len(p)} for k in range(MAX_NEW)]
+    for i, places in enumerate(read):
+        expected = set()  # the router reads all; an expert reads a row up to its last pick there
+        for b, (prompt, pick) in enumerate(zip(prompts, picks)):
+            last = [k for k, p in enumerate(pick) if i in (0, p + 1)][-1:]
+            expected |= {(b, k) for k in range(len(prompt) + last[0])} if last else set()
+        assert places == expected
+        assert passes[i] == sum(bool(s) if i == 0 else i - 1 in s for s in steps)
 
 
 def test_limits(models):
-    """Uniform router logits: routing only. One expert only, with the router: the fused decoder of one expert."""
+    """Uniform router logits: routing only. One expert and the router: Eq. (1) of these two."""
     router, experts = models
-    cut = lambda tokens: [x for x in tokens if x != END]
-    for p in PROMPTS[1:2]:
-        assert cut(one(router, experts, p, use_expert=False)[0]) == generate(router.lm, [p], MAX_NEW, END)[0]
-        for i in range(3):
-            assert cut(one(router, experts, p, use_router=False, only=i)[0]) == generate(experts[i], [p], MAX_NEW, END)[0]
+    for p in PROMPTS[:2]:
         alone = naive_fused_greedy(Router(router.lm, 1), experts[1:2], p, END, MAX_NEW)[0]
-        assert cut(one(router, experts, p, only=1)[0]) == alone == cut(batch(router, experts, [p], only=1)[0].tokens)
-    routing_only = [one(router, experts, p, use_router=False)[0] for p in PROMPTS]
-    router.lm.head = torch.nn.Linear(16, 19, bias=False).requires_grad_(False)  # untied, so that only the logits change
+        assert batch(models, [p], only=1)[0].answer() == alone
+        assert [t for t in one(models, p, only=1)[0] if t != END] == alone
+    routing_only = [one(models, p, use_router=False)[0] for p in PROMPTS]
+    router.lm.head = torch.nn.Linear(16, 19, bias=False).requires_grad_(False)  # untied
     router.lm.head.weight.zero_()
-    assert [one(router, experts, p)[0] for p in PROMPTS] == routing_only == [t.tokens for t in batch(router, experts, PROMPTS)]
+    assert [one(models, p)[0] for p in PROMPTS] == routing_only
+    assert [t.tokens for t in batch(models, PROMPTS)] == routing_only
 
 
 def test_answers_come_in_the_order_of_the_items(models, monkeypatch):
     """Items of any length, in batches of two: each answer is its own prompt's."""
-    router, experts = models
     monkeypatch.setattr(tokenizer, "encode_prompt", lambda prompt: [4 + int(c) for c in prompt])
-    items = [Item("", "", "", prompt, "", "", None) for prompt in ("31415", "9", "265358", "97", "932")]
-    traces = answers(router, experts, items, size=2, max_new=MAX_NEW)
-    assert [t.tokens for t in traces] == [one(router, experts, tokenizer.encode_prompt(i.prompt))[0] for i in items]
-
-
-# --- sampling ----------------------------------------------------------------------------------------------------------------------------
-
-
-def test_sampling_in_a_batch_equals_one_by_one(models):
-    router, experts = models
-    together = batch(router, experts, PROMPTS, temperature=1.0, seed=9)
-    for b, p in enumerate(PROMPTS):
-        assert batch(router, experts, [p], temperature=1.0, seed=9 + b)[0].tokens == together[b].tokens
-        assert one(router, experts, p, temperature=1.0, seed=9 + b)[0] == together[b].tokens
-    assert together[0].tokens != one(router, experts, PROMPTS[0], temperature=1.0, seed=1)[0]
-
-
-def first_token(router, experts, prompt):
-    """log of Eq. (1) for the first token of an answer, naively. (V,)"""
-    r, w = router(torch.tensor([prompt]))
-    e = experts[int(w[0, -1].argmax())](torch.tensor([prompt]))[0][0, -1]
-    return F.log_softmax(r[0, -1], -1) + F.log_softmax(e, -1)
-
-
-def chi_square(tokens, p):
-    """Of observed tokens against probabilities p (V,); rare tokens are counted as one."""
-    n, count = len(tokens), torch.tensor(tokens).bincount(minlength=len(p))
-    big = p * n > 1
-    rest = float(count[~big].sum()), float(p[~big].sum() * n)
-    return float(((count - n * p)[big] ** 2 / (n * p)[big]).sum()) + (rest[0] - rest[1]) ** 2 / max(rest[1], 1.0)
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_sampling_follows_eq_1(models, temperature):
-    """First tokens of 4000 samples against the fused distribution: chi-square, 18 degrees of freedom; false alarm below 1e-6 (64)."""
-    router, experts = models
-    p = (first_token(router, experts, PROMPTS[0]) / temperature).softmax(-1)
-    traces = decode_batch(router, experts, [PROMPTS[0]] * 4000, 1, temperature=temperature)
-    assert chi_square([t.tokens[0] for t in traces], p) < 64
-    hot = (first_token(router, experts, PROMPTS[0]) / (3 * temperature)).softmax(-1)
-    assert chi_square([t.tokens[0] for t in traces], hot) > 64  # and it would notice another temperature
-
-
-def test_temperature_and_top_p_of_one_prompt(models):
-    """Every token is `sample` of Eq. (1) at this temperature and top_p with the next number of the seed's stream; top_p keeps it to
-    the likeliest tokens."""
-    router, experts = models
-    ids, stream = list(PROMPTS[0]), torch.Generator().manual_seed(4)
-    steps = list(decode.decode(router, experts, ids.copy(), temperature=1.5, top_p=0.6, seed=4))
-    for s in steps:
-        logits, u = first_token(router, experts, ids), torch.rand(1, generator=stream)
-        assert s.token == int(sample(logits[None], 1.5, 0.6, u))
-        p = (logits / 1.5).softmax(-1)
-        assert float(p[p > p[s.token]].sum()) < 0.6
-        ids.append(s.token)
-    assert [s.token for s in steps] != one(router, experts, PROMPTS[0])[0]
-    nearly = one(router, experts, PROMPTS[0], temperature=1.5, top_p=1e-6, seed=4)[0]
-    assert nearly == one(router, experts, PROMPTS[0])[0]  # a tiny nucleus is greedy
-
-
-# --- showing an answer -------------------------------------------------------------------------------------------------------------------
-
-
-def token(text):
-    (t,) = tokenizer.encoding.encode_ordinary(text)
-    return t
-
-
-def shown(steps, S, method="fusionroute"):
-    rows = list(show.records(steps, S, method))
-    return rows, show.plain(rows), show.coloured(rows)
-
-
-def step(text, pick=0, wanted=None, weights=(0.8, 0.1, 0.1)):
-    ids = [text if isinstance(text, int) else token(text), wanted if isinstance(wanted, int) else token(wanted or text)
-           if not isinstance(text, int) else text]
-    return Step(ids[0], pick, list(weights), ids[1])
-
-
-def test_only_tokens_in_S_have_an_expert():
-    """Outside S plain; inside in the expert's colour, or in brackets after its name; what the router changed in «» or underlined."""
-    steps = [step(" apples", 0), step(" eggs", 1), step(" cakes", 1), step(" books", 2, " coins"), step(" cups", 0, " pens"),
-             step(tokenizer.END)]
-    rows, plain, colour = shown(steps, [False, True, True, True, False, False])
-    assert plain == " apples[code: eggs cakes][instruct:« books»]« cups»"
-    assert colour == (" apples\033[32m eggs\033[0m\033[32m cakes\033[0m\033[33;4m books\033[0m\033[4m cups\033[0m")
-    assert [r["in_S"] for r in rows] == [False, True, True, True, False, False]
-    assert [r["changed"] for r in rows] == [False, False, False, True, True, False] and rows[3]["expert_choice"] == " coins"
-    assert [r["expert"] for r in rows] == ["math", "code", "code", "instruct", "math", "math"]
-    assert rows[0]["weights"] == {"math": 0.8, "code": 0.1, "instruct": 0.1}
-    legend = show.legend(steps, rows, False)
-    assert legend == ("(6 tokens with the end; the experts disagree at 3: code 2, instruct 1; changed by the router: "
-                      "' coins' -> ' books', ' pens' -> ' cups')")
-    assert "\033[32mcode\033[0m 2" in show.legend(steps, rows, True) and "\033" not in plain + legend
-    assert "changed by the router: none" in show.legend(steps[:3], rows[:3], False)
-
-
-def test_the_router_alone_has_no_expert():
-    rows, plain, colour = shown([step(" apples", 1), step(" eggs", 1)], [True, False], "router")
-    assert {r["expert"] for r in rows} == {"router"} and all(r["weights"] == {} for r in rows)
-    assert plain == "[router: apples] eggs" and colour == "\033[35m apples\033[0m eggs"
-
-
-E_ACUTE = list("\u00e9".encode())  # two bytes, two tokens
-
-
-def test_part_of_a_character_is_never_shown_as_the_end():
-    """The last byte of a character brings all of it; the first shows nothing. Cut short, an answer shows that a part is missing."""
-    a, b = E_ACUTE
-    assert show.pieces([a, b, token(" eggs")]) == ["", "\u00e9", " eggs"] and show.pieces([a]) == ["\ufffd"]
-    assert show.pieces([a, tokenizer.END]) == ["\ufffd", ""] and show.pieces([token(" eggs"), tokenizer.END]) == [" eggs", ""]
-    steps = [step(a, 0), step(b, 0), step(tokenizer.END, 1)]
-    rows, plain, colour = shown(steps, [True, True, True])
-    assert plain == "[math:\u00e9]" and colour == "\033[34m\u00e9\033[0m"
-    changed = show.legend([step(a, 0, tokenizer.END), step(tokenizer.END, 0, a), step(" eggs", 0, b)], rows, False)
-    assert changed.endswith("changed by the router: '<|end|>' -> byte 0xc3, byte 0xc3 -> '<|end|>', byte 0xa9 -> ' eggs')")
-
-
-def test_a_token_shown_alone_keeps_its_leading_space():
-    assert (show.alone(token(" apples")), show.alone(token(".")), show.alone(token("\n"))) == ("' apples'", "'.'", r"'\n'")
+    items = [Item("", "", "", p, "", "", None) for p in ("31415", "9", "265358", "97", "932")]
+    traces = answers(*models, items, size=2, max_new=MAX_NEW)
+    expected = [one(models, tokenizer.encode_prompt(item.prompt))[0] for item in items]
+    assert [t.tokens for t in traces] == expected
+    traces = answers(*models, items, max_new=MAX_NEW, use_router=False)
+    assert traces[0].tokens == one(models, [7, 5, 8, 5, 9], use_router=False)[0]
 
 
 def test_in_S_is_where_the_experts_disagree(models):
-    """Against each expert's own choice before each token of the answer, the first and the end's included."""
-    router, experts = models
+    """Against each expert's own choice before each token of the answer, first and end included."""
+    experts = models[1]
     for p in PROMPTS:
-        tokens = one(router, experts, p)[0]
-        text = p + tokens
-        choices = [[int(e(torch.tensor([text[:t]]))[0][0, -1].argmax()) for e in experts] for t in range(len(p), len(text))]
-        assert show.in_S(experts, p, tokens) == [len(set(c)) > 1 for c in choices]
+        tokens = one(models, p)[0]
+        ids, expected = p + tokens, []
+        for t in range(len(p), len(ids)):
+            prefix = torch.tensor([ids[:t]])
+            expected.append(len({int(e(prefix)[0][0, -1].argmax()) for e in experts}) > 1)
+        assert show.in_S(experts, p, tokens) == expected
         assert show.in_S([experts[0]] * 3, p, tokens) == [False] * len(tokens)
 
 
-@pytest.mark.parametrize("method", ["fusionroute", "router", "code"])
-def test_what_decode_prints(world, method, capsys):
-    """The plain lines, from the JSON of the same prompt: one implementation, two forms."""
-    prompt = "What is 38 mod 5?"
-    decode.main(["--out", str(world), "--method", method, "--json", prompt])
-    *rows, last = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    decode.main(["--out", str(world), "--method", method, prompt])
-    out = capsys.readouterr().out
-    assert out.startswith(show.plain(rows) + "\n") and f"({len(rows) + bool(last['end'])} tokens with the end;" in out
-    assert ("stopped: 96 tokens" in out) == (last["end"] is None)
+# --- sampling -----------------------------------------------------------------------------------
+
+
+def eq_1(models, prompt):
+    """Eq. (1) for the next token. (V,)"""
+    router_logits, w = models[0](torch.tensor([prompt]))
+    expert_logits = models[1][int(w[0, -1].argmax())](torch.tensor([prompt]))[0]
+    return fuse(router_logits[0, -1], expert_logits[0, -1])
+
+
+def test_sampling_in_a_batch_equals_one_by_one(models):
+    """Row b draws from a stream of its own, seeded seed + b."""
+    how = {"temperature": 1.2, "top_p": 0.8}
+    together = [t.tokens for t in batch(models, PROMPTS, seed=9, **how)]
+    for b, p in enumerate(PROMPTS):
+        assert batch(models, [p], seed=9 + b, **how)[0].tokens == together[b]
+        assert one(models, p, seed=9 + b, **how)[0] == together[b]
+    assert together[0] != one(models, PROMPTS[0], seed=1, **how)[0]
+    a, b = Uniform(3, seed=5), Uniform(1, seed=7)
+    streams = [a([0, 1, 2], "cpu")[2], a([2], "cpu")[0]], [b([0], "cpu")[0], b([0], "cpu")[0]]
+    assert streams[0] == streams[1]
+
+
+def test_temperature_and_top_p_of_one_prompt(models):
+    """Every token is `sample` of Eq. (1) with the next number of the seed's stream."""
+    ids, stream = list(PROMPTS[0]), torch.Generator().manual_seed(4)
+    how = {"temperature": 1.5, "top_p": 0.6, "seed": 4}
+    tokens = one(models, PROMPTS[0], **how)[0]
+    for token in tokens:
+        logits, u = eq_1(models, ids), torch.rand(1, generator=stream)
+        assert token == int(sample(logits[None], 1.5, 0.6, u))
+        p = (logits / 1.5).softmax(-1)
+        assert float(p[p > p[token]].sum()) < 0.6
+        ids.append(token)
+    greedy = one(models, PROMPTS[0])[0]
+    assert tokens != greedy == one(models, PROMPTS[0], **how | {"top_p": 1e-6})[0]

@@ -1,124 +1,149 @@
-"""The judge never runs generated code: attacks get "wrong", and quickly."""
+"""The judge against answers written by hand: content, form, and the grade between them."""
 
-import random
-import subprocess
-import sys
-import time
+import re
+from random import Random
 
 import pytest
 
-from toy_experts import judge, tasks, tokenizer
+from toy_experts import interpreter, judge, tasks
 
-F = "def f(xs):\n    return "
-
-
-@pytest.mark.parametrize("expression, xs, expected", [
-    ("sum(x * 2 for x in xs if x > 1)", [1, 2, 3], 10),
-    ("max((x for x in xs), default=0)", [], 0),
-    ("[x ** 2 for x in xs][::-1]", [1, 2, 3], [9, 4, 1]),
-    ("sorted(xs, reverse=True)[:2]", [3, 1, 2], [3, 2]),
-    ("len(set(xs))", [1, 1, 2], 2),
-    ("-xs[0] % 3 if len(xs) > 0 else 7", [4], 2),
-    ("1 < xs[0] < 5 and not xs[0] == 3", [4], True),
-    ("xs[0] or 9", [0], 9),
-    ("any(x in [1, 2] for x in xs)", [5, 2], True),
-    ("xs[-1] // 2", [7], 3),
-])
-def test_language_means_what_python_means(expression, xs, expected):
-    got = judge.run(F + expression, (xs,))
-    assert got == expected and type(got) is type(expected)
-    assert eval(expression, {"xs": xs}) == expected  # our own text: CPython agrees
+ALL = tasks.BENCHMARKS + ["general"]
 
 
-ATTACKS = [
-    "__import__('os').system('touch /tmp/owned')", "open('/etc/passwd').read()", "().__class__.__bases__[0].__subclasses__()",
-    "xs.__class__", "xs.append(1)", "exec('1')", "eval('1')", "(lambda: 1)()", "f(xs)", "[f(xs) for x in xs]", "globals()", "print(1)",
-    "9 ** 9 ** 9 ** 9", "10 ** 1000000", "2 ** 8 ** 8 ** 8", "(2 ** 8) ** 8 ** 8 * 10 ** 8", "9" * 500, "-" * 550 + "1",
-    "(" * 150 + "1" + ")" * 150, "[" * 90 + "]" * 90, "not " * 130 + "1", "1" + "+1" * 280, "range(10 ** 12)", "list(range(10 ** 9))",
-    "[0] * 10 ** 12", "'a' * 10 ** 12", "xs + xs", "xs * 1000000", "[x for x in xs for y in xs for z in xs]",
-    "[[x for x in xs] for y in xs]", "sum(sum(sum(1 for a in xs) for b in xs) for c in xs)", "[x for x in iter(int, 1)]",
-    "{x: x for x in xs}", "{x for x in xs}", "f'{xs}'", "'%1000000000d' % 1", "'{:>999999999}'.format(1)", "b'a'", "1j", "1.5",
-    "1e308 * 10", "None", "...", "1 / 0", "1 // 0", "1 % 0", "xs[10 ** 9]", "xs[0][0]", "max(xs, key=abs)", "max(*xs)", "max(**xs)",
-    "sorted(xs, key=xs)", "(y := 5)", "await xs", "yield", "yield from xs", "*xs", "xs if", "", "return 1", "(x for x in xs)",
-    "len(x for x in xs)", "0 if xs is xs else 1", "\x00", "\ud800", "1\n    return 2", "1\nimport os", "1; import os",
-    "xs\n\ndef g():\n    pass", "sum", "abs", "unknown", "1 << 40", "~1", "1 @ 1", "0x" + "f" * 500, "sum([[1], [2]], [])", "2 ** -1",
-    "list(xs, xs)", "set(1)", "abs(xs)", "xs < 1", "1 in 1", "-xs", "not_a_name", "xs[1.0]", "xs[::0]",
-]
+def item(bench, skill, want=lambda i: True):
+    """The first train item of a sub-skill that has what the test wants."""
+    rng = Random(0)
+    return next(i for i in iter(lambda: tasks.draw(bench, "train", rng, [skill]), None) if want(i))
 
 
-@pytest.mark.parametrize("expression", ATTACKS, ids=lambda e: repr(e[:30]))
-def test_attacks_are_wrong_and_fast(expression):
-    start = time.perf_counter()
-    with pytest.raises(judge.Wrong):
-        judge.run(F + expression, (list(range(12)),))
-    assert not judge.passes(F + expression, [((list(range(12)),), 1)], "f")
-    assert time.perf_counter() - start < 0.5
+@pytest.mark.parametrize("bench", ALL)
+def test_gold_answers_are_right(bench):
+    """Of every sub-skill; and nothing that is cut short or goes on."""
+    n = {"toy-mbpp": 25, "toy-humaneval": 25, "general": 60}.get(bench, 300)
+    for i in tasks.dataset(bench, "train", n, Random(1)):
+        assert judge.check(i, i.answer) and judge.grade(i, i.answer) == 7, i
+        assert judge.check(i, i.answer + "\n"), i
+        for wrong in ("", i.answer + " Yes.", i.answer[:-1], i.answer[: len(i.answer) // 2]):
+            plain_code = (
+                i.kind == "code" and wrong == i.answer[:-1]
+            )  # x + 1 for x + 12: may be right
+            assert plain_code or not judge.check(i, wrong), (i, wrong)
+        assert i.prompt == i.prompt.strip(" ") and i.prompt.isascii()
+        assert ("word done" in i.prompt) == i.answer.endswith("\ndone"), i
+        assert ("word ready" in i.prompt) == i.answer.startswith("ready\n"), i
 
 
-@pytest.mark.parametrize("source", [
-    "", "f", "def f(xs): pass", "def f(xs):\n    xs = 1\n    return xs", "import os\ndef f(xs):\n    return 1",
-    "@abs\ndef f(xs):\n    return 1", "def f(*xs):\n    return 1", "def f(xs=[]):\n    return 1", "def f(xs, /):\n    return 1",
-    "def f(**xs):\n    return 1", "def f(xs: int):\n    return 1", "def f(xs) -> int:\n    return 1", "async def f(xs):\n    return 1",
-    "class f:\n    pass", "lambda xs: 1", "def f(xs):\n    return", "def f(xs):\n    'doc'", "def f(xs):\n    while True: pass",
-    "def f(xs):\n    def g():\n        return 1\n    return 1", "def f():\n    return 1", "def f(a, b):\n    return 1",
-    "def f(xs):\n" + "    " * 100 + "return 1" * 50,
-])
-def test_only_one_plain_function(source):
-    assert not judge.passes(source, [(([1],), 1)], "f")
+@pytest.mark.parametrize("bench", ["toy-mbpp", "toy-humaneval"])
+def test_gold_code_runs_in_cpython_with_the_same_results(bench):
+    """The only exec here is of our own gold answers."""
+    for i in tasks.dataset(bench, "train", 25, Random(1)):
+        head, source, name = i.gold
+        space = {}
+        exec(source, space)
+        for args, value in judge.cases(source, 2 if head else 1):
+            expected = space[name](*args)
+            assert value == expected and type(value) is type(expected)
 
 
-def test_a_truth_value_is_not_a_number():
-    assert judge.passes("def f(a):\n    return a > 1", [((2,), True)], "f")
-    assert not judge.passes("def f(a):\n    return a > 1", [((2,), 1)], "f")
-    assert not judge.passes("def f(a):\n    return set(a)", [(([2],), [2])], "f")
+def test_arithmetic_in_every_chain_of_thought_is_right():
+    fact = r"(?<![\dx] )(?<!\d)(\d+ (?:[-+*/]|//) \d+) = (\d+)"
+    for bench in ("toy-gsm8k", "toy-math500"):
+        for i in tasks.dataset(bench, "train", 300, Random(1)):
+            facts = re.findall(fact, i.answer)
+            assert all(eval(left) == int(right) for left, right in facts), i.answer  # our own text
 
 
-def test_bounds_hold_together_on_the_largest_allowed_text():
-    """The worst that 600 characters can ask for still ends at the step bound, at once."""
-    deep = F + "+".join(["sum(sum(1 for b in xs) for a in xs)"] * 15)
-    start = time.perf_counter()
-    with pytest.raises(judge.Wrong, match="steps"):
-        judge.run(deep, (list(range(200)),))
-    assert time.perf_counter() - start < 0.5
+def test_numbers_by_hand():
+    i = item("toy-gsm8k", "double")
+    n, m = i.gold, i.gold + 1
+    assert judge.check(i, f"The answer is {n}.") and judge.check(i, f"Well. The answer is {n}.\n")
+    for wrong in (m, f"{n}0", "9" * 5000, f"-{n}", f"{n}. Or {m}"):
+        assert not judge.check(i, f"The answer is {wrong}."), wrong
+    assert not judge.check(i, f"The answer is {n}") and not judge.check(i, str(n))
 
 
-def test_random_token_soup_never_raises():
-    """3000 texts of random tokens, half of them after a good beginning: a verdict every time, in bounded time."""
-    rng, tokens = random.Random(0), [t for t in range(tokenizer.VOCAB_SIZE - 3)]
-    items = tasks.dataset("toy-mbpp", "train", 20, rng) + tasks.dataset("toy-humaneval", "train", 20, rng)
-    start, right = time.perf_counter(), 0
-    for n in range(3000):
-        item = rng.choice(items)
-        keep = rng.randrange(len(item.answer)) if n % 2 else 0
-        soup = tokenizer.encoding.decode([rng.choice(tokens) for _ in range(rng.randrange(1, 60))])
-        right += judge.check(item, item.answer[:keep] + soup)
-    assert time.perf_counter() - start < 20 and right < 30
+def test_words_by_hand():
+    three = lambda i: len(i.gold[0]) == 3 and "done" not in i.answer and "ready" not in i.answer
+    i = item("toy-ifeval", "numbers", three)
+    a, b, c = i.gold[0]
+    assert judge.check(i, f"1. {a}\n2. {b}\n3. {c}")
+    assert judge.right(i, f"{a}, {b}, {c}") and not judge.right(i, f"{a}, {c}, {b}")
+    for wrong in (
+        f"1. {a}\n2. {b}",
+        f"1. {a}\n2. {c}\n3. {b}",
+        f"1. {a} 2. {b} 3. {c}",
+        f"1) {a}\n2) {b}\n3) {c}",
+        f"1. {a.upper()}\n2. {b}\n3. {c}",
+    ):
+        assert not judge.check(i, wrong), wrong
+    i = item("toy-ifeval", "reverse")  # its words are right backwards only
+    assert judge.right(i, " ".join(i.gold[0][::-1])) and not judge.right(i, " ".join(i.gold[0]))
+    i = item("general", "list-count")
+    assert not judge.check(i, i.answer.replace(f"are {len(i.gold[0])}.", "are 9."))
 
 
-def test_random_mutations_agree_with_cpython():
-    """Small edits of gold answers that stay in the language: where the judge gives a value, CPython gives the same one.
+def test_code_by_hand():
+    head = 'def rate(a, b):\n    """Return the larger of a and b."""\n'
+    body = "    return max(a, b)"
+    i = tasks.Item("toy-humaneval", "larger", "", "", body, "code", (head, head + body, "rate"))
+    for right in ("max(a, b)", "a if a > b else b", "max(b, a)", "max([a, b])"):
+        assert judge.check(i, f"    return {right}"), right
+    for wrong in ("min(a, b)", "max(a)", "None", "a", "max(a, b)\n    return 1", "b + 0 * a"):
+        assert not judge.check(i, f"    return {wrong}"), wrong
+    assert not judge.check(i, "return max(a, b)") and not judge.check(i, f"```\n{body}\n```")
+    i = item("toy-mbpp", "sum")
+    assert not judge.check(i, i.answer.replace(f"def {i.gold[2]}(", "def other("))
 
-    CPython runs them in another process, without builtins but the whitelisted ones, and only texts that the judge has accepted.
+
+def test_hidden_cases_tell_near_misses_apart():
+    """Gold answers with one number or operator exchanged: few pass, and these mean the same."""
+    changed, passed, grid = 0, [], [[x] for x in range(-40, 80)] + [[x, -x, 9] for x in range(50)]
+    for i in tasks.dataset("toy-mbpp", "train", 15, Random(3)):
+        for m in re.finditer(r"(?<!\[)(?<!default=)(?:[0-9]+|[<>+*%-])", i.answer):
+            for new in ["2", "5", "9"] if m[0].isdigit() else ["<", ">", "+", "-"]:
+                text = i.answer[: m.start()] + new + i.answer[m.end() :]
+                changed += text != i.answer
+                if text != i.answer and judge.check(i, text):
+                    passed.append((i.answer, text))
+    assert changed > 70 and len(passed) < 0.2 * changed
+    for pair in passed:
+        a, b = ([interpreter.run(source, (xs,)) for xs in grid] for source in pair)
+        assert a == b, pair
+
+
+@pytest.mark.parametrize(
+    "skill, old, new",
+    [
+        ("math-json", "{", ""),
+        ("math-quotes", '"', ""),
+        ("math-bullets", "- ", ""),
+        ("math-bullets", "\n- ", " "),
+        ("math-done", "\ndone", ""),
+        ("code-block", "```python\n", ""),
+        ("code-block", "\n```", ""),
+        ("code-done", "\ndone", ""),
+        ("list-count", "\nThere", " There"),
+    ],
+)
+def test_cross_domain_answers_need_their_form(skill, old, new):
+    """Right content in the wrong form is not right, and is graded below the right form.
+
+    The right form around a wrong number is no better.
     """
-    rng, accepted = random.Random(1), []
-    swaps = "+ - * // % > < == max min sum sorted len 2 7 and or [::-1] [:1]".split() + ["not "]
-    for item in tasks.dataset("toy-mbpp", "train", 700, rng):
-        head, body = item.answer.split("return ")
-        words = body.split(" ")
-        words[rng.randrange(len(words))] = rng.choice(swaps)
-        source = f"{head}return {' '.join(words)}"
-        try:
-            accepted.append((source, item.gold[2], judge.run(source, ([3, -1, 4, 1, 8],))))
-        except judge.Wrong:
-            pass
-    assert len(accepted) > 60
-    program = f"""if True:
-        import ast, builtins, sys
-        for source, name, value in ast.literal_eval(sys.stdin.read()):
-            space = {{'__builtins__': {{n: getattr(builtins, n) for n in {sorted(judge.FUNCTIONS)!r}}}}}
-            exec(source, space)
-            assert repr(space[name]([3, -1, 4, 1, 8])) == value, source
-    """
-    rows = [(s, n, repr(v)) for s, n, v in accepted]
-    p = subprocess.run([sys.executable, "-W", "ignore", "-c", program], input=repr(rows), text=True, capture_output=True, timeout=60)
-    assert p.returncode == 0, p.stderr
+    i = item("general", skill)
+    bad = i.answer.replace(old, new, 1)
+    assert bad != i.answer and not judge.check(i, bad) and not judge.shaped(i, bad)
+    assert judge.grade(i, bad) < judge.grade(i, i.answer)
+    if skill.startswith("math"):
+        other = i.answer.replace(str(i.gold[0]), f"{i.gold[0]}1")
+        assert judge.shaped(i, other) and not judge.right(i, other) and not judge.check(i, other)
+
+
+def test_grade_by_hand():
+    """4 for the content, 2 for the form, 1 for an answer no longer than the worked one."""
+    i = item("toy-gsm8k", "double")
+    n, long = len(i.answer), "Well. " * 10 + i.answer
+    assert judge.grade(i, f"The answer is {i.gold}.") == 7 == judge.grade(i, i.answer)
+    assert judge.grade(i, long) == pytest.approx(6 + n / (n + 60))
+    assert judge.grade(i, f"{i.gold}") == 5 and judge.grade(i, "no idea") == 1
+    assert judge.grade(i, f"The answer is {i.gold + 1}.") == 3

@@ -1,8 +1,9 @@
-"""The rules of the house: what may import what, that the lesson is what runs, and how long it may be."""
+"""The rules of the house: who imports whom, that the lesson is what runs, and how much it is."""
 
 import ast
-import dataclasses
-import importlib
+import re
+import shutil
+import subprocess
 import sys
 
 import pytest
@@ -13,7 +14,12 @@ import model
 from tests.conftest import ROOT
 
 LESSON = ["fusionroute", "model", "train_sft", "train_cdpo", "decode"]
-GROUND = ["toy_experts", "theory", "exercises", "page"]  # folders on the ground floor, besides the lesson's five scripts
+GROUND = ["toy_experts", "theory", "exercises", "page", "docs"]  # its other folders
+MOST_PYTHON, MOST_TESTS, MOST_WORDS, MOST_README = 16_000, 7_000, 20_000, 1_600
+
+
+def files(ending, *folders):
+    return [p for folder in folders for p in sorted((ROOT / folder).rglob(f"*.{ending}"))]
 
 
 def name_of(path):
@@ -22,17 +28,14 @@ def name_of(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def python_files(*folders):
-    return sorted(p for folder in folders for p in (ROOT / folder).rglob("*.py"))
+CODE = {name_of(p): p for p in [*ROOT.glob("*.py"), *files("py", *GROUND, "extra")]}
+TESTS = files("py", "tests")
+PAGES = [*ROOT.glob("*.md"), *files("md", *GROUND, "extra", "tests")]
 
 
-SOURCES = {name_of(p): p for p in [*ROOT.glob("*.py"), *python_files(*GROUND, "extra")]}
-ON_THE_GROUND = {n: p for n, p in SOURCES.items() if n.split(".")[0] != "extra"}
-
-
-def imports(path, module):
-    """[(module that is imported, line, whether inside a function)]. `from a import b` is a.b where that is a module, and a."""
-    found = []
+def imports(name):
+    """(module, line, whether inside a function) of each import. `from a import b`: a.b, or a."""
+    found, path = [], CODE[name]
 
     def visit(node, inside):
         for child in ast.iter_child_nodes(node):
@@ -40,86 +43,108 @@ def imports(path, module):
             if isinstance(child, ast.Import):
                 names = [a.name for a in child.names]
             elif isinstance(child, ast.ImportFrom):
-                package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-                for _ in range(child.level - 1):
-                    package = package.rpartition(".")[0]
-                base = ".".join(filter(None, [package if child.level else "", child.module or ""]))
-                names = [f"{base}.{a.name}" if f"{base}.{a.name}" in SOURCES else base for a in child.names]
+                depth = child.level - (path.name == "__init__.py")
+                parts = name.split(".")
+                parts = parts[: len(parts) - depth] if child.level else []
+                base = ".".join([*parts, *filter(None, [child.module])])
+                names = [f"{base}.{a.name}" for a in child.names]
+                names = [n if n in CODE else base for n in names]
             found.extend((n, child.lineno, inside) for n in names)
-            visit(child, inside or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)))
+            function = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+            visit(child, inside or function)
 
     visit(ast.parse(path.read_text()), False)
     return found
 
 
-IMPORTS = {name: imports(path, name) for name, path in SOURCES.items()}
+IMPORTS = {name: imports(name) for name in CODE}
+
+
+def all_imports_but(wrong):
+    """Fails with the place of each import for which wrong(importer, imported, inside) holds."""
+    places = [
+        f"{CODE[name].relative_to(ROOT)}:{line} imports {n}"
+        for name, found in IMPORTS.items()
+        for n, line, inside in found
+        if wrong(name, n, inside)
+    ]
+    assert not places, places
+
+
+def top(name):
+    return name.split(".")[0]
 
 
 def ours(name):
-    """Whether an imported name is a module of this repository (or was meant to be one)."""
-    return name.split(".")[0] in {*LESSON, *GROUND, "extra", "tests"}
+    return top(name) in {*LESSON, *GROUND, "extra", "tests"}
 
 
-# --- who may import whom -----------------------------------------------------------------------------------------------------------------
+# --- who imports whom ---------------------------------------------------------------------------
 
 
 def test_the_ground_floor_does_not_know_extra():
-    wrong = [f"{SOURCES[m].relative_to(ROOT)}:{line} imports {n}" for m in ON_THE_GROUND for n, line, _ in IMPORTS[m]
-             if n.split(".")[0] in ("extra", "tests")]
-    assert not wrong, wrong
+    """docs/tools publishes what extra/ measured; of it the lesson uses pages.py only."""
+    apart = [n for n in CODE if top(n) in ("extra", "docs") and n != "docs.tools.pages"]
+    assert len(CODE) - len(apart) > 30 and len(apart) > 15
+    all_imports_but(lambda name, n, inside: name not in apart and n in apart)
+    all_imports_but(lambda name, n, inside: top(n) == "tests")
 
 
-@pytest.mark.parametrize("name", ["fusionroute", "model"])
-def test_the_method_and_the_model_need_torch_only(name):
-    assert {n.split(".")[0] for n, _, _ in IMPORTS[name]} <= {"torch", "dataclasses"}
+def test_the_wings_do_not_know_each_other():
+    wings = "extra.real", "extra.paper"
+    all_imports_but(
+        lambda name, n, inside: any(
+            name.startswith(a) and n.startswith(b) for a in wings for b in wings if a != b
+        )
+    )
+
+
+@pytest.mark.parametrize("lesson", ["fusionroute", "model"])
+def test_the_method_and_the_model_need_torch_only(lesson):
+    allowed = {"torch", *sys.stdlib_module_names}
+    all_imports_but(lambda name, n, inside: name == lesson and top(n) not in allowed)
 
 
 def test_every_import_of_our_own_exists():
     """A name that no file has would also make the other tests of this page say little."""
-    packages = {".".join(n.split(".")[:i]) for n in SOURCES for i in range(1, n.count(".") + 2)}
-    wrong = [f"{SOURCES[m].relative_to(ROOT)}:{line} imports {n}" for m, found in IMPORTS.items() for n, line, _ in found
-             if ours(n) and n not in packages]
-    assert not wrong, wrong
+    packages = {".".join(n.split(".")[:i]) for n in CODE for i in range(1, n.count(".") + 2)}
+    all_imports_but(lambda name, n, inside: ours(n) and top(n) != "tests" and n not in packages)
+
+
+def test_no_import_of_our_own_inside_a_function():
+    all_imports_but(lambda name, n, inside: inside and ours(n))
 
 
 def test_no_import_circle():
     done, path = set(), []
 
-    def visit(module):
-        assert module not in path, " -> ".join([*path[path.index(module):], module])
-        if module not in done:
-            path.append(module)
-            for n, _, _ in IMPORTS[module]:
-                if n in SOURCES and n != module:  # a package's __init__ counts where a module names it
+    def visit(name):
+        assert name not in path, " -> ".join([*path[path.index(name) :], name])
+        if name not in done:
+            path.append(name)
+            for n, _, _ in IMPORTS[name]:
+                if n in CODE and n != name:
                     visit(n)
             done.add(path.pop())
 
-    for module in SOURCES:
-        visit(module)
-    assert len(done) > 15
+    for name in CODE:
+        visit(name)
+    assert done == set(CODE)
 
 
-def test_no_import_of_our_own_inside_a_function():
-    wrong = [f"{SOURCES[m].relative_to(ROOT)}:{line} imports {n}" for m, found in IMPORTS.items() for n, line, inside in found
-             if inside and ours(n)]
-    assert not wrong, wrong
+@pytest.mark.parametrize("name, most", [("decode", 7), ("train_sft", 9)])
+def test_a_script_loads_what_it_uses(name, most):
+    """The repository's files that an import loads, the script itself included."""
+    loaded, left = set(), [name]
+    while left:
+        loaded.add(left.pop())
+        left = [n for m in loaded for n, _, _ in IMPORTS[m] if n in CODE and n not in loaded]
+    assert 5 < len(loaded) <= most, sorted(loaded)
+    assert "toy_experts.judge" not in loaded
+    assert name != "decode" or "toy_experts.tasks" not in loaded
 
 
-def test_a_wing_keeps_to_itself():
-    """A wing of extra/ imports the ground floor, extra.common, extra.gpt, extra.models, itself; paper and real may use speed."""
-    wrong = []
-    for module, found in IMPORTS.items():
-        wing = module.split(".")[1] if module.startswith("extra.") else None
-        if wing is None:
-            continue
-        allowed = {wing, "common", "gpt", "models"} | ({"speed"} if wing in ("paper", "real") else set())
-        wrong += [f"{SOURCES[module].relative_to(ROOT)}:{line} imports {n}" for n, line, _ in found
-                  if n.startswith("extra.") and n.split(".")[1] not in allowed or n.split(".")[0] == "tests"]
-    assert not wrong, wrong
-    assert {m.split(".")[1] for m in SOURCES if m.startswith("extra.")} >= {"common", "gpt", "paper", "speed", "real"}
-
-
-# --- what the README says runs is what runs ----------------------------------------------------------------------------------------------
+# --- what the README says runs is what runs -----------------------------------------------------
 
 
 class Raised(Exception):
@@ -130,68 +155,72 @@ def raises(*args, **kwargs):
     raise Raised
 
 
-@pytest.mark.parametrize("module, name", [("fusionroute", "fuse"), ("model", "attention"), ("decode", "decode"), ("decode", "read_on")])
+@pytest.mark.parametrize(
+    "module, name",
+    [(fusionroute, "fuse"), (model, "attention"), (decode, "decode"), (decode, "read_on")],
+)
 def test_decode_runs_the_lesson(world, monkeypatch, capsys, module, name):
-    """Each of these functions replaced by one that raises, wherever it was imported to: `python decode.py PROMPT` cannot answer."""
-    argv = ["--out", str(world), "What is 38 mod 5?"]
-    decode.main(argv)
-    assert "tokens with the end" in capsys.readouterr().out
-    original = getattr(sys.modules[module], name)
-    for m in [decode, fusionroute, model]:
+    """The function replaced by one that raises, wherever it was imported to: no answer."""
+    command, original = ["--out", str(world), "What is 38 mod 5?"], getattr(module, name)
+    decode.main(command)
+    assert "the experts disagree at" in capsys.readouterr().out
+    for m in (decode, fusionroute, model):
         for key, value in list(vars(m).items()):
             if value is original:
                 monkeypatch.setattr(m, key, raises)
     with pytest.raises(Raised):
-        decode.main(argv)
+        decode.main(command)
     assert capsys.readouterr().out == ""
 
 
-# --- how long it may be ------------------------------------------------------------------------------------------------------------------
+# --- how it is written, and how much it is ------------------------------------------------------
 
 
-def code_lines(path):
-    """Lines with code: neither blank, nor only a comment, nor part of a docstring. Imports count."""
-    text = path.read_text()
-    lines = {i for i, line in enumerate(text.splitlines(), 1) if line.strip() and not line.strip().startswith("#")}
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            lines -= set(range(node.lineno, node.end_lineno + 1))
-    return len(lines)
+@pytest.mark.parametrize("command", ["check", "format --check"])
+def test_ruff(command):
+    beside = shutil.which("ruff", path=ROOT / ".venv" / "bin") or shutil.which("ruff")
+    ruff = shutil.which("ruff", path=str(sys.prefix) + "/bin") or beside
+    if not ruff:
+        pytest.skip("pip install ruff")
+    p = subprocess.run([ruff, *command.split(), "."], cwd=ROOT, capture_output=True, text=True)
+    assert p.returncode == 0, p.stdout[-3000:]
 
 
-@pytest.mark.parametrize("name, most", [("train_sft", 70), ("train_cdpo", 100), ("decode", 160), ("model", 190), ("fusionroute", 75)])
-def test_code_lines(name, most):
-    assert code_lines(ROOT / f"{name}.py") <= most
+def test_nothing_of_twelve_lines_stands_twice():
+    """Equal lines in a row, blank ones and comments left out.
 
-
-def test_a_code_line_by_hand(tmp_path):
-    (tmp_path / "a.py").write_text('"""Two\nlines."""\nimport os\nfrom sys import (\n    argv)\n\n# why\n\n\ndef f(x):\n    """D."""\n'
-                                   '    y = """not a\n    docstring"""  # code\n    return (x,\n            y)\n')
-    assert code_lines(tmp_path / "a.py") == 8
-
-
-@pytest.mark.parametrize("name, most", [("train_sft", 8), ("train_cdpo", 10)])
-def test_few_flags(name, most):
-    assert len(dataclasses.fields(importlib.import_module(name).Settings)) <= most
+    Exercises show the lesson's lines. `diff train_sft.py train_cdpo.py` is itself a lesson.
+    """
+    seen, twice = {}, set()
+    for name, path in CODE.items():
+        if top(name) == "exercises" or name == "train_cdpo":
+            continue
+        numbered = enumerate(path.read_text().splitlines(), 1)
+        lines = [(i, x.strip()) for i, x in numbered if x.strip() and x.strip()[0] != "#"]
+        for k in range(len(lines) - 11):
+            text = "\n".join(x for _, x in lines[k : k + 12])
+            place = f"{path.relative_to(ROOT)}:{lines[k][0]}"
+            if text in seen:
+                twice.add(f"{seen[text]} = {place}")
+            seen.setdefault(text, place)
+    assert not twice, sorted(twice)
 
 
 def test_only_the_five_scripts_at_the_top():
     assert {p.stem for p in ROOT.glob("*.py")} == set(LESSON)
 
 
-def test_lines_of_the_ground_floor():
-    files = [*ROOT.glob("*.py"), ROOT / "theory/toy_mdp.py", *python_files("toy_experts", "exercises", "page")]
-    wrong = [f"{path.relative_to(ROOT)}:{i}: {len(line)} columns" for path in files
-             for i, line in enumerate(path.read_text().splitlines(), 1) if len(line) > 100]
-    assert not wrong, wrong
+def test_how_much_it_is():
+    lines = lambda paths: sum(len(p.read_text().splitlines()) for p in paths)
+    words = lambda paths: sum(len(p.read_text().split()) for p in paths)
+    assert lines([*CODE.values(), *TESTS]) <= MOST_PYTHON and lines(TESTS) <= MOST_TESTS
+    assert words(PAGES) <= MOST_WORDS and words([ROOT / "README.md"]) <= MOST_README
 
 
-def test_train_sft_loads_few_files():
-    """The repository's files that `import train_sft` loads, itself included, and all their lines."""
-    loaded, left = set(), ["train_sft"]
-    while left:
-        module = left.pop()
-        loaded.add(module)
-        left += [n for n, _, inside in IMPORTS[module] if n in SOURCES and n not in loaded and not inside]
-    lines = sum(len(SOURCES[m].read_text().splitlines()) for m in loaded)
-    assert 6 < len(loaded) <= 10 and lines <= 2050, (lines, sorted(loaded))
+def test_tests_that_a_page_names_are_there():
+    """exercises/README.md says which test fails after which change of the code."""
+    names = {p.stem for p in TESTS} | set(
+        re.findall(r"def (test_\w+)", "".join(p.read_text() for p in TESTS))
+    )
+    named = {(p.name, n) for p in PAGES for n in re.findall(r"\btest_\w+", p.read_text())}
+    assert not [(page, n) for page, n in named if n not in names]

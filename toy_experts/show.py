@@ -122,8 +122,9 @@ def legend(rows, colour):
         for r in rows
         if r["changed"]
     ]
+    end = " with the end" if rows[-1]["id"] == tokenizer.END else ""
     return (
-        f"({len(rows)} tokens with the end; the experts disagree at {len(picked)}"
+        f"({len(rows)} tokens{end}; the experts disagree at {len(picked)}"
         f"{': ' if picked else ''}{counts}; "
         f"changed by the router: {', '.join(changes) or 'none'})"
     )

@@ -58,5 +58,7 @@ def unseen(prompt):
     ['140', 'modulo']
     """
     numbers = regex.findall(r"\d{3,}", prompt)
-    words = [w for w in regex.findall(r" ?\p{L}+", prompt) if len(encoding.encode_ordinary(w)) > 1]
-    return numbers + [w.strip() for w in words if len(encoding.encode_ordinary(w.strip())) > 1]
+    words = regex.findall(r"\p{L}+", prompt)
+    known = lambda text: len(encoding.encode_ordinary(text)) == 1
+    foreign = [w for w in words if not known(w) and not known(" " + w)]
+    return list(dict.fromkeys(numbers + foreign))
