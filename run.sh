@@ -8,7 +8,7 @@ cd "$(dirname "$(readlink -f "$0" || echo "$0")")"
 check() {  # wrong flags are refused before minutes are spent
     while [ $# -gt 0 ]; do
         case "$1" in
-            --help | -h) sed -n 's/^# //p' run.sh; exit ;;
+            --help | -h) sed -n '2,4s/^# //p' run.sh; exit ;;
             --seed=* | --out=* | --device=*) shift ;;
             --seed | --out | --device)
                 [ $# -gt 1 ] || { echo "error: $1 needs a value" >&2; exit 2; }
