@@ -263,8 +263,9 @@ def check_same(path, saved, asked, remove="that file"):
 
 
 def recipe(s):
-    """The settings that decide a result: all but where it runs and where it is kept."""
-    return {k: v for k, v in dataclasses.asdict(s).items() if k not in ("out", "device")}
+    """The settings that decide a result: all but where it runs, and where things are kept."""
+    elsewhere = ("out", "device", "experts")
+    return {k: v for k, v in dataclasses.asdict(s).items() if k not in elsewhere}
 
 
 def fingerprint(model):

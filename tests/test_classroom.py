@@ -1,0 +1,185 @@
+"""The lesson in a classroom: on Windows (simulated), in a notebook, with the shipped experts."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import decode
+import train_sft
+from toy_experts import script, tokenizer
+
+ROOT = Path(__file__).parent.parent
+LESSON = ["fusionroute.py", "model.py", "train_sft.py", "train_cdpo.py", "decode.py"]
+WINDOWS = {
+    "PYTHONPATH": str(ROOT / "tests/windows"),  # its sitecustomize.py
+    "PYTHONIOENCODING": "cp1252",
+    "PYTHONUTF8": "0",
+}
+PROMPT = "Tom has 21 eggs. He loses 3 of them. Then he gives 7 away. How many eggs are there now?"
+CHANGED = PROMPT + " Finish with the word done."  # the router changes the line break: a ↵ is shown
+
+
+def python(*args, cwd=ROOT, status=0, **env):
+    """Run Python in a process of its own. Returns its stdout and its stderr, as bytes."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    p = subprocess.run([sys.executable, *args], cwd=cwd, env=environment, capture_output=True)
+    assert p.returncode == status, p.stderr.decode()
+    return p.stdout, p.stderr
+
+
+# --- Windows -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def crlf(tmp_path_factory):
+    """A copy of the ground floor whose text files end lines as git can on Windows."""
+    folder = tmp_path_factory.mktemp("crlf")
+    for name in [*LESSON, "toy_experts", "docs/tools"]:
+        for path in [ROOT / name] if name in LESSON else (ROOT / name).rglob("*"):
+            if path.is_file() and path.suffix != ".pyc":
+                to = folder / path.relative_to(ROOT)
+                to.parent.mkdir(parents=True, exist_ok=True)
+                data = path.read_bytes()
+                to.write_bytes(data if path.suffix == ".pt" else data.replace(b"\n", b"\r\n"))
+    return folder
+
+
+def test_a_crlf_checkout_with_cp1252_answers_as_ever(crlf):
+    here, _ = python("decode.py", CHANGED)
+    there, _ = python("decode.py", CHANGED, cwd=crlf, **WINDOWS)
+    assert there.decode("cp1252").replace("\r\n", "\n") == here.decode()
+    assert b"\xab" in there  # a « of cp1252: the simulation is on
+
+
+def test_the_fingerprint_is_of_the_words():
+    """It is what every checkpoint so far has stored: the file's bytes with LF, and the pattern."""
+    weights = torch.load(script.WEIGHTS / "math.pt", weights_only=True)
+    assert tokenizer.FINGERPRINT == weights["vocabulary"] == "b9dbe9bee9b187d1"
+
+
+def test_no_test_needs_a_module_of_unix():
+    names = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("tests/*.py"))
+    out, _ = python("-m", "pytest", "--collect-only", "-p", "no:cacheprovider", *names, **WINDOWS)
+    assert re.search(rb"\d+ tests collected", out)
+
+
+def test_text_files_end_lines_with_lf_on_every_machine():
+    ask = ["git", "check-attr", "text", "eol", "--", "run.sh", "page/index.html", "docs/a.png"]
+    p = subprocess.run(ask, cwd=ROOT, capture_output=True, text=True)
+    if p.returncode:
+        pytest.skip("this is not a clone")
+    assert "run.sh: eol: lf" in p.stdout and "docs/a.png: text: unset" in p.stdout
+
+
+# --- installing ----------------------------------------------------------------------------------
+
+FAKE = """#!/bin/sh
+case "$1 $2" in
+    "-c "*) exit ;;
+    "-m venv")
+        mkdir -p .venv/bin .venv/Scripts
+        cp "$0" .venv/bin/python
+        cp "$0" .venv/Scripts/python.exe ;;
+esac
+echo "$@" >> ran
+"""
+
+
+def bash(tmp_path, script, **env):
+    environment = {**os.environ, "PYTHON": str(tmp_path / "fake"), **env}
+    command = ["bash", script, "test"]
+    return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """run.sh in a folder of its own, with a Python that only notes what it is asked."""
+    folder = tmp_path / "a clone"
+    folder.mkdir()
+    for name in ("run.sh", "requirements.txt"):
+        shutil.copy(ROOT / name, folder)
+    (tmp_path / "fake").write_text(FAKE)
+    (tmp_path / "fake").chmod(0o755)
+    return folder
+
+
+def dead_link(venv):
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin/python").symlink_to("/no/such/python")
+
+
+def too_old(venv):
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin/python").write_text("#!/bin/sh\nexit 1\n")
+    (venv / "bin/python").chmod(0o755)
+
+
+VENVS = {
+    "none": lambda venv: None,
+    "its Python is gone": dead_link,
+    "too old": too_old,
+    "of Windows": lambda venv: (venv / "Scripts").mkdir(parents=True),
+    "a dead link": lambda venv: venv.symlink_to("/no/such/folder"),
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in for Python is a shell script")
+@pytest.mark.parametrize("venv", VENVS)
+def test_run_sh_makes_a_bad_venv_anew(clone, venv):
+    VENVS[venv](clone / ".venv")
+    p = bash(clone.parent, clone / "run.sh")
+    assert p.returncode == 0 and "making .venv" in p.stdout, p.stderr
+    assert (clone / "ran").read_text().splitlines()[-1] == "-m pytest"
+    p = bash(clone.parent, clone / "run.sh")
+    assert "making" not in p.stdout and "installing" not in p.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in for Python is a shell script")
+def test_run_sh_through_a_link_in_git_bash_and_without_python(clone):
+    (clone.parent / "link.sh").symlink_to(clone / "run.sh")
+    p = bash(clone.parent, clone.parent / "link.sh", OSTYPE="msys")
+    assert p.returncode == 0 and (clone / "ran").exists(), p.stderr
+    shutil.rmtree(clone / ".venv")
+    p = bash(clone.parent, clone / "run.sh", PYTHON="/no/such/python")
+    assert p.returncode == 2 and len(p.stderr.splitlines()) == 1 and "/no/such/python" in p.stderr
+
+
+def test_decode_without_torch_says_what_to_install(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")\n")
+    _, err = python("decode.py", PROMPT, status=2, PYTHONPATH=str(tmp_path))
+    assert len(err.splitlines()) == 1 and b"pip install -r requirements.txt" in err
+
+
+def test_help_without_docstrings():
+    """`python -OO` leaves them out."""
+    assert "--method" in script.parser(decode.Settings, None).format_help()
+
+
+# --- paths ---------------------------------------------------------------------------------------
+
+
+def test_a_tilde_is_the_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    s = script.settings(train_sft.Settings, None, ["--out=~/runs"])
+    assert script.run_dir(s) == tmp_path / "runs/seed0"
+
+
+@pytest.mark.parametrize("out", ["-x", "a b", "$HOME", "it's", 'say "yes"'])
+def test_a_hint_survives_pasting(out):
+    flags = script.flags(train_sft.Settings(out=out))
+    echo = subprocess.run(["bash", "-c", f"printf '%s\\n' {flags}"], capture_output=True, text=True)
+    assert script.settings(train_sft.Settings, None, echo.stdout.splitlines()).out == out
+
+
+def test_leftovers_of_a_killed_run_go(tmp_path):
+    (tmp_path / "seed0").mkdir()
+    (tmp_path / "seed0/router.pt.123.tmp").touch()
+    script.prepare(train_sft.Settings(out=str(tmp_path), device="cpu"))
+    assert not list((tmp_path / "seed0").iterdir())
