@@ -1,5 +1,6 @@
 """The lesson in a classroom: on Windows (simulated), in a notebook, with the shipped experts."""
 
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import torch
 
 import decode
 import train_sft
+from docs.tools import lesson
 from toy_experts import script, tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -183,3 +185,46 @@ def test_leftovers_of_a_killed_run_go(tmp_path):
     (tmp_path / "seed0/router.pt.123.tmp").touch()
     script.prepare(train_sft.Settings(out=str(tmp_path), device="cpu"))
     assert not list((tmp_path / "seed0").iterdir())
+
+
+# --- the notebook --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def source():
+    return (ROOT / "docs/lesson.py").read_text(encoding="utf-8")
+
+
+def test_the_notebook_is_what_its_source_says(source):
+    book = json.loads((ROOT / "docs/lesson.ipynb").read_text(encoding="utf-8"))
+    made = [(c["cell_type"], c["source"]) for c in lesson.cells(source)]
+    assert made == [(c["cell_type"], c["source"]) for c in book["cells"]] and len(made) > 15
+    assert all(c["outputs"] for c in book["cells"] if "print(" in c["source"])
+
+
+def test_the_notebook_runs(source):
+    """Its cells hold the loops by hand equal to fusionroute's functions; a false assert raises."""
+    pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    pytest.importorskip("matplotlib")
+    outputs = [
+        o for c in lesson.execute(lesson.notebook(source)).cells for o in c.get("outputs", [])
+    ]
+    said = "".join(o.get("text", "") for o in outputs)
+    assert "The answer is 11.\ndone" in said and "L_CDPO 0.3717" in said
+    assert any("image/png" in o.get("data", {}) for o in outputs)
+
+
+def test_the_first_cell_fetches_the_code_where_it_is_missing(source, tmp_path):
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is not a clone")
+    first = next(c["source"] for c in lesson.cells(source) if c["cell_type"] == "code")
+    run = (
+        "def run(command, check):\n    print(command)\n    if command[0] == 'git': real(command)\n"
+    )
+    local = f"import subprocess\nreal = subprocess.run\n{run}subprocess.run = run\n{first}"
+    assert local.count(address := "https://github.com/OWNER/fusionroute") == 1
+    local = local.replace(address, ROOT.as_uri())
+    out, _ = python("-c", local + "\nimport fusionroute\nprint(fusionroute.__file__)", cwd=tmp_path)
+    assert out.decode().splitlines()[-1] == str(tmp_path / "fusionroute/fusionroute.py")
+    assert b"tiktoken" in out and b"'torch" not in out  # what it would install
