@@ -14,7 +14,10 @@ import torch
 import decode
 import train_sft
 from docs.tools import lesson
-from toy_experts import script, tokenizer
+from docs.tools.pages import fill, keys
+from exercises import grade
+from toy_experts import experts, script, tokenizer
+from toy_experts.script import EXPERTS, load_router
 
 ROOT = Path(__file__).parent.parent
 LESSON = ["fusionroute.py", "model.py", "train_sft.py", "train_cdpo.py", "decode.py"]
@@ -228,3 +231,67 @@ def test_the_first_cell_fetches_the_code_where_it_is_missing(source, tmp_path):
     out, _ = python("-c", local + "\nimport fusionroute\nprint(fusionroute.__file__)", cwd=tmp_path)
     assert out.decode().splitlines()[-1] == str(tmp_path / "fusionroute/fusionroute.py")
     assert b"tiktoken" in out and b"'torch" not in out  # what it would install
+
+
+# --- a class -------------------------------------------------------------------------------------
+
+
+def test_the_shipped_experts_are_copied_and_nothing_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(experts, "train", None)  # a training would fail
+    s = train_sft.Settings(out=str(tmp_path), device="cpu", experts="shipped")
+    found = experts.ensure(s, shipped=True)
+    theirs = load_router(script.WEIGHTS, "router", "cpu", "")[1]
+    assert list(map(script.fingerprint, found)) == list(map(script.fingerprint, theirs))
+    assert {p.name for p in (tmp_path / "seed0").iterdir()} == {f"{e}.pt" for e in EXPERTS}
+    own = train_sft.Settings(out=str(tmp_path), device="cpu")
+    assert len(experts.ensure(own)) == 3  # what is there is used; no base is trained for nothing
+    assert script.recipe(own) == script.recipe(s)  # so this is the same run
+    with pytest.raises(script.UserError, match="trained with --seed 0"):
+        experts.ensure(train_sft.Settings(seed=1, out=str(tmp_path), device="cpu"), shipped=True)
+    assert not list((tmp_path / "seed1").iterdir())
+
+
+RIGHT = """
+import torch.nn.functional as F
+print("step 2 passes")
+def fuse(a, b): return F.log_softmax(a, -1) + F.log_softmax(b, -1)
+"""
+OURS = "import fusionroute\ndef log_pi_agg(w, logp): return fusionroute.log_pi_agg(w, logp)\n"
+
+
+def test_grading_a_class(tmp_path, capfd):
+    """One right answer, one that is wrong and prints otherwise, one that calls ours."""
+    (tmp_path / "Ada").mkdir()
+    (tmp_path / "Ada/step1_fuse.py").write_text(RIGHT)
+    (tmp_path / "Ada/step2_informative.py").write_text(
+        "def informative(choice):\n    print('step 2 passes')\n    return choice[..., 0] > 0\n"
+    )
+    (tmp_path / "Ada/step3_log_pi_agg.py").write_text(OURS)
+    grade.main([str(tmp_path / "Ada")])
+    out, err = capfd.readouterr()
+    assert out.splitlines()[1] == "Ada,1,0,0,0,0,0,0,0,1"
+    assert "Ada, step 3: line 1: imports fusionroute" in err and "step 8: there is no such" in err
+
+
+@pytest.mark.parametrize(
+    "source, says",
+    [
+        ("from exercises.solutions import fuse", "imports exercises.solutions.fuse"),
+        ("from exercises import solutions", "imports exercises.solutions"),
+        ("import torch, train_cdpo", "imports train_cdpo"),
+        ("__import__('fusionroute')", "uses __import__"),
+        ("import torch\ntorch.sys", "line 2: uses sys"),
+        ("exec('import fusionroute')", "uses exec"),
+        ("from exercises.step1_fuse import fuse\nimport torch.nn.functional as F", None),
+        ("model.eval()", None),
+    ],
+)
+def test_what_a_students_file_may_use(source, says):
+    found = grade.foreign(source)
+    assert found is None if says is None else says in found
+
+
+def test_the_lab_sheet_has_measured_seconds():
+    seconds = json.loads((ROOT / "extra/results/quickstart.json").read_text())["meta"]["seconds"]
+    page = (ROOT / "docs/lab.md").read_text(encoding="utf-8")
+    assert fill(page, lambda key: str(seconds[key])) == page and len(keys(page)) == 3
