@@ -27,7 +27,11 @@ import json
 import sys
 from dataclasses import dataclass
 
-import torch
+try:
+    import torch
+except ImportError as e:
+    print(f"error: {e}: run bash run.sh, or pip install -r requirements.txt", file=sys.stderr)
+    sys.exit(2)
 
 from fusionroute import fuse
 from model import sample

@@ -3,12 +3,12 @@
 # bash run.sh test     install, then run the tests
 # bash run.sh [--seed N] [--out DIR] [--device auto|cuda|mps|cpu]      another run: every script gets these flags
 set -euo pipefail
-cd "$(dirname "$0")"
+cd "$(dirname "$(readlink -f "$0" || echo "$0")")"
 
 check() {  # wrong flags are refused before minutes are spent
     while [ $# -gt 0 ]; do
         case "$1" in
-            --help | -h) sed -n 's/^# //p' run.sh; exit ;;
+            --help | -h) sed -n '2,4s/^# //p' run.sh; exit ;;
             --seed=* | --out=* | --device=*) shift ;;
             --seed | --out | --device)
                 [ $# -gt 1 ] || { echo "error: $1 needs a value" >&2; exit 2; }
@@ -19,11 +19,25 @@ check() {  # wrong flags are refused before minutes are spent
 }
 [ "${1:-}" = test ] || check "$@"
 
-if [ ! -x .venv/bin/pip ]; then  # pip comes last: a half-made .venv is made again
+case "$OSTYPE" in
+    msys* | cygwin*) python=.venv/Scripts/python.exe ;;  # Git Bash on Windows
+    *) python=.venv/bin/python ;;
+esac
+usable() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; }
+if ! usable $python; then  # none yet; or its Python is gone, too old, or of another system
+    bases=("${PYTHON:-python3}")
+    [ -n "${PYTHON:-}" ] || bases+=(python py)
+    for base in "${bases[@]}"; do
+        usable "$base" && break
+    done
+    usable "$base" || { echo "error: found no Python 3.10 or later (tried ${bases[*]}); say PYTHON=/path/to/python bash run.sh" >&2; exit 2; }
     echo "making .venv"
-    "${PYTHON:-python3}" -m venv .venv
+    rm -rf .venv
+    "$base" -m venv .venv
 fi
-python=.venv/bin/python
+$python -m pip --version >/dev/null 2>&1 || $python -m ensurepip >/dev/null  # half made, or made by uv
+# Scripts that are run by their path, as toy_experts/evaluate.py, find the others through this.
+$python -c 'import os, sysconfig; open(sysconfig.get_path("purelib") + "/fusionroute.pth", "w").write(os.getcwd())'
 if ! cmp -s requirements.txt .venv/installed.txt; then
     echo "installing requirements.txt into .venv"
     $python -m pip install --quiet --disable-pip-version-check -r requirements.txt

@@ -1,6 +1,7 @@
 """Phase 1 of FusionRoute: supervised fine-tuning of the router with the routing loss, Eq. (2).
 
     python train_sft.py                trains the toy's experts first, where they are missing
+    python train_sft.py --experts shipped    takes those of toy_experts/weights instead
     diff train_sft.py train_cdpo.py    what CDPO adds
 
 Read fusionroute.py first, and train_cdpo.py next. Departures from the paper, and choices of ours:
@@ -37,6 +38,7 @@ class Settings:
     seed: int = 0  # selects the run: all random numbers follow from it
     out: str = "out"  # runs are kept in OUT/seedN/
     device: str = "auto"  # auto, cuda, mps or cpu
+    experts: str = "own"  # own: train those that are missing; shipped: toy_experts/weights has some
     gap: float = 0.25  # share of each benchmark's sub-skills that no expert is trained on
     samples: int = 2400  # SFT samples, equal shares of the benchmarks and general prompts
     epochs: int = 4  # passes over them
@@ -47,6 +49,7 @@ class Settings:
     def __post_init__(self):
         script.positive(self, "samples", "epochs", "lr", "lr_w")
         script.positive(self, "lam", or_zero=True)
+        script.one_of(self, "experts", ["own", "shipped"])
 
 
 def train(s, router, sft, loss_fn=sft_loss):
@@ -80,7 +83,7 @@ def train(s, router, sft, loss_fn=sft_loss):
 
 def main(argv=None):
     s = script.settings(Settings, __doc__, argv)
-    experts = ensure(s)
+    experts = ensure(s, shipped=s.experts == "shipped")
     folder, device = script.prepare(s)
     if script.is_there(folder, "router_sft", script.recipe(s)):
         return

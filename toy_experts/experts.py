@@ -165,19 +165,36 @@ def train(model, samples, seed, steps, lr, name):
             bar.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
 
 
-def ensure(s, new_gpt=new_gpt, build=script.gpt_of):
+def copy_shipped(folder, recipe):
+    """Copy the experts of toy_experts/weights into a run's folder, where they are missing."""
+    for path in [script.WEIGHTS / f"{name}.pt" for name in EXPERTS]:
+        theirs = script.load(path, ["recipe"], "get the repository again")["recipe"]
+        if theirs != recipe:
+            flags = " ".join(f"--{k} {v}" for k, v in theirs.items())
+            raise script.UserError(f"--experts shipped: these were trained with {flags}")
+        if not (folder / path.name).exists():
+            script.write(folder / path.name, lambda f: f.write(path.read_bytes()))
+
+
+def ensure(s, new_gpt=new_gpt, build=script.gpt_of, shipped=False):
     """Train what is missing of base and experts. Returns the experts, frozen, in EXPERTS' order.
 
     s: settings with seed, out, device and gap. What is there already must have been trained with
     this seed and gap. new_gpt and build make an untrained model, and one for a checkpoint's config.
+    shipped: take the experts that are missing from toy_experts/weights, which has no base.
     """
     if not 0 <= s.gap <= 0.75:
         raise script.UserError(f"--gap is {s.gap}, and must be from 0 to 0.75")
     folder, device = script.prepare(s)
     recipe, models = {"seed": s.seed, "gap": s.gap}, {}
+    if shipped:
+        copy_shipped(folder, recipe)
+    complete = all((folder / f"{name}.pt").exists() for name in EXPERTS)
     for i, name in enumerate(["base"] + EXPERTS):
         path = folder / f"{name}.pt"
         if not path.exists():
+            if complete:
+                continue  # nothing is trained from the base any more
             print(f"there is no {path} yet: training it")
             begun = time.time()
             torch.manual_seed(s.seed)

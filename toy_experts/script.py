@@ -82,10 +82,18 @@ class Parser(argparse.ArgumentParser):
         hint = " (put the prompt in quotes)" if quotes else ""
         raise UserError(f"{message}{hint} (see {self.prog} --help)")
 
+    def parse_args(self, args=None, namespace=None):
+        found = super().parse_args(args, namespace)
+        for name, value in vars(found).items():  # many shells leave the ~ of --out=~/runs as it is
+            if isinstance(value, str) and name != "prompt":
+                setattr(found, name, os.path.expanduser(value))
+        return found
+
 
 def parser(cls, doc):
     """An ArgumentParser with a flag for each field of the dataclass cls."""
-    p = Parser(description=doc.strip(), formatter_class=argparse.RawDescriptionHelpFormatter)
+    doc = (doc or "").strip()  # `python -OO` has no docstrings
+    p = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     comments = dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.*)$", inspect.getsource(cls), re.M))
     for f in dataclasses.fields(cls):
         text = comments[f.name].replace("%", "%%") + " (default: %(default)s)"
@@ -186,6 +194,8 @@ def prepare(s):
     folder, dev = run_dir(s), device(s.device)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for rest in folder.glob("*.tmp"):  # what a killed run left of a file: see `write`
+            rest.unlink(missing_ok=True)
         probe = folder / f".probe{os.getpid()}"
         probe.touch()
         probe.unlink(missing_ok=True)
@@ -253,8 +263,9 @@ def check_same(path, saved, asked, remove="that file"):
 
 
 def recipe(s):
-    """The settings that decide a result: all but where it runs and where it is kept."""
-    return {k: v for k, v in dataclasses.asdict(s).items() if k not in ("out", "device")}
+    """The settings that decide a result: all but where it runs, and where things are kept."""
+    elsewhere = ("out", "device", "experts")
+    return {k: v for k, v in dataclasses.asdict(s).items() if k not in elsewhere}
 
 
 def fingerprint(model):

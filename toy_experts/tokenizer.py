@@ -33,13 +33,17 @@ def build(words):
     )
 
 
-encoding = build(json.loads(line) for line in VOCAB_FILE.read_text().splitlines())
+WORDS = [json.loads(line) for line in VOCAB_FILE.read_text().splitlines()]
+encoding = build(WORDS)
 USER, ASSISTANT, END = (
     encoding.encode_single_token(s) for s in ("<|user|>", "<|assistant|>", "<|end|>")
 )
 VOCAB_SIZE = encoding.n_vocab
-# A checkpoint stores this, and is never loaded with another vocabulary.
-FINGERPRINT = hashlib.sha256(VOCAB_FILE.read_bytes() + PATTERN.encode()).hexdigest()[:16]
+# A checkpoint stores this, and is never loaded with another vocabulary. It is made from the words,
+# not from the file's bytes: those differ where git ends lines as Windows does.
+FINGERPRINT = hashlib.sha256(
+    "".join(json.dumps(word) + "\n" for word in WORDS).encode() + PATTERN.encode()
+).hexdigest()[:16]
 
 
 def encode_prompt(prompt):

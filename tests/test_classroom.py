@@ -1,0 +1,297 @@
+"""The lesson in a classroom: on Windows (simulated), in a notebook, with the shipped experts."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import decode
+import train_sft
+from docs.tools import lesson
+from docs.tools.pages import fill, keys
+from exercises import grade
+from toy_experts import experts, script, tokenizer
+from toy_experts.script import EXPERTS, load_router
+
+ROOT = Path(__file__).parent.parent
+LESSON = ["fusionroute.py", "model.py", "train_sft.py", "train_cdpo.py", "decode.py"]
+WINDOWS = {
+    "PYTHONPATH": str(ROOT / "tests/windows"),  # its sitecustomize.py
+    "PYTHONIOENCODING": "cp1252",
+    "PYTHONUTF8": "0",
+}
+PROMPT = "Tom has 21 eggs. He loses 3 of them. Then he gives 7 away. How many eggs are there now?"
+CHANGED = PROMPT + " Finish with the word done."  # the router changes the line break: a ↵ is shown
+
+
+def python(*args, cwd=ROOT, status=0, **env):
+    """Run Python in a process of its own. Returns its stdout and its stderr, as bytes."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    p = subprocess.run([sys.executable, *args], cwd=cwd, env=environment, capture_output=True)
+    assert p.returncode == status, p.stderr.decode()
+    return p.stdout, p.stderr
+
+
+# --- Windows -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def crlf(tmp_path_factory):
+    """A copy of the ground floor whose text files end lines as git can on Windows."""
+    folder = tmp_path_factory.mktemp("crlf")
+    for name in [*LESSON, "toy_experts", "docs/tools"]:
+        for path in [ROOT / name] if name in LESSON else (ROOT / name).rglob("*"):
+            if path.is_file() and path.suffix != ".pyc":
+                to = folder / path.relative_to(ROOT)
+                to.parent.mkdir(parents=True, exist_ok=True)
+                data = path.read_bytes()
+                to.write_bytes(data if path.suffix == ".pt" else data.replace(b"\n", b"\r\n"))
+    return folder
+
+
+def test_a_crlf_checkout_with_cp1252_answers_as_ever(crlf):
+    here, _ = python("decode.py", CHANGED)
+    there, _ = python("decode.py", CHANGED, cwd=crlf, **WINDOWS)
+    assert there.decode("cp1252").replace("\r\n", "\n") == here.decode()
+    assert b"\xab" in there  # a « of cp1252: the simulation is on
+
+
+def test_the_fingerprint_is_of_the_words():
+    """It is what every checkpoint so far has stored: the file's bytes with LF, and the pattern."""
+    weights = torch.load(script.WEIGHTS / "math.pt", weights_only=True)
+    assert tokenizer.FINGERPRINT == weights["vocabulary"] == "b9dbe9bee9b187d1"
+
+
+def test_no_test_needs_a_module_of_unix():
+    names = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("tests/test_*.py"))
+    out, _ = python("-m", "pytest", "--collect-only", "-p", "no:cacheprovider", *names, **WINDOWS)
+    assert re.search(rb"\d+ tests collected", out)
+
+
+def test_text_files_end_lines_with_lf_on_every_machine():
+    ask = ["git", "check-attr", "text", "eol", "--", "run.sh", "page/index.html", "docs/a.png"]
+    p = subprocess.run(ask, cwd=ROOT, capture_output=True, text=True)
+    if p.returncode:
+        pytest.skip("this is not a clone")
+    assert "run.sh: eol: lf" in p.stdout and "docs/a.png: text: unset" in p.stdout
+
+
+# --- installing ----------------------------------------------------------------------------------
+
+FAKE = """#!/bin/sh
+case "$1 $2" in
+    "-c "*) exit ;;
+    "-m venv")
+        mkdir -p .venv/bin .venv/Scripts
+        cp "$0" .venv/bin/python
+        cp "$0" .venv/Scripts/python.exe ;;
+esac
+echo "$@" >> ran
+"""
+
+
+def bash(tmp_path, script, **env):
+    environment = {**os.environ, "PYTHON": str(tmp_path / "fake"), **env}
+    command = ["bash", script, "test"]
+    return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """run.sh in a folder of its own, with a Python that only notes what it is asked."""
+    folder = tmp_path / "a clone"
+    folder.mkdir()
+    for name in ("run.sh", "requirements.txt"):
+        shutil.copy(ROOT / name, folder)
+    (tmp_path / "fake").write_text(FAKE)
+    (tmp_path / "fake").chmod(0o755)
+    return folder
+
+
+def dead_link(venv):
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin/python").symlink_to("/no/such/python")
+
+
+def too_old(venv):
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin/python").write_text("#!/bin/sh\nexit 1\n")
+    (venv / "bin/python").chmod(0o755)
+
+
+VENVS = {
+    "none": lambda venv: None,
+    "its Python is gone": dead_link,
+    "too old": too_old,
+    "of Windows": lambda venv: (venv / "Scripts").mkdir(parents=True),
+    "a dead link": lambda venv: venv.symlink_to("/no/such/folder"),
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in for Python is a shell script")
+@pytest.mark.parametrize("venv", VENVS)
+def test_run_sh_makes_a_bad_venv_anew(clone, venv):
+    VENVS[venv](clone / ".venv")
+    p = bash(clone.parent, clone / "run.sh")
+    assert p.returncode == 0 and "making .venv" in p.stdout, p.stderr
+    assert (clone / "ran").read_text().splitlines()[-1] == "-m pytest"
+    p = bash(clone.parent, clone / "run.sh")
+    assert "making" not in p.stdout and "installing" not in p.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in for Python is a shell script")
+def test_run_sh_through_a_link_in_git_bash_and_without_python(clone):
+    (clone.parent / "link.sh").symlink_to(clone / "run.sh")
+    p = bash(clone.parent, clone.parent / "link.sh", OSTYPE="msys")
+    assert p.returncode == 0 and (clone / "ran").exists(), p.stderr
+    shutil.rmtree(clone / ".venv")
+    p = bash(clone.parent, clone / "run.sh", PYTHON="/no/such/python")
+    assert p.returncode == 2 and len(p.stderr.splitlines()) == 1 and "/no/such/python" in p.stderr
+
+
+def test_decode_without_torch_says_what_to_install(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")\n")
+    _, err = python("decode.py", PROMPT, status=2, PYTHONPATH=str(tmp_path))
+    assert len(err.splitlines()) == 1 and b"pip install -r requirements.txt" in err
+
+
+def test_help_without_docstrings():
+    """`python -OO` leaves them out."""
+    assert "--method" in script.parser(decode.Settings, None).format_help()
+
+
+# --- paths ---------------------------------------------------------------------------------------
+
+
+def test_a_tilde_is_the_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    s = script.settings(train_sft.Settings, None, ["--out=~/runs"])
+    assert script.run_dir(s) == tmp_path / "runs/seed0"
+
+
+@pytest.mark.parametrize("out", ["-x", "a b", "$HOME", "it's", 'say "yes"'])
+def test_a_hint_survives_pasting(out):
+    flags = script.flags(train_sft.Settings(out=out))
+    echo = subprocess.run(["bash", "-c", f"printf '%s\\n' {flags}"], capture_output=True, text=True)
+    assert script.settings(train_sft.Settings, None, echo.stdout.splitlines()).out == out
+
+
+def test_leftovers_of_a_killed_run_go(tmp_path):
+    (tmp_path / "seed0").mkdir()
+    (tmp_path / "seed0/router.pt.123.tmp").touch()
+    script.prepare(train_sft.Settings(out=str(tmp_path), device="cpu"))
+    assert not list((tmp_path / "seed0").iterdir())
+
+
+# --- the notebook --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def source():
+    return (ROOT / "docs/lesson.py").read_text(encoding="utf-8")
+
+
+def test_the_notebook_is_what_its_source_says(source):
+    book = json.loads((ROOT / "docs/lesson.ipynb").read_text(encoding="utf-8"))
+    made = [(c["cell_type"], c["source"]) for c in lesson.cells(source)]
+    assert made == [(c["cell_type"], c["source"]) for c in book["cells"]] and len(made) > 15
+    assert all(c["outputs"] for c in book["cells"] if "print(" in c["source"])
+
+
+def test_the_notebook_runs(source):
+    """Its cells hold the loops by hand equal to fusionroute's functions; a false assert raises."""
+    pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    pytest.importorskip("matplotlib")
+    outputs = [
+        o for c in lesson.execute(lesson.notebook(source)).cells for o in c.get("outputs", [])
+    ]
+    said = "".join(o.get("text", "") for o in outputs)
+    assert "The answer is 11.\ndone" in said and "L_CDPO 0.3717" in said
+    assert any("image/png" in o.get("data", {}) for o in outputs)
+
+
+def test_the_first_cell_fetches_the_code_where_it_is_missing(source, tmp_path):
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is not a clone")
+    first = next(c["source"] for c in lesson.cells(source) if c["cell_type"] == "code")
+    run = (
+        "def run(command, check):\n    print(command)\n    if command[0] == 'git': real(command)\n"
+    )
+    local = f"import subprocess\nreal = subprocess.run\n{run}subprocess.run = run\n{first}"
+    assert local.count(address := "https://github.com/OWNER/fusionroute") == 1
+    local = local.replace(address, ROOT.as_uri())
+    out, _ = python("-c", local + "\nimport fusionroute\nprint(fusionroute.__file__)", cwd=tmp_path)
+    assert out.decode().splitlines()[-1] == str(tmp_path / "fusionroute/fusionroute.py")
+    assert b"tiktoken" in out and b"'torch" not in out  # what it would install
+
+
+# --- a class -------------------------------------------------------------------------------------
+
+
+def test_the_shipped_experts_are_copied_and_nothing_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(experts, "train", None)  # a training would fail
+    s = train_sft.Settings(out=str(tmp_path), device="cpu", experts="shipped")
+    found = experts.ensure(s, shipped=True)
+    theirs = load_router(script.WEIGHTS, "router", "cpu", "")[1]
+    assert list(map(script.fingerprint, found)) == list(map(script.fingerprint, theirs))
+    assert {p.name for p in (tmp_path / "seed0").iterdir()} == {f"{e}.pt" for e in EXPERTS}
+    own = train_sft.Settings(out=str(tmp_path), device="cpu")
+    assert len(experts.ensure(own)) == 3  # what is there is used; no base is trained for nothing
+    assert script.recipe(own) == script.recipe(s)  # so this is the same run
+    with pytest.raises(script.UserError, match="trained with --seed 0"):
+        experts.ensure(train_sft.Settings(seed=1, out=str(tmp_path), device="cpu"), shipped=True)
+    assert not list((tmp_path / "seed1").iterdir())
+
+
+RIGHT = """
+import torch.nn.functional as F
+print("step 2 passes")
+def fuse(a, b): return F.log_softmax(a, -1) + F.log_softmax(b, -1)
+"""
+OURS = "import fusionroute\ndef log_pi_agg(w, logp): return fusionroute.log_pi_agg(w, logp)\n"
+
+
+def test_grading_a_class(tmp_path, capfd):
+    """One right answer, one that is wrong and prints otherwise, one that calls ours."""
+    (tmp_path / "Ada").mkdir()
+    (tmp_path / "Ada/step1_fuse.py").write_text(RIGHT)
+    (tmp_path / "Ada/step2_informative.py").write_text(
+        "def informative(choice):\n    print('step 2 passes')\n    return choice[..., 0] > 0\n"
+    )
+    (tmp_path / "Ada/step3_log_pi_agg.py").write_text(OURS)
+    grade.main([str(tmp_path / "Ada")])
+    out, err = capfd.readouterr()
+    assert out.splitlines()[1] == "Ada,1,0,0,0,0,0,0,0,1"
+    assert "Ada, step 3: line 1: imports fusionroute" in err and "step 8: there is no such" in err
+
+
+@pytest.mark.parametrize(
+    "source, says",
+    [
+        ("from exercises.solutions import fuse", "imports exercises.solutions.fuse"),
+        ("from exercises import solutions", "imports exercises.solutions"),
+        ("import torch, train_cdpo", "imports train_cdpo"),
+        ("__import__('fusionroute')", "uses __import__"),
+        ("import torch\ntorch.sys", "line 2: uses sys"),
+        ("exec('import fusionroute')", "uses exec"),
+        ("from exercises.step1_fuse import fuse\nimport torch.nn.functional as F", None),
+        ("model.eval()", None),
+    ],
+)
+def test_what_a_students_file_may_use(source, says):
+    found = grade.foreign(source)
+    assert found is None if says is None else says in found
+
+
+def test_the_lab_sheet_has_measured_seconds():
+    seconds = json.loads((ROOT / "extra/results/quickstart.json").read_text())["meta"]["seconds"]
+    page = (ROOT / "docs/lab.md").read_text(encoding="utf-8")
+    assert fill(page, lambda key: str(seconds[key])) == page and len(keys(page)) == 3
