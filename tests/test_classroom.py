@@ -184,10 +184,13 @@ def test_a_hint_survives_pasting(out):
 
 
 def test_leftovers_of_a_killed_run_go(tmp_path):
-    (tmp_path / "seed0").mkdir()
-    (tmp_path / "seed0/router.pt.123.tmp").touch()
+    folder = tmp_path / "seed0"
+    folder.mkdir()
+    for name in ("router.pt.1.tmp", "math.pt.2.tmp"):
+        (folder / name).touch()
+    os.utime(folder / "router.pt.1.tmp", (0, 0))  # the other one may be written just now
     script.prepare(train_sft.Settings(out=str(tmp_path), device="cpu"))
-    assert not list((tmp_path / "seed0").iterdir())
+    assert [path.name for path in folder.iterdir()] == ["math.pt.2.tmp"]
 
 
 # --- the notebook --------------------------------------------------------------------------------

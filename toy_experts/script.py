@@ -14,6 +14,7 @@ import os
 import re
 import shlex
 import sys
+import time
 import traceback
 import warnings
 from pathlib import Path
@@ -195,7 +196,8 @@ def prepare(s):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for rest in folder.glob("*.tmp"):  # what a killed run left of a file: see `write`
-            rest.unlink(missing_ok=True)
+            if time.time() - rest.stat().st_mtime > 60:  # a younger one may be another run's
+                rest.unlink(missing_ok=True)
         probe = folder / f".probe{os.getpid()}"
         probe.touch()
         probe.unlink(missing_ok=True)
