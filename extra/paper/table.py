@@ -89,6 +89,23 @@ def neighbours(items, training):
     return float(np.mean([bool(holes(item) & known) for item in items]))
 
 
+def with_oracle(rows):
+    """The rows, and a bound: an oracle that takes the expert that does best on each prompt."""
+    alone = [rows[f"{e}_expert"] for e in EXPERTS]
+    columns = {b: zip(*(row["right"][b] for row in alone)) for b in BENCHES}
+    right = {b: "".join(map(max, column)) for b, column in columns.items()}
+    grades = [max(column) for column in zip(*(row["grades"] for row in alone))]
+    return rows | {"oracle_expert": {"right": right, "grades": grades, "seconds": 0}}
+
+
+def seconds_of(s, names):
+    """What each checkpoint that these methods need took to train."""
+    recipes = [TRAINING[c] for method in names for c in METHODS[method].checkpoints]
+    trained = ["base", *EXPERTS, *(name for recipe in recipes for name in needed(recipe))]
+    paths = {name: checkpoints.path(s, name) for name in trained}
+    return {name: round(script.load(p, ("seconds",), "")["seconds"]) for name, p in paths.items()}
+
+
 def one_seed(s, names=tuple(METHODS)):
     """Everything about one seed, after training what is missing."""
     checkpoints.ensure(s)
@@ -103,33 +120,18 @@ def one_seed(s, names=tuple(METHODS)):
         if row.decoder:
             key = [method, shared + [prints[name] for name in row.checkpoints], row.settings]
             rows[method] = kept(key, lambda: judged(row.decoder(m), problems))
+    rows = with_oracle(rows)
     traces = methods.fused(m["router"], m["experts"])
     routes = lambda items: routing(m["experts"], items, evaluate.in_batches(traces, items))
     key = ["routing", shared, prints["router"]]
-    routes = kept(key, lambda: {b: routes(items) for b, items in problems.items()})
-    right = {method: row["right"] for method, row in rows.items()}
-    grades = {method: row["grades"] for method, row in rows.items()}
-    # The oracle takes the expert that does best on each prompt: a bound, not a method.
-    alone = [f"{e}_expert" for e in EXPERTS]
-    columns = {b: zip(*(right[e][b] for e in alone)) for b in BENCHES}
-    right["oracle_expert"] = {b: "".join(map(max, column)) for b, column in columns.items()}
-    grades["oracle_expert"] = [max(column) for column in zip(*(grades[e] for e in alone))]
-    trained = [
-        n for method in names for c in METHODS[method].checkpoints for n in needed(TRAINING[c])
-    ]
-    trained = ["base", *EXPERTS, *dict.fromkeys(trained)]
-    paths = {name: checkpoints.path(s, name) for name in trained}
-    seconds = {
-        name: round(script.load(p, ("seconds",), "")["seconds"]) for name, p in paths.items()
-    }
-    seconds["evaluation"] = round(sum(row["seconds"] for row in rows.values()))
     training = tasks.mixed("train", Sft.samples, Random(f"sft {s.seed}"))
+    seconds = seconds_of(s, names)
+    seconds["evaluation"] = round(sum(row["seconds"] for row in rows.values()))
     return {
-        "right": right,
-        "grades": grades,
-        "routing": routes,
+        "right": {method: row["right"] for method, row in rows.items()},
+        "grades": {method: row["grades"] for method, row in rows.items()},
+        "routing": kept(key, lambda: {b: routes(items) for b, items in problems.items()}),
         "covered": {b: [i.skill not in held[b] for i in problems[b]] for b in tasks.BENCHMARKS},
-        "keys": {b: [i.key for i in problems[b]] for b in BENCHES},
         "neighbours": {b: round(neighbours(problems[b], training), 4) for b in BENCHES},
         "gap": checkpoints.gap(s),
         "seconds": seconds | {"total": sum(seconds.values())},
@@ -247,17 +249,9 @@ def cost(s):
     return out
 
 
-def space(b, draws=20_000):
-    """How many different test problems of a benchmark so many draws find: a lower bound."""
-    rng = Random(0)
-    return len({tasks.draw(b, "test", rng).key for _ in range(draws)})
-
-
 def meta(runs, results):
     """What the figures were made with."""
     seeds = [s.seed for s in runs]
-    per_seed = lambda of: {b: [of(r, b) for r in results] for b in BENCHES}
-    every_key = lambda b: {key for r in results for key in r["keys"][b]}
     untrained = {name: row.settings for name, row in METHODS.items() if row.settings}
     return {
         "seeds": seeds,
@@ -270,10 +264,9 @@ def meta(runs, results):
         "python": platform.python_version(),
         "machine": f"{os.cpu_count()} CPU cores",
         "threads": torch.get_num_threads(),
-        "distinct problems": per_seed(lambda r, b: len(set(r["keys"][b]))),
-        "problems found in 20,000 draws": {b: space(b) for b in BENCHES},
-        "share with a neighbour in the SFT data": per_seed(lambda r, b: r["neighbours"][b]),
-        "distinct problems of all seeds": {b: len(every_key(b)) for b in BENCHES},
+        "share with a neighbour in the SFT data": {
+            b: [r["neighbours"][b] for r in results] for b in BENCHES
+        },
         "run time in seconds": {s.seed: r["seconds"] for s, r in zip(runs, results)},
         "settings": {name: changed(recipe) for name, recipe in TRAINING.items()} | untrained,
     }
