@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from extra.paper import checkpoints, delta, lesson, rows, table, tune
+from extra.paper import checkpoints, delta, lesson, outvoted, rows, table, tune
 from extra.paper.variations import VARIATIONS
 from toy_experts import script
 
@@ -26,6 +26,7 @@ COMMANDS = {  # name: (several settings -> a result each, (settings, results) ->
     "table1": (table.several_seeds, table.files),
     "tuning": (each(tune.one_seed), tune.files),
     "delta": (each(delta.one_seed), delta.files),
+    "outvoted": (each(outvoted.one_seed), outvoted.files),
     "quickstart": (each(lesson.one_seed), lesson.files),
 }
 for name in VARIATIONS:

@@ -324,7 +324,7 @@ def score_sft(s, r, models):
 
 def lesson_settings(cls, s, r):
     """The lesson's settings (of train_sft or train_cdpo) for the seed of s and a recipe."""
-    shared = {f.name for f in fields(cls)} & {f.name for f in fields(r)}
+    shared = {f.name for f in fields(cls)} & {f.name for f in fields(r)} - set(MODELS)
     return cls(seed=s.seed, **{name: getattr(r, name) for name in shared})
 
 
