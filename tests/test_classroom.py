@@ -229,8 +229,8 @@ def test_the_first_cell_fetches_the_code_where_it_is_missing(source, tmp_path):
         "def run(command, check):\n    print(command)\n    if command[0] == 'git': real(command)\n"
     )
     local = f"import subprocess\nreal = subprocess.run\n{run}subprocess.run = run\n{first}"
-    assert local.count(address := "https://github.com/OWNER/fusionroute") == 1
-    local = local.replace(address, ROOT.as_uri())
+    local, replaced = re.subn(r"https://github\.com/[\w-]+/fusionroute", ROOT.as_uri(), local)
+    assert replaced == 1
     out, _ = python("-c", local + "\nimport fusionroute\nprint(fusionroute.__file__)", cwd=tmp_path)
     assert out.decode().splitlines()[-1] == str(tmp_path / "fusionroute/fusionroute.py")
     assert b"tiktoken" in out and b"'torch" not in out  # what it would install
@@ -298,3 +298,31 @@ def test_the_lab_sheet_has_measured_seconds():
     seconds = json.loads((ROOT / "extra/results/quickstart.json").read_text())["meta"]["seconds"]
     page = (ROOT / "docs/lab.md").read_text(encoding="utf-8")
     assert fill(page, lambda key: str(seconds[key])) == page and len(keys(page)) == 3
+
+
+# --- pages ---------------------------------------------------------------------------------------
+
+
+def figures(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    return sorted(re.findall("<!--=([^>]+?)-->(.*?)<!--/-->", text, re.S))
+
+
+def test_the_chinese_page_has_the_same_figures():
+    assert figures("docs/README.zh.md") == figures("README.md") and len(figures("README.md")) > 10
+
+
+def test_links_of_the_pages_for_classes():
+    for name in ("lab", "slides", "glossary", "CONTRIBUTING", "CHANGELOG", "README.zh"):
+        text = (ROOT / f"docs/{name}.md").read_text(encoding="utf-8")
+        for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
+            assert link.startswith("https:") or (ROOT / "docs" / link).exists(), (name, link)
+
+
+def test_one_owner_in_all_addresses():
+    """Whoever hosts the repository replaces OWNER; in one file alone it would be forgotten."""
+    pages = ("README.md", "docs/README.zh.md", "docs/lesson.py", "CITATION.cff")
+    texts = [(ROOT / page).read_text(encoding="utf-8") for page in pages]
+    address = r"https://(?:github\.com/)?([\w-]+)(?:\.github\.io)?/fusionroute\b"
+    owners = [re.findall(address, text) for text in texts]
+    assert all(owners) and len({owner for found in owners for owner in found}) == 1

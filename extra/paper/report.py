@@ -27,7 +27,7 @@ from toy_experts import script
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "extra" / "results"
-PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
+PAGES = (ROOT / "docs/results.md", ROOT / "README.md", ROOT / "docs/README.zh.md")
 FAMILIES = ("llama", "gemma")
 CODING, MATHS = ("toy-mbpp", "toy-humaneval", "toy-ifeval"), ("toy-gsm8k", "toy-math500")
 MARGIN = 0.02  # two rows have an order where every seed shows it by this much
