@@ -169,7 +169,7 @@ def build(data):
 
 def main(argv=None):
     parser = script.Parser(
-        description=__doc__.strip(), formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seed", type=int, help="the run OUT/seedN, not the shipped weights")
     parser.add_argument("--out", help="where runs are kept (default: out)")

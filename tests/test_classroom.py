@@ -1,5 +1,6 @@
 """The lesson in a classroom: on Windows (simulated), in a notebook, with the shipped experts."""
 
+import importlib
 import json
 import os
 import re
@@ -326,3 +327,17 @@ def test_one_owner_in_all_addresses():
     address = r"https://(?:github\.com/)?([\w-]+)(?:\.github\.io)?/fusionroute\b"
     owners = [re.findall(address, text) for text in texts]
     assert all(owners) and len({owner for found in owners for owner in found}) == 1
+
+
+MAKERS = ["docs.tools." + p.stem for p in (ROOT / "docs/tools").glob("*.py") if p.stem != "pages"]
+TRAINERS = ["train_sft", "train_cdpo", "toy_experts.experts", "toy_experts.evaluate"]
+
+
+@pytest.mark.parametrize("name", [*MAKERS, *TRAINERS, "toy_experts.device", "exercises.grade"])
+def test_help_writes_nothing(name, monkeypatch, capsys):
+    if name == "docs.tools.real_models":
+        pytest.importorskip("transformers")
+    monkeypatch.setattr(script, "write", None)
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(name).main(["--help"])
+    assert stop.value.code == 0 and "usage: python" in capsys.readouterr().out

@@ -102,12 +102,13 @@ def example(alone):
     )
 
 
-def main():
+def main(argv=None):
+    script.Parser(description=__doc__).parse_args(argv)
     rows, alone = routed()
     script.write(ROOT / "docs" / "answer.svg", svg(PROMPT, rows))
     readme = ROOT / "README.md"
     value = {"example": example(alone)}.get  # the README's other places belong to other programs
-    script.write(readme, fill(readme.read_text(), value))
+    script.write(readme, fill(readme.read_text(encoding="utf-8"), value))
     print("saved docs/answer.svg and README.md")
 
 

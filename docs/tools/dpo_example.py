@@ -283,7 +283,7 @@ def main(argv=None):
         print(pair_of_shipped_weights())
         return
     figures = measure(folder, s)
-    page = fill((DOCS / "dpo.md").read_text(), places(figures).__getitem__)
+    page = fill((DOCS / "dpo.md").read_text(encoding="utf-8"), places(figures).__getitem__)
     script.write(DOCS / "dpo.json", json.dumps(figures, indent=1) + "\n")
     script.write(DOCS / "dpo.md", page)
     print(pair_block(figures["pair"], figures["beta"]))

@@ -121,10 +121,11 @@ def filled(page):
             found = found[part]
         return percent(found) if key.endswith("%") else str(found)
 
-    return fill(page.read_text(), value)
+    return fill(page.read_text(encoding="utf-8"), value)
 
 
-def main():
+def main(argv=None):
+    script.Parser(description=__doc__).parse_args(argv)
     for page in PAGES:
         script.write(page, filled(page))
         print(f"filled {page}")

@@ -310,7 +310,7 @@ def plots(rows):
 
 def current(rows):
     """path -> what each page and each plot must say."""
-    texts = {path: path.read_text() for path in PAGES}
+    texts = {path: path.read_text(encoding="utf-8") for path in PAGES}
     return {path: fill(text, values(rows, text)) for path, text in texts.items()} | plots(rows)
 
 
@@ -319,7 +319,11 @@ def main(argv=None):
     parser.add_argument("--check", action="store_true", help="write nothing")
     check = parser.parse_args(argv).check
     files = current(load())
-    stale = [path for path, text in files.items() if not path.exists() or path.read_text() != text]
+    stale = [
+        path
+        for path, text in files.items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    ]
     for path in stale:
         if not check:
             script.write(path, files[path])
