@@ -1,6 +1,6 @@
 """Grades the exercises of a whole class: one line of CSV for each student, on stdout.
 
-    python -m exercises.grade submissions/*        folders with step1_fuse.py, step2_..., ...
+    python -m exercises.grade submissions      submissions/NAME/ has NAME's step1_fuse.py, ...
 
 A step counts 1 if the checker passes it. A file may import torch, numpy, math and the steps before
 it, and nothing else: an answer that calls fusionroute.py or solutions.py counts 0. So does one that
@@ -58,6 +58,8 @@ def foreign(source):
 
 def grade(folder):
     """step -> "passes" or what is wrong, for a student's folder."""
+    # Who hands in the folder "exercises" has it inside.
+    folder = next((path.parent for path in sorted(folder.rglob("step1_fuse.py"))), folder)
     verdicts = {}
     for step, (file, _) in checks.STEPS.items():
         path = folder / f"{file}.py"
@@ -83,19 +85,19 @@ def grade(folder):
 
 def main(argv=None):
     p = script.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("folders", nargs="+", help="one for each student", metavar="FOLDER")
-    folders = [Path(name) for name in p.parse_args(argv).folders]
-    for folder in folders:
-        if not folder.is_dir():
-            raise script.UserError(f"{folder} is not a folder")
+    p.add_argument("folder", help="with one folder for each student")
+    folder = Path(p.parse_args(argv).folder)
+    students = sorted(path for path in folder.glob("*") if path.is_dir())
+    if not students:
+        raise script.UserError(f"{folder} must be a folder with one folder for each student")
     print("student," + ",".join(f"step {step}" for step in checks.STEPS) + ",sum")
-    for folder in folders:
+    for student in students:
         points = []
-        for step, verdict in grade(folder).items():
+        for step, verdict in grade(student).items():
             points.append(int(verdict == "passes"))
             if not points[-1]:
-                print(f"{folder.name}, step {step}: {verdict}", file=sys.stderr)
-        print(",".join(map(str, [folder.name, *points, sum(points)])), flush=True)
+                print(f"{student.name}, step {step}: {verdict}", file=sys.stderr)
+        print(",".join(map(str, [student.name, *points, sum(points)])), flush=True)
 
 
 if __name__ == "__main__":

@@ -265,13 +265,13 @@ OURS = "import fusionroute\ndef log_pi_agg(w, logp): return fusionroute.log_pi_a
 
 def test_grading_a_class(tmp_path, capfd):
     """One right answer, one that is wrong and prints otherwise, one that calls ours."""
-    (tmp_path / "Ada").mkdir()
-    (tmp_path / "Ada/step1_fuse.py").write_text(RIGHT)
-    (tmp_path / "Ada/step2_informative.py").write_text(
+    (tmp_path / "Ada/exercises").mkdir(parents=True)
+    (tmp_path / "Ada/exercises/step1_fuse.py").write_text(RIGHT)
+    (tmp_path / "Ada/exercises/step2_informative.py").write_text(
         "def informative(choice):\n    print('step 2 passes')\n    return choice[..., 0] > 0\n"
     )
-    (tmp_path / "Ada/step3_log_pi_agg.py").write_text(OURS)
-    grade.main([str(tmp_path / "Ada")])
+    (tmp_path / "Ada/exercises/step3_log_pi_agg.py").write_text(OURS)
+    grade.main([str(tmp_path)])
     out, err = capfd.readouterr()
     assert out.splitlines()[1] == "Ada,1,0,0,0,0,0,0,0,1"
     assert "Ada, step 3: line 1: imports fusionroute" in err and "step 8: there is no such" in err
