@@ -53,7 +53,7 @@ def imports(name):
             function = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
             visit(child, inside or function)
 
-    visit(ast.parse(path.read_text()), False)
+    visit(ast.parse(path.read_text("utf-8")), False)
     return found
 
 
@@ -195,7 +195,7 @@ def test_nothing_of_twelve_lines_stands_twice():
     for name, path in CODE.items():
         if top(name) == "exercises" or name == "train_cdpo":
             continue
-        numbered = enumerate(path.read_text().splitlines(), 1)
+        numbered = enumerate(path.read_text("utf-8").splitlines(), 1)
         lines = [(i, x.strip()) for i, x in numbered if x.strip() and x.strip()[0] != "#"]
         for k in range(len(lines) - 11):
             text = "\n".join(x for _, x in lines[k : k + 12])
@@ -211,8 +211,8 @@ def test_only_the_five_scripts_at_the_top():
 
 
 def test_how_much_it_is():
-    lines = lambda paths: sum(len(p.read_text().splitlines()) for p in paths)
-    words = lambda paths: sum(len(p.read_text().split()) for p in paths)
+    lines = lambda paths: sum(len(p.read_text("utf-8").splitlines()) for p in paths)
+    words = lambda paths: sum(len(p.read_text("utf-8").split()) for p in paths)
     assert lines([*CODE.values(), *TESTS]) <= MOST_PYTHON and lines(TESTS) <= MOST_TESTS
     assert words(PAGES) <= MOST_WORDS and words([ROOT / "README.md"]) <= MOST_README
 
@@ -220,7 +220,7 @@ def test_how_much_it_is():
 def test_tests_that_a_page_names_are_there():
     """exercises/README.md says which test fails after which change of the code."""
     names = {p.stem for p in TESTS} | set(
-        re.findall(r"def (test_\w+)", "".join(p.read_text() for p in TESTS))
+        re.findall(r"def (test_\w+)", "".join(p.read_text("utf-8") for p in TESTS))
     )
-    named = {(p.name, n) for p in PAGES for n in re.findall(r"\btest_\w+", p.read_text())}
+    named = {(p.name, n) for p in PAGES for n in re.findall(r"\btest_\w+", p.read_text("utf-8"))}
     assert not [(page, n) for page, n in named if n not in names]
