@@ -125,8 +125,10 @@ assert answer == ids[start:-1] and picks == [s["pick"] for s in steps]
 # [train_sft.py](../train_sft.py) calls.
 
 # %%
-samples = [("What is 17 mod 5?", "17 // 5 = 3. 5 * 3 = 15. 17 - 15 = 2. The answer is 2."),
-           ("Write sun and dog in upper case.", "SUN DOG")]  # fmt: skip
+samples = [
+    (prompt, "After losing, 21 - 3 = 18. After losing, 18 - 7 = 11. The answer is 11.\ndone"),
+    ("Write green, lamp and river in double quotes.", '"green" "lamp" "river"'),
+]
 encoded = [answer_only(tokenizer.encode_prompt(q), tokenizer.encode_answer(a)) for q, a in samples]
 x, mask, lengths = pack(encoded)  # (B, T), (B, T), (B,)
 logp, choice = fusionroute.score(experts, x, lengths)  # (B, T-1, n) twice
@@ -145,6 +147,7 @@ for b in range(len(samples)):
 by_hand = loss_lm / tokens + 1 / 3 * loss_expert / tokens
 theirs, terms = fusionroute.sft_loss(logits, w, x[:, 1:], mask[:, 1:], logp, choice, lam=1 / 3)
 print(f"L_LM {loss_lm / tokens:.4f}   L_expert {loss_expert / tokens:.4f}   L_SFT {by_hand:.4f}")
+assert math.isclose(loss_expert / tokens, float(terms["loss_expert"]), rel_tol=1e-4)
 assert math.isclose(by_hand, float(theirs), rel_tol=1e-4)
 
 # %% [markdown]
