@@ -35,7 +35,7 @@ EXPERTS = tuple(script.EXPERTS)
 class Expert:
     """A language model in an expert's place."""
 
-    data: str  # a name of DOCUMENTS
+    data: str  # whose documents: base, an expert's, union (all experts'), or one of PARTS
     start: object = "base"  # what it starts from: a name, a recipe, or None for a new model
     size: tuple = checkpoints.SIZE  # of a new one: width and layers
     family: str = ""  # of a new one; "": the run's
@@ -106,6 +106,8 @@ PLAIN = Sft(loss="plain", lr=2e-3)
 PLAIN_LONG = Sft(loss="plain", lr=1e-3, epochs=16)
 UNION = Expert("union")
 DOUBLE = Expert("instruct", start=Expert("base", start=None, size=(144, 3)))
+# The Fine-tuned Model has FusionRoute's start, data and pairs. The union needs the experts' own
+# data, which the paper's premise denies: what starts from it is a bound, not a rival.
 TRAINING = {  # in this order: each needs some of those before it
     "router_sft": Sft(),
     "router": Cdpo(),
@@ -260,7 +262,6 @@ PARTS = {
     "ifeval-2": ("toy-ifeval", slice(1, None, 2), 1000),
     "drills": (None, slice(None), 300),  # the base's exercises only
 }
-DOCUMENTS = ["base", *EXPERTS, "union", *PARTS]
 
 
 def part_documents(settings, name):
@@ -278,7 +279,7 @@ def part_documents(settings, name):
 
 
 def documents(settings, data):
-    """What a model of DOCUMENTS is trained on, for how many steps, and a number for its seed."""
+    """What an Expert is trained on, for how many steps, and a number for its seed."""
     if data in PARTS:
         return part_documents(settings, data), PARTS[data][2], list(PARTS).index(data)
     if data == "union":  # the documents of all experts, for as many steps as all of them

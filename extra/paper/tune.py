@@ -18,6 +18,7 @@ from functools import partial
 from extra.paper import checkpoints, evaluate, methods
 from extra.paper.methods import MAX_NEW
 from extra.paper.train import TRAINING, load_router, train
+from toy_experts import script
 
 
 def grid(**values):
@@ -59,11 +60,10 @@ def one_seed(s):
     """{what: [[tried, accuracy], ...]} for one seed, kept in OUT/seedN/tuning.json."""
     checkpoints.ensure(s)
     base = checkpoints.load(s, "base")[0]
-    experts = [checkpoints.load(s, e)[0] for e in ("math", "code", "instruct")]
+    experts = [checkpoints.load(s, e)[0] for e in script.EXPERTS]
     problems = {b: i for b, i in evaluate.draw(s, "validation").items() if b != "general"}
-    kept = checkpoints.keep(
-        checkpoints.path(s, "tuning").with_suffix(".json"), {"prompts": s.prompts}
-    )
+    header = {"prompts": s.prompts, "models": [script.fingerprint(m) for m in (base, *experts)]}
+    kept = checkpoints.keep(checkpoints.path(s, "tuning").with_suffix(".json"), header)
     out = {}
 
     def note(what, tried, recipe, make):
@@ -86,18 +86,18 @@ def one_seed(s):
             note(name, tried, recipe, lambda: trained(recipe, how))
     for tried in REWARD:
         r = replace(TRAINING["reward"], **tried)
-        select = lambda: lambda p: methods.sequence_selection(experts, reward(r), p, MAX_NEW)
-        note("sequence_selection", tried, r, select)
+        select = methods.sequence_selection
+        decoder = lambda: partial(select, experts, reward(r), max_new=MAX_NEW)
+        note("sequence_selection", tried, r, decoder)
         for look in LOOKAHEAD if tried["prefixes"] else []:  # Collab scores beginnings
-            search = lambda: lambda p: methods.collab(experts, reward(r), p, MAX_NEW, **look)
-            note("collab", tried | look, r, search)
+            search = methods.collab
+            decoder = lambda: partial(search, experts, reward(r), max_new=MAX_NEW, **look)
+            note("collab", tried | look, r, decoder)
     for what, candidates in MERGED.items():
         for tried in candidates:
-            merged = lambda: methods.merge(base, experts, **tried)
-            alone = lambda: partial(
-                methods.all_read, [merged()], rule=methods.first, max_new=MAX_NEW
-            )
-            note(what, tried, None, alone)
+            merge, alone = methods.merge, partial(methods.all_read, rule=methods.first)
+            decoder = lambda: partial(alone, [merge(base, experts, **tried)], max_new=MAX_NEW)
+            note(what, tried, None, decoder)
     return out
 
 
