@@ -2,7 +2,7 @@
 
 A setting's score is the mean accuracy over the five benchmarks, averaged over the seeds 0 and 1;
 the tables are of other seeds, and no test prompt is read here. The winners are the settings in
-train.TRAINING, in methods.py, and the defaults of the lesson (a test compares). Phase 2 is tuned
+recipes.TRAINING, in methods.py, and the defaults of the lesson (a test compares). Phase 2 is tuned
 after the winner of phase 1.
 
 The checkpoints NAME_long are tuned over passes and rates alike. A winner may be at the edge of its
@@ -17,7 +17,8 @@ from functools import partial
 
 from extra.paper import checkpoints, evaluate, methods
 from extra.paper.methods import MAX_NEW
-from extra.paper.train import TRAINING, load_router, train
+from extra.paper.recipes import TRAINING
+from extra.paper.train import load_router, train
 from toy_experts import script
 
 

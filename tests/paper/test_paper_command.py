@@ -12,7 +12,7 @@ import train_sft
 from extra.paper import __main__ as command
 from extra.paper import checkpoints, evaluate, methods, rows, table, train, tune
 from extra.paper.measures import Row
-from extra.paper.train import TRAINING, Cdpo, Sft
+from extra.paper.recipes import TRAINING, Cdpo, Sft
 from tests.paper.conftest import SIZE, small
 from toy_experts import decode_batch, pairs, script, tasks
 from toy_experts import evaluate as lesson_table
