@@ -55,7 +55,12 @@ def tiny(tmp_path_factory):
         "differences",
         lambda results: {"fusionroute - dare": table.difference(results, "fusionroute", "dare")},
     )
-    yield tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("results")
+    out = tmp_path_factory.mktemp("out")
+    for seed in (0, 1):
+        s = checkpoints.Settings(seed, str(out), "cpu")
+        checkpoints.ensure(s)
+        train.train(s, TRAINING["router"])
+    yield out, tmp_path_factory.mktemp("results")
     patch.undo()
 
 
