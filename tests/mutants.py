@@ -186,6 +186,7 @@ weights first_answer | if not flags(s) and not (folder / f"{name}.pt").exists():
 
 toy_experts/tokenizer.py
 tasks unseen | if not known(w) and not => if not known(w) or not
+weights first_answer | + PATTERN.encode() =>
 
 docs/tools/pages.py
 small_table pages | 100 * share => 10 * share
@@ -200,6 +201,7 @@ toy_experts/interpreter.py
 structure circle | import ast↵ => import ast↵from toy_experts import judge↵
 structure inside | def power(a, b): => def power(a, b):↵    import model
 interpreter attacks | MAX_STEPS = 2_000 => MAX_STEPS = 10**9
+interpreter attacks | MAX_LIST = 200 => MAX_LIST = 10**9
 interpreter python_means | if bool(value) == isinstance => if bool(value) != isinstance
 
 model.py
@@ -207,7 +209,7 @@ structure torch_only | import torch.nn as nn => import numpy↵import torch.nn a
 structure lesson | y = attention( => y = (lambda *x: attention(*x) if 0 else x[0])(
 
 extra/paper/train.py
-paper/recipes phase_1_is_fed | lm = checkpoints.load(s, name => lm = checkpoints.load(s, "math" or name
+paper/recipes phase_1 | lm = checkpoints.load(s, name => lm = checkpoints.load(s, "math" or name
 paper/recipes phase_1_is_fed | losses.sft_loss_of(r.loss, list( => losses.sft_loss_of("paper", list(
 paper/recipes is_fed | **{name: getattr(r, name) for name in shared}) => **{})
 paper/recipes phase_2_is_fed | sample_pairs(sampler, models => sample_pairs(router, models
@@ -221,7 +223,7 @@ paper/recipes reinforce_samples | self.reward[rows] = torch => self.reward[:16] 
 
 extra/paper/losses.py
 paper/paper_losses eq_2 | inside = mask & S(choice) => inside = S(choice)
-paper/paper_losses eq_2 | (w.log_softmax(-1) + logp).logsumexp => (w.softmax(-1) * logp).sum
+paper/paper_losses eq_2 | log_softmax(-1) + logp).logsumexp => softmax(-1) * logp).sum
 paper/paper_losses eq_2 | pick = w.argmax(-1)[..., None, None] => pick = w.argmin(-1)[..., None, None]
 paper/paper_losses objective | 1 / (2 * beta)) ** 2 => 1 / beta) ** 2
 paper/paper_losses reinforce | (r - r.mean(1, keepdim=True)).flatten() => r.flatten()
