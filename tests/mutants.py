@@ -224,7 +224,7 @@ paper/recipes reinforce_samples | self.reward[rows] = torch => self.reward[:16] 
 extra/paper/losses.py
 paper/paper_losses eq_2 | inside = mask & S(choice) => inside = S(choice)
 paper/paper_losses eq_2 | log_softmax(-1) + logp).logsumexp => softmax(-1) * logp).sum
-paper/paper_losses eq_2 | pick = w.argmax(-1)[..., None, None] => pick = w.argmin(-1)[..., None, None]
+paper/paper_losses eq_2 | pick = w.argmax(-1)[..., None => pick = w.argmin(-1)[..., None
 paper/paper_losses objective | 1 / (2 * beta)) ** 2 => 1 / beta) ** 2
 paper/paper_losses reinforce | (r - r.mean(1, keepdim=True)).flatten() => r.flatten()
 paper/paper_losses bradley | logsigmoid(r_chosen - r_rejected) => logsigmoid(r_rejected - r_chosen)
