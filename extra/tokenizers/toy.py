@@ -1,0 +1,121 @@
+"""The toy with two more tokenizers, and experts that are trained on them from scratch.
+
+    toy         the toy's own tokens: a word with the space before it; digits are single
+    trailing    a word with the space behind it
+    pieces      at most three letters, with the space before them
+
+An expert on another tokenizer has a base of its own, from random weights, so it shares nothing with
+the router. It reads the documents of the toy's expert of that name, written in its own tokens.
+"""
+
+import time
+from collections import Counter
+from copy import deepcopy
+from functools import cache
+from random import Random
+
+import regex
+import tiktoken
+import torch
+
+from extra.tokenizers.bytewise import Vocabulary, encode_bytes
+from model import GPT, GPTConfig
+from toy_experts import experts, script, tasks, tokenizer
+
+PATTERNS = {
+    "trailing": r"\p{L}+ ?|\d|[^\s\p{L}\d]+ ?|\s+",
+    "pieces": r" ?\p{L}{1,3}|\d| ?[^\s\p{L}\d]+|\s+",
+}
+MAX_LEN = 512  # of the models here: shorter tokens make longer texts
+
+
+class Tokenizer:
+    """A tiktoken.Encoding with the toy's three special tokens, as the byte decoder needs it."""
+
+    def __init__(self, encoding):
+        self.encoding, special = encoding, encoding.encode_single_token
+        self.user, self.assistant, self.end = map(special, ("<|user|>", "<|assistant|>", "<|end|>"))
+        words = {i: encoding.decode_single_token_bytes(i) for i in range(encoding.n_vocab)}
+        for i in (self.user, self.assistant, self.end):
+            words.pop(i)
+        self.words = words  # {token: bytes}
+        byte = {word: i for i, word in words.items() if len(word) == 1}
+        encode = lambda text: encode_bytes(text, encoding.encode_ordinary, byte)
+        self.vocabulary = Vocabulary(words, self.end, encode)
+
+    def prompt(self, text):
+        return [self.user, *self.vocabulary.encode(text.encode()), self.assistant]
+
+    def answer(self, text):
+        return [*self.vocabulary.encode(text.encode()), self.end]
+
+    def translate(self, sample):
+        """A sample (ids, learn) of the toy's tokens in these. A token learns if its last byte did.
+
+        Only text between two special tokens is written anew as a whole.
+        """
+        ids, learn, text, learns = [], [], b"", []
+        same = {tokenizer.USER: self.user, tokenizer.ASSISTANT: self.assistant}
+        same[tokenizer.END] = self.end
+        for token, flag in [*zip(*sample), (None, False)]:
+            if token is not None and token not in same:
+                word = tokenizer.encoding.decode_single_token_bytes(token)
+                text, learns = text + word, learns + [flag] * len(word)
+                continue
+            end = 0
+            for new in self.vocabulary.encode(text):
+                end += len(self.words[new])
+                ids, learn = ids + [new], learn + [learns[end - 1]]
+            text, learns = b"", []
+            if token is not None:
+                ids, learn = ids + [same[token]], learn + [flag]
+        return ids, learn
+
+
+@cache
+def tokenizer_of(kind):
+    """The Tokenizer of that name: every piece that training texts have eight times is a token."""
+    if kind == "toy":
+        return Tokenizer(tokenizer.encoding)
+    counts, split = Counter(), regex.compile(PATTERNS[kind])
+    for item in tasks.mixed("train", 12_000, Random(0)):
+        counts.update(split.findall(item.prompt) + split.findall(item.answer))
+    ranks = {bytes([b]): b for b in range(256)}
+    for word in sorted(piece for piece, n in counts.items() if n >= 8):
+        ranks.setdefault(word.encode(), len(ranks))
+    names = ("<|user|>", "<|assistant|>", "<|end|>")
+    special = {name: len(ranks) + i for i, name in enumerate(names)}
+    return Tokenizer(
+        tiktoken.Encoding(
+            kind, pat_str=PATTERNS[kind], mergeable_ranks=ranks, special_tokens=special
+        )
+    )
+
+
+def roomy(config):
+    """A GPT for a checkpoint's config, with room for MAX_LEN tokens."""
+    return script.gpt_of(config | {"max_len": MAX_LEN})
+
+
+def expert(s, kind, name):
+    """The expert `name` of the run s on tokenizer `kind`, frozen. Trained first if it is missing.
+
+    s: experts.Settings. Kept in OUT/seedN/KIND/NAME.pt.
+    """
+    folder, _ = script.prepare(s)
+    path, recipe = folder / kind / f"{name}.pt", {"seed": s.seed, "gap": s.gap, "tokenizer": kind}
+    if not path.exists():
+        begun, tok = time.time(), tokenizer_of(kind)
+        config = GPTConfig(vocab_size=tok.encoding.n_vocab, max_len=MAX_LEN)
+        base = expert(s, kind, "base") if name != "base" else None
+        torch.manual_seed(s.seed + 1000)  # not the base of the other experts
+        model = deepcopy(base).requires_grad_(True) if base else GPT(config)
+        samples = [tok.translate(sample) for sample in experts.documents(s, name)]
+        steps, lr = experts.STEPS[name], experts.LR[name]
+        seed = s.seed + 1000
+        experts.train(model, samples, seed, steps, lr, f"{kind} {name}")
+        path.parent.mkdir(exist_ok=True)
+        script.save_model(path, model, recipe, time.time() - begun)
+    model, content = script.load_model(path, "start again")
+    script.check_same(path, content["recipe"], recipe)
+    return model
