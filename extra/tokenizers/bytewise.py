@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 END, NONE = 256, 257  # symbols behind the 256 bytes: the answer's end; "this word has no byte here"
+SPINE = 0.05  # what is read at once, see ByteModel.spine: smaller shares are not followed
 
 
 def encode_bytes(text, encode, byte):
@@ -137,10 +138,10 @@ class ByteModel:
         p = p[:NONE] / p[:NONE].sum()  # without NONE: these words have become branches of their own
         return torch.from_numpy((1 - self.least) * p + self.least / NONE).log()
 
-    def push(self, state, byte, read=True):
+    def push(self, state, byte, least=None):
         """The state when the text goes on with this byte.
 
-        read=False: only branches whose outputs are known are followed, see `spine`.
+        least: in place of the model's own. Branches whose outputs are known already are kept.
         """
         text, grown = state.text + bytes([byte]), []
         for b in state.branches:
@@ -154,14 +155,14 @@ class ByteModel:
         total = sum(mass for mass, _ in grown)
         if not total > 0:  # only dropped branches could write this byte
             return self.seek(text)
-        branches, kept = [], 0.0
+        least, branches, kept = self.least if least is None else least, [], 0.0
         for mass, b in grown:
-            if b.p is None:
-                b.p, b.second = self.known.get(tuple(b.tokens), (None, None))
-            if b.p is None and read and mass > self.least * total:
-                b.p, b.second = self.outputs(b.tokens, 1)[0]
-            if b.p is not None and (not read or mass > self.least * total):
-                branches.append(replace(b, weight=b.weight / total))
+            known = self.known.get(tuple(b.tokens))
+            if known or mass > least * total:
+                p, second = known or (b.p, b.second)
+                if p is None:
+                    p, second = self.outputs(b.tokens, 1)[0]
+                branches.append(Branch(b.tokens, b.rest, b.weight / total, p, second))
                 kept += mass
         lost = (state.lost + total - kept) / total
         return State(text, branches, state.logp + math.log(total), lost)
@@ -169,34 +170,35 @@ class ByteModel:
     def spine(self, text, start=0):
         """The states behind each byte of a text, from the first `start` of its tokens on.
 
-        One pass. The covers are the tokenizer's own tokens, but for the last one, which may be any.
+        One pass reads the tokenizer's own tokens. The last token may be any; other covers are
+        followed only while they have more than the share SPINE.
         """
         tokens = self.vocabulary.encode(text)
         words = [self.vocabulary.word[t] for t in tokens]
         outputs = self.outputs(self.prompt + tokens, len(tokens) - start + 1)
-        begin = Branch(self.prompt + tokens[:start], b"", 1.0, *outputs[0])
         ends = range(len(self.prompt) + start, len(self.prompt) + len(tokens) + 1)
         self.known = {tuple((self.prompt + tokens)[:end]): o for end, o in zip(ends, outputs)}
+        begin = Branch(self.prompt + tokens[:start], b"", 1.0, *outputs[0])
         states = [State(b"".join(words[:start]), [begin])]
         for byte in b"".join(words[start:]):
-            states.append(self.push(states[-1], byte, read=False))
+            states.append(self.push(states[-1], byte, max(self.least, SPINE)))
         return states
 
     def seek(self, text):
-        """The state behind a text, whatever was read before: one pass, and its logp begins at 0.
+        """The state behind a text, whatever was read before; its logp begins at 0.
 
         The last token may be any, also one that ends here and needs a pass of its own: behind
         "14 - " a model may have written " - ", and the tokenizer " -" and " ".
         """
-        left = sum(len(self.vocabulary.word[t]) for t in self.vocabulary.encode(text))
-        start = 0
-        for token in self.vocabulary.encode(text):
+        tokens, start = self.vocabulary.encode(text), 0
+        left = sum(len(self.vocabulary.word[t]) for t in tokens)
+        for token in tokens:
             left -= len(self.vocabulary.word[token])
             if left < self.vocabulary.longest:  # the next token may reach the end
                 break
             start += 1
-        *_, before, last = [None, *self.spine(text, start)]
-        state = self.push(before, last.text[-1]) if before else last
+        states = self.spine(text, start)
+        state = self.push(states[-2], states[-1].text[-1]) if len(states) > 1 else states[0]
         return replace(state, text=text, logp=0.0, lost=0.0)
 
     def best(self, state):
