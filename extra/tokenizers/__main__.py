@@ -19,7 +19,6 @@ import torch
 
 import train_cdpo
 import train_sft
-from docs.tools import pages
 from extra.tokenizers import decode, spans
 from extra.tokenizers.bytewise import END, ByteModel, Reader
 from extra.tokenizers.scores import scored
@@ -166,21 +165,20 @@ def changed(texts, items):
     return {"answers": len(items), "differ": differ, "space": spaces, "became_wrong": right}
 
 
-def measure(s):
-    items = [
-        item
-        for b in tasks.BENCHMARKS
-        for item in tasks.dataset(b, s.split, s.prompts, Random(f"{s.split} {b} {s.seed}"))
-    ]
-    result = {}
-    for name in s.worlds.split(","):
-        world = World(s, name)
-        texts, cost = world.answers(items)
-        right = {m: sum(map(judge.check, items, t)) / len(items) for m, t in texts.items()}
-        result[name] = {"right": right, "cost": cost, "prompts": len(items)}
-        if "tokens" in texts:
-            result[name]["changed"] = changed(texts, items)
-        print(name, json.dumps(result[name]))
+def measure(s, name):
+    """What the page says of one world, a dict; kept beside the world's router."""
+    path = script.run_dir(s) / name / f"{s.split}{s.prompts}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    world, items = World(s, name), []
+    for b in tasks.BENCHMARKS:
+        items += tasks.dataset(b, s.split, s.prompts, Random(f"{s.split} {b} {s.seed}"))
+    texts, cost = world.answers(items)
+    right = {m: sum(map(judge.check, items, t)) / len(items) for m, t in texts.items()}
+    result = {"right": right, "cost": cost, "prompts": len(items)}
+    if "tokens" in texts:
+        result["changed"] = changed(texts, items)
+    script.write(path, json.dumps(result))
     return result
 
 
@@ -188,7 +186,13 @@ def main(argv=None):
     s = script.settings(Settings, __doc__, argv)
     script.prepare(s)
     torch.set_num_threads(1)
-    print(json.dumps(measure(s)))
+    found = {name: measure(s, name) for name in s.worlds.split(",") if name}
+    if s.split == "test":
+        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        results[f"seed {s.seed}"] = results.get(f"seed {s.seed}", {}) | found
+        script.write(RESULTS, json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+    else:
+        print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":
