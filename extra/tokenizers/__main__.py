@@ -150,6 +150,7 @@ class World:
         if set(self.kinds) == {"toy"}:
             traces = decode_batch.answers(self.router, self.experts, items)
             texts["tokens"] = [trace.text() for trace in traces]
+            cost["tokens"] = {"passes": 2 * sum(len(t.tokens) for t in traces) / len(items)}
         return texts, cost
 
 
