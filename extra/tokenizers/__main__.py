@@ -1,11 +1,10 @@
 """Both phases with experts of other tokenizers, and the table of docs/tokenizers.md.
 
-    python -m extra.tokenizers             trains what is missing of a seed, answers test prompts
-    python -m extra.tokenizers --prompts 0     only fills the page from the JSON file
+    python -m extra.tokenizers --seed 1       needs the lesson's run of this seed: bash run.sh
+    python -m extra.tokenizers --worlds ""    only fills the page from the JSON file
 
-Both trainings are the lesson's, on scores of bytes. Phase 2's pairs are written by the fused model,
-byte by byte. The router starts as a copy of the toy's instruction expert, as in the lesson. Departs
-from the lesson in the number of prompts that pairs are made from: 600 in place of 2000.
+The trainings are the lesson's, on scores of bytes. Phase 2's pairs are written by the fused model,
+byte by byte, from fewer prompts than in the lesson: PROMPTS.
 """
 
 import json
@@ -19,6 +18,8 @@ import torch
 
 import train_cdpo
 import train_sft
+from decode import METHODS
+from docs.tools.pages import fill, percent, table
 from extra.tokenizers import decode, spans
 from extra.tokenizers.bytewise import END, ByteModel, Reader
 from extra.tokenizers.scores import scored
@@ -28,8 +29,8 @@ from toy_experts import decode_batch, experts, judge, pairs, script, tasks
 from toy_experts.data import Data
 from toy_experts.script import EXPERTS
 
-RESULTS = Path(__file__).parent.parent / "results" / "tokenizers.json"
-PAGE = Path(__file__).parents[2] / "docs" / "tokenizers.md"
+ROOT = Path(__file__).parents[2]
+RESULTS, PAGE = ROOT / "extra" / "results" / "tokenizers.json", ROOT / "docs" / "tokenizers.md"
 # Which experts are replaced, and by which tokenizer. "toy": the same tokens, but a base of its own.
 WORLDS = {
     "same": {},
@@ -37,7 +38,8 @@ WORLDS = {
     "all": {"math": "trailing", "code": "pieces", "instruct": "pieces"},
     "own": {"math": "toy"},
 }
-MAX_BYTES = 200  # longest answer; the tasks' longest has 94
+PROMPTS = 600  # from which pairs are made
+MAX_BYTES = 200  # longest answer; the longest right one has 94
 
 
 @dataclass
@@ -51,119 +53,113 @@ class Settings:
 
 
 class World:
-    """A router, its experts and their tokenizers."""
+    """A router and its experts, each with its tokenizer. What is missing is trained."""
 
     def __init__(self, s, name):
-        self.s, self.name, self.tokenizer = s, name, tokenizer_of("toy")
-        self.kinds = [WORLDS[name].get(e, "toy") for e in EXPERTS]
-        here = experts.Settings(s.seed, s.out, s.device)
-        shipped = script.WEIGHTS if s.seed == 0 else script.run_dir(s)
-        load = lambda e: script.load_model(shipped / f"{e}.pt", "run bash run.sh", build=roomy)[0]
-        self.experts = [
-            expert(here, WORLDS[name][e], e) if e in WORLDS[name] else load(e) for e in EXPERTS
-        ]
-        self.folder, self.start = script.run_dir(s) / name, load("instruct")
+        self.s, self.folder, self.tokenizer = s, script.run_dir(s) / name, tokenizer_of("toy")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.models = [
-            (Reader(m, m.new_cache(1)), tokenizer_of(kind))
-            for m, kind in zip(self.experts, self.kinds)
+        lesson = script.run_dir(s) if s.seed else script.WEIGHTS
+        load = lambda n, **how: script.load_model(lesson / n, "bash run.sh", build=roomy, **how)[0]
+        here = experts.Settings(s.seed, s.out, s.device)
+        self.kinds = [WORLDS[name].get(e, "toy") for e in EXPERTS]
+        self.experts = [
+            expert(here, WORLDS[name][e], e) if e in WORLDS[name] else load(f"{e}.pt")
+            for e in EXPERTS
         ]
+        readers = [Reader(e, e.new_cache(1)) for e in self.experts]
+        self.models = list(zip(readers, map(tokenizer_of, self.kinds)))
         if name == "same":
-            self.use(script.load_model(shipped / "router.pt", "", router=True, build=roomy)[0])
-        else:
-            self.trained("router_sft", self.phase1)
-            self.trained("router", self.phase2)
+            return self.use(load("router.pt", router=True))
+        self.use(Router(load("instruct.pt"), len(EXPERTS)))  # as in the lesson
+        self.trained("router_sft", self.phase1)
+        self.trained("router", self.phase2)
 
     def use(self, router):
         self.router, self.reader = router, Reader(router, router.lm.new_cache(1))
 
-    def trained(self, name, train):
-        """Load a router, or train it and save it."""
+    def trained(self, name, phase):
+        """Load a router, or train the one that is in use further, and save it."""
         path, begun = self.folder / f"{name}.pt", time.time()
         if not path.exists():
-            router, recipe = train()
+            router = deepcopy(self.router).requires_grad_(True)
+            recipe = phase(router)
             names = dict(zip(EXPERTS, map(script.fingerprint, self.experts)))
             script.save_model(path, router, recipe, time.time() - begun, names)
         self.use(script.load_model(path, "start again", router=True, build=roomy)[0])
 
-    def phase1(self):
-        s = train_sft.Settings(self.s.seed)
-        router = Router(deepcopy(self.start), len(EXPERTS)).requires_grad_(True)
-        train_sft.train(s, router, self.sft(s.samples))
-        return router, script.recipe(s)
+    def scored(self, samples):
+        return scored(samples, self.tokenizer, self.models)
 
-    def phase2(self):
-        s = train_cdpo.Settings(self.s.seed, prompts=600)
+    def sft(self):
+        n = train_sft.Settings.samples
+        items = tasks.mixed("train", n, Random(f"sft {self.s.seed}"))  # as experts.sft_samples
+        return self.scored([(item.prompt, item.answer) for item in items])
+
+    def phase1(self, router):
+        s = train_sft.Settings(self.s.seed)
+        train_sft.train(s, router, self.sft())
+        return script.recipe(s)
+
+    def phase2(self, router):
+        s, sft = train_cdpo.Settings(self.s.seed, prompts=PROMPTS), self.sft()
         found = pairs.sample(None, None, s.seed, s.prompts, self.write)
         both = [(p["prompt"], p[side]) for p in found for side in ("chosen", "rejected")]
-        both = scored(both, self.tokenizer, self.models)
+        both = self.scored(both)
         logp, _ = score([self.router.lm], both.ids, both.lengths)
-        ref = (logp[..., 0] * both.mask[:, 1:]).sum(-1).view(-1, 2)  # (pairs, 2)
+        ref = (logp[..., 0] * both.mask[:, 1:]).sum(-1).view(-1, 2)  # (pairs, 2), log pi_ref
         both = Data(*(x.view(-1, 2, *x.shape[1:]) for x in both))
-        sft, router = self.sft(train_sft.Settings.samples), self.router.requires_grad_(True)
         plan = train_cdpo.make_plan(s, sft.lengths, both.lengths)
         train_cdpo.train(s, router, sft, both, ref, plan)
-        return router, script.recipe(s) | {"pairs": len(found)}
-
-    def sft(self, n):
-        items = tasks.mixed("train", n, Random(f"sft {self.s.seed}"))  # as experts.sft_samples
-        return scored([(item.prompt, item.answer) for item in items], self.tokenizer, self.models)
+        return script.recipe(s) | {"pairs": len(found)}
 
     def behind(self, prompt):
         """ByteModels behind a prompt: the router's, and the experts'."""
         models = [(self.reader, self.tokenizer), *self.models]
-        return [ByteModel(m, tok.vocabulary, tok.prompt(prompt)) for m, tok in models]
+        return [ByteModel(r, tok.vocabulary, tok.prompt(prompt)) for r, tok in models]
 
     def by_bytes(self, prompt, **how):
         router, *models = self.behind(prompt)
-        found = decode.decode(router, models, MAX_BYTES, **how)
-        return bytes(symbol for symbol, _ in found if symbol != END).decode(errors="replace")
+        symbols = [symbol for symbol, _ in decode.decode(router, models, MAX_BYTES, **how)]
+        return bytes(symbol for symbol in symbols if symbol != END).decode(errors="replace")
 
     def by_spans(self, prompt):
-        _, *models = self.behind(prompt)
-        ids = self.tokenizer.prompt(prompt)
-        found = spans.decode(self.reader, self.tokenizer.vocabulary, ids, models, MAX_BYTES // 3)
-        words = [self.tokenizer.words.get(token, b"") for token, _ in found]
+        router, *models = self.behind(prompt)
+        args = self.tokenizer.vocabulary, router.prompt, models, MAX_BYTES // 3
+        words = [self.tokenizer.words.get(t, b"") for t, _ in spans.decode(self.reader, *args)]
         return b"".join(words).decode(errors="replace")
 
     def write(self, items, seed):
         """Sampled answers for pairs.sample."""
-        prompts = [item.prompt for item in items for _ in range(pairs.TRIES)]
-        how = {"temperature": pairs.TEMPERATURE}
-        return [self.by_bytes(p, **how, seed=seed + i) for i, p in enumerate(prompts)]
+        prompts, how = [i.prompt for i in items for _ in range(pairs.TRIES)], pairs.TEMPERATURE
+        return [self.by_bytes(p, temperature=how, seed=seed + i) for i, p in enumerate(prompts)]
 
     def answers(self, items):
-        """{method: the answers' texts}, {method: (seconds, passes) of one answer}."""
-        limits = {"routing_only": {"use_router": False}, "router": {"use_expert": False}}
-        limits |= {e: {"use_router": False, "only": i} for i, e in enumerate(EXPERTS)}
-        methods = {"bytes": self.by_bytes, "spans": self.by_spans}
-        for name, how in limits.items():
-            methods[name] = lambda prompt, how=how: self.by_bytes(prompt, **how)
-        texts, cost = {}, {}
-        readers = [self.reader] + [reader for reader, _ in self.models]
-        for method, answer in methods.items():
-            begun, before = time.process_time(), sum(r.passes for r in readers)
+        """{method: the answers' texts}, {method: forward passes per answer}."""
+        texts, passes = {}, {}
+        ways = {"by spans": self.by_spans}
+        for method, how in METHODS.items():
+            if method != "sft_only":
+                ways[method] = lambda prompt, how=how: self.by_bytes(prompt, **how)
+        readers = [self.reader, *(reader for reader, _ in self.models)]
+        for method, answer in ways.items():
+            before = sum(r.passes for r in readers)
             texts[method] = [answer(item.prompt) for item in items]
-            passes = sum(r.passes for r in readers) - before
-            seconds = time.process_time() - begun
-            cost[method] = {"seconds": seconds / len(items), "passes": passes / len(items)}
+            passes[method] = (sum(r.passes for r in readers) - before) / len(items)
         if set(self.kinds) == {"toy"}:
             traces = decode_batch.answers(self.router, self.experts, items)
-            texts["tokens"] = [trace.text() for trace in traces]
-            cost["tokens"] = {"passes": 2 * sum(len(t.tokens) for t in traces) / len(items)}
-        return texts, cost
+            texts["by tokens"] = [trace.text() for trace in traces]
+            passes["by tokens"] = 2 * sum(len(t.tokens) for t in traces) / len(items)
+        return texts, passes
 
 
-def changed(texts, items):
-    """Tokens against bytes: how many answers differ, and how many of these first by a space."""
-    spaces, right, differ = 0, 0, 0
-    for a, b, item in zip(texts["tokens"], texts["bytes"], items):
-        if a != b:
-            i = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
-            differ += 1
-            spaces += b[i : i + 1] == " "
-            right += judge.check(item, a) and not judge.check(item, b)
-    return {"answers": len(items), "differ": differ, "space": spaces, "became_wrong": right}
+def changed(tokens, by_bytes, items):
+    """Answers by tokens against those by bytes: how many differ, how many first in a space."""
+    differ = [(a, b, item) for a, b, item in zip(tokens, by_bytes, items) if a != b]
+    first = [next((y for x, y in zip(a, b) if x != y), "") for a, b, _ in differ]
+    worse = sum(judge.check(i, a) > judge.check(i, b) for a, b, i in differ)
+    better = sum(judge.check(i, a) < judge.check(i, b) for a, b, i in differ)
+    counts = {"differ": len(differ), "space": first.count(" "), "worse": worse, "better": better}
+    return counts | {"answers": len(items)}
 
 
 def measure(s, name):
@@ -174,13 +170,35 @@ def measure(s, name):
     world, items = World(s, name), []
     for b in tasks.BENCHMARKS:
         items += tasks.dataset(b, s.split, s.prompts, Random(f"{s.split} {b} {s.seed}"))
-    texts, cost = world.answers(items)
+    texts, passes = world.answers(items)
     right = {m: sum(map(judge.check, items, t)) / len(items) for m, t in texts.items()}
-    result = {"right": right, "cost": cost, "prompts": len(items)}
-    if "tokens" in texts:
-        result["changed"] = changed(texts, items)
+    result = {"right": right, "passes": passes, "prompts": len(items)}
+    if "by tokens" in texts:
+        result["changed"] = changed(texts["by tokens"], texts["fusionroute"], items)
     script.write(path, json.dumps(result))
     return result
+
+
+def figures(results):
+    """The page's marked places, {key: text}, from {seed: {world: what measure found}}."""
+    methods = ["by tokens", "by spans", *(m for m in METHODS if m != "sft_only")]
+    out, rows = {}, [["", *WORLDS], *([m] for m in methods), ["seeds"]]
+    for world in WORLDS:
+        found = [r[world] for r in results.values() if world in r]
+        for row in rows[1:-1]:
+            shares = [f["right"][row[0]] for f in found if row[0] in f["right"]]
+            low, mean, high = (
+                percent(f(shares) if shares else None)
+                for f in (min, lambda x: sum(x) / len(x), max)
+            )
+            row.append(f"{mean} ({low}-{high})" if shares else "-")
+            out[f"{world} {row[0]}"] = mean
+            passes = [f["passes"][row[0]] for f in found if row[0] in f["passes"]]
+            out[f"{world} {row[0]} passes"] = f"{sum(passes) / max(1, len(passes)):.0f}"
+        rows[-1].append(str(len(found)))
+        for key in ("answers", "differ", "space", "worse", "better"):
+            out[f"{world} {key}"] = str(sum(f["changed"][key] for f in found if "changed" in f))
+    return out | {"table": "\n".join(table(rows))}
 
 
 def main(argv=None):
@@ -188,12 +206,12 @@ def main(argv=None):
     script.prepare(s)
     torch.set_num_threads(1)
     found = {name: measure(s, name) for name in s.worlds.split(",") if name}
-    if s.split == "test":
-        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        results[f"seed {s.seed}"] = results.get(f"seed {s.seed}", {}) | found
-        script.write(RESULTS, json.dumps(dict(sorted(results.items())), indent=1) + "\n")
-    else:
-        print(json.dumps(found, indent=1))
+    if s.split != "test":
+        return print(json.dumps(found, indent=1))
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results[f"seed {s.seed}"] = results.get(f"seed {s.seed}", {}) | found
+    script.write(RESULTS, json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+    script.write(PAGE, fill(PAGE.read_text(), figures(results).__getitem__))
 
 
 if __name__ == "__main__":

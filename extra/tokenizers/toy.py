@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from copy import deepcopy
 from functools import cache
+from itertools import accumulate, groupby
 from random import Random
 
 import regex
@@ -54,24 +55,21 @@ class Tokenizer:
     def translate(self, sample):
         """A sample (ids, learn) of the toy's tokens in these. A token learns if its last byte did.
 
-        Only text between two special tokens is written anew as a whole.
+        The text between two special tokens is written anew as a whole.
         """
-        ids, learn, text, learns = [], [], b"", []
-        same = {tokenizer.USER: self.user, tokenizer.ASSISTANT: self.assistant}
-        same[tokenizer.END] = self.end
-        for token, flag in [*zip(*sample), (None, False)]:
-            if token is not None and token not in same:
-                word = tokenizer.encoding.decode_single_token_bytes(token)
-                text, learns = text + word, learns + [flag] * len(word)
+        special = {tokenizer.USER: self.user, tokenizer.ASSISTANT: self.assistant}
+        special[tokenizer.END] = self.end
+        out = []
+        for is_special, run in groupby(zip(*sample), lambda pair: pair[0] in special):
+            if is_special:
+                out += [(special[token], flag) for token, flag in run]
                 continue
-            end = 0
-            for new in self.vocabulary.encode(text):
-                end += len(self.words[new])
-                ids, learn = ids + [new], learn + [learns[end - 1]]
-            text, learns = b"", []
-            if token is not None:
-                ids, learn = ids + [same[token]], learn + [flag]
-        return ids, learn
+            words = [(tokenizer.encoding.decode_single_token_bytes(t), flag) for t, flag in run]
+            flags = [flag for word, flag in words for _ in word]  # of each byte
+            ids = self.vocabulary.encode(b"".join(word for word, _ in words))
+            ends = accumulate(len(self.words[i]) for i in ids)
+            out += [(i, flags[end - 1]) for i, end in zip(ids, ends)]
+        return [i for i, _ in out], [flag for _, flag in out]
 
 
 @cache
