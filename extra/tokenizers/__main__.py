@@ -11,6 +11,7 @@ import json
 import time
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from random import Random
 
@@ -38,7 +39,7 @@ WORLDS = {
     "all": {"math": "trailing", "code": "pieces", "instruct": "pieces"},
     "own": {"math": "toy"},
 }
-PROMPTS = 600  # from which pairs are made
+PROMPTS = 300  # from which pairs are made
 MAX_BYTES = 200  # longest answer; the longest right one has 94
 
 
@@ -47,7 +48,7 @@ class Settings:
     seed: int = 0  # selects the run: all random numbers follow from it
     out: str = "out"  # runs are kept in OUT/seedN/
     device: str = "cpu"  # the models are tiny, and read one text at a time
-    prompts: int = 40  # test prompts of each benchmark
+    prompts: int = 20  # test prompts of each benchmark
     worlds: str = "same,one,all,own"  # which experts are replaced, see WORLDS
     split: str = "test"  # test, or validation (the split to tune on)
 
@@ -90,6 +91,7 @@ class World:
     def scored(self, samples):
         return scored(samples, self.tokenizer, self.models)
 
+    @cached_property
     def sft(self):
         n = train_sft.Settings.samples
         items = tasks.mixed("train", n, Random(f"sft {self.s.seed}"))  # as experts.sft_samples
@@ -97,11 +99,11 @@ class World:
 
     def phase1(self, router):
         s = train_sft.Settings(self.s.seed)
-        train_sft.train(s, router, self.sft())
+        train_sft.train(s, router, self.sft)
         return script.recipe(s)
 
     def phase2(self, router):
-        s, sft = train_cdpo.Settings(self.s.seed, prompts=PROMPTS), self.sft()
+        s, sft = train_cdpo.Settings(self.s.seed, prompts=PROMPTS), self.sft
         found = pairs.sample(None, None, s.seed, s.prompts, self.write)
         both = [(p["prompt"], p[side]) for p in found for side in ("chosen", "rejected")]
         both = self.scored(both)

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 END, NONE = 256, 257  # symbols behind the 256 bytes: the answer's end; "this word has no byte here"
-SPINE = 0.05  # what is read at once, see ByteModel.spine: smaller shares are not followed
+SPINE = 0.01  # what is read at once, see ByteModel.spine: smaller shares are not followed
 
 
 def encode_bytes(text, encode, byte):
@@ -170,8 +170,9 @@ class ByteModel:
     def spine(self, text, start=0):
         """The states behind each byte of a text, from the first `start` of its tokens on.
 
-        One pass reads the tokenizer's own tokens. The last token may be any; other covers are
-        followed only while they have more than the share SPINE.
+        One pass reads the tokenizer's own tokens. Other covers are followed, a pass each, if they
+        have more than the share SPINE: behind "14 - " a model may have written " - ", where the
+        tokenizer writes " -" and " ".
         """
         tokens = self.vocabulary.encode(text)
         words = [self.vocabulary.word[t] for t in tokens]
@@ -185,11 +186,7 @@ class ByteModel:
         return states
 
     def seek(self, text):
-        """The state behind a text, whatever was read before; its logp begins at 0.
-
-        The last token may be any, also one that ends here and needs a pass of its own: behind
-        "14 - " a model may have written " - ", and the tokenizer " -" and " ".
-        """
+        """The state behind a text, whatever was read before; its logp begins at 0."""
         tokens, start = self.vocabulary.encode(text), 0
         left = sum(len(self.vocabulary.word[t]) for t in tokens)
         for token in tokens:
@@ -197,9 +194,7 @@ class ByteModel:
             if left < self.vocabulary.longest:  # the next token may reach the end
                 break
             start += 1
-        states = self.spine(text, start)
-        state = self.push(states[-2], states[-1].text[-1]) if len(states) > 1 else states[0]
-        return replace(state, text=text, logp=0.0, lost=0.0)
+        return replace(self.spine(text, start)[-1], text=text, logp=0.0, lost=0.0)
 
     def best(self, state):
         """The branch with the largest share of P(text)."""

@@ -4,14 +4,12 @@
     trailing    a word with the space behind it
     pieces      at most three letters, with the space before them
 
-An expert on another tokenizer has a base of its own, from random weights, so it shares nothing with
-the router. It reads the documents of the toy's expert of that name, written in its own tokens, for
-fewer steps.
+An expert on another tokenizer starts from random weights, so it shares nothing with the router. It
+reads the documents of the toy's expert of that name, written in its own tokens.
 """
 
 import time
 from collections import Counter
-from copy import deepcopy
 from functools import cache
 from itertools import accumulate, groupby
 from random import Random
@@ -29,7 +27,7 @@ PATTERNS = {
     "pieces": r" ?\p{L}{1,3}|\d| ?[^\s\p{L}\d]+|\s+",
 }
 MAX_LEN = 512  # of the models here: shorter tokens make longer texts
-STEPS = 0.7  # of the steps of the toy's own base and experts
+STEPS = {"math": 1600, "code": 800, "instruct": 1600}
 
 
 class Tokenizer:
@@ -106,14 +104,11 @@ def expert(s, kind, name):
     path, recipe = folder / kind / f"{name}.pt", {"seed": s.seed, "gap": s.gap, "tokenizer": kind}
     if not path.exists():
         begun, tok = time.time(), tokenizer_of(kind)
-        config = GPTConfig(vocab_size=tok.encoding.n_vocab, max_len=MAX_LEN)
-        base = expert(s, kind, "base") if name != "base" else None
-        torch.manual_seed(s.seed + 1000)  # not the base of the other experts
-        model = deepcopy(base).requires_grad_(True) if base else GPT(config)
+        torch.manual_seed(s.seed)
+        model = GPT(GPTConfig(vocab_size=tok.encoding.n_vocab, max_len=MAX_LEN))
         samples = [tok.translate(sample) for sample in experts.documents(s, name)]
-        steps, lr = int(STEPS * experts.STEPS[name]), experts.LR[name]
-        seed = s.seed + 1000
-        experts.train(model, samples, seed, steps, lr, f"{kind} {name}")
+        title = f"{kind} {name}"
+        experts.train(model, samples, s.seed, STEPS[name], experts.LR["base"], title)
         path.parent.mkdir(exist_ok=True)
         script.save_model(path, model, recipe, time.time() - begun)
     model, content = script.load_model(path, "start again")

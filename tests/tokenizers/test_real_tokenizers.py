@@ -131,7 +131,7 @@ def test_both_decoders_and_eq_2_with_two_real_tokenizers(world):
         out = lm(input_ids=x[:, :-1], output_hidden_states=True)
         w = W(out.hidden_states[-1])
         loss, terms = sft_loss(out.logits, w, x[:, 1:], mask, logp, choice, 1 / 3)
-        losses.append(float(terms["loss_lm"]))
+        losses.append(terms["loss_lm"].item())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
