@@ -150,6 +150,16 @@ def test_three_tokens_two_bytes_by_hand():
     assert math.exp(state.logp) == pytest.approx(0.5)  # "ab" 0.2 and "a", "b" 0.5 * 0.6
 
 
+def test_the_garden_path_by_hand(monkeypatch):
+    """Over tokens "." wins, 0.4 * 0.4; over bytes the space collects two words, 0.6 * 0.6."""
+    words = {0: b" cat", 1: b" car", 2: b"."}
+    monkeypatch.setattr(Table, "rows", {(): [0.3, 0.3, 0.4, 0.0]})
+    vocabulary = Vocabulary(words, 3, lambda text: [])
+    router, expert = (ByteModel(Table(), vocabulary, [], least=0) for _ in range(2))
+    assert next(decode.decode(router, [expert], 9)) == (ord(" "), 0)
+    assert next(spans.decode(Table(), vocabulary, [], [expert], 9)) == (2, 0)
+
+
 def test_dropped_branches_are_within_their_bound():
     sums = Sums(tiny(4, bold=3.0))
     for least in (0.3, 0.1, 0.01):
