@@ -1,1 +1,1 @@
-"""Write FusionRoute yourself, in eight steps: see README.md here, then run python -m exercises."""
+"""Write FusionRoute yourself, in nine steps: see README.md here, then run python -m exercises."""

@@ -1,4 +1,4 @@
-"""Which of the eight steps of FusionRoute, written by yourself, are right?
+"""Which of the nine steps of FusionRoute, written by yourself, are right?
 
     python -m exercises            checks all steps, see exercises/README.md
     python -m exercises 4          checks one
@@ -128,7 +128,7 @@ def main(argv=None):
         s = script.settings(Settings, train.__doc__, argv[1:])
         return train(s, written_functions())
     p = script.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("step", nargs="?", help="a step, 1 to 8 (default: all), or train")
+    p.add_argument("step", nargs="?", help="a step, 1 to 9 (default: all), or train")
     step, n = p.parse_args(argv).step, len(checks.STEPS)
     if step is not None and step not in map(str, checks.STEPS):
         raise script.UserError(f"{step!r} is neither a step, 1 to {n}, nor train")

@@ -1,4 +1,4 @@
-"""The checkers of the eight steps. Each takes your function, and raises Wrong if it is wrong.
+"""The checkers of the nine steps. Each takes your function, and raises Wrong if it is wrong.
 
 How they know: each runs your function and ours on small inputs. If the results differ, it also runs
 the usual mistakes of slips.py. A mistake that gives your results is named.
@@ -421,6 +421,23 @@ def best_routing(f):
     )
 
 
+# --- step 9 --------------------------------------------------------------------------------------
+
+
+def text_probability(f):
+    words = {0: b"a", 1: b"b", 2: b"ab", 3: b"ba", 4: b"aab"}
+
+    def p(tokens):
+        seed = sum((token + 1) * 6**i for i, token in enumerate(tokens))
+        return random(6, seed=seed).softmax(-1).tolist()
+
+    got = f(b"a", words, p)
+    expect(isinstance(got, float), f"P(text) must be a float, not {type(got).__name__}")
+    texts = (b"b", b"a", b"ab", b"aab", b"abab")
+    probes = {f"P({text})": lambda f, text=text: f(text, words, p) for text in texts}
+    compare("text_probability", f, probes)
+
+
 # --- the steps -----------------------------------------------------------------------------------
 
 # number -> (file, its functions with their checkers)
@@ -433,4 +450,5 @@ STEPS = {
     6: ("step6_cdpo_loss", {"cdpo_loss": cdpo_loss}),
     7: ("step7_greedy_loop", {"fused_greedy": fused_greedy}),
     8: ("step8_routing_dp", {"best_routing": best_routing}),
+    9: ("step9_bytes", {"text_probability": text_probability}),
 }

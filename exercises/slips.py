@@ -1,4 +1,4 @@
-"""The usual mistakes in the eight steps: for each, what to say, and a function that makes it.
+"""The usual mistakes in the nine steps: for each, what to say, and a function that makes it.
 
 A checker runs the reader's function and these on the same input. If a wrong result is that of a
 slip, the reader is told which. (Reading on shows solutions.)
@@ -158,6 +158,20 @@ def next_reward_only(r, Q, pi):
 
 def favourite(r, Q, pi):
     return np.take_along_axis(Q[None], pi.argmax(-1)[..., None], 2)[..., 0]  # (n, A^t)
+
+
+def covers(goes_on=lambda word, text: word.startswith(text), known=lambda tokens: tokens, first=0):
+    """text_probability. goes_on: whether a word may reach the text's end, or beyond it."""
+
+    def f(text, words, p, tokens=()):
+        if not text:
+            return 1.0
+        fits = [(t, w) for t, w in words.items() if goes_on(w, text) or text.startswith(w)]
+        fits = sorted(fits, key=lambda pair: -len(pair[1]))[: first or len(fits)]
+        left = [f(text[len(w) :], words, p, (*tokens, t)) for t, w in fits]
+        return float(sum(p(known(tokens))[t] * x for (t, _), x in zip(fits, left)))
+
+    return f
 
 
 # --- the slips -----------------------------------------------------------------------------------
@@ -523,5 +537,19 @@ SLIPS = {
         routing(rule=lambda r, Q, pi: (pi * r).sum(-1) + (Q - r).max(-1)),
         "V after the last token is 0, not 1",
         routing(start=1.0),
+    ),
+    "text_probability": pairs(
+        "the last token may reach beyond the text: a word that begins with what is left counts too",
+        covers(goes_on=lambda word, text: word == text),
+        "p is asked about the start again: it must know the tokens before, (*tokens, token)",
+        covers(known=lambda tokens: ()),
+        "p must know all tokens before, not only the last one",
+        covers(known=lambda tokens: tokens[-1:]),
+        "only the longest word is followed: all words that fit count, so sum over them",
+        covers(first=1),
+        "only the first token counts: multiply by the probability of the rest of the cover",
+        lambda text, words, p, tokens=(): sum(
+            p(tokens)[t] for t, w in words.items() if w.startswith(text) or text.startswith(w)
+        ),
     ),
 }

@@ -186,6 +186,7 @@ weights first_answer | if not flags(s) and not (folder / f"{name}.pt").exists():
 
 toy_experts/tokenizer.py
 tasks unseen | if not known(w) and not => if not known(w) or not
+weights first_answer | + PATTERN.encode() =>
 
 docs/tools/pages.py
 small_table pages | 100 * share => 10 * share
@@ -200,11 +201,62 @@ toy_experts/interpreter.py
 structure circle | import ast↵ => import ast↵from toy_experts import judge↵
 structure inside | def power(a, b): => def power(a, b):↵    import model
 interpreter attacks | MAX_STEPS = 2_000 => MAX_STEPS = 10**9
+interpreter attacks | MAX_LIST = 200 => MAX_LIST = 10**9
 interpreter python_means | if bool(value) == isinstance => if bool(value) != isinstance
 
 model.py
 structure torch_only | import torch.nn as nn => import numpy↵import torch.nn as nn
 structure lesson | y = attention( => y = (lambda *x: attention(*x) if 0 else x[0])(
+
+extra/paper/train.py
+paper/recipes phase_1 | lm = checkpoints.load(s, name => lm = checkpoints.load(s, "math" or name
+paper/recipes phase_1_is_fed | losses.sft_loss_of(r.loss, list( => losses.sft_loss_of("paper", list(
+paper/recipes is_fed | **{name: getattr(r, name) for name in shared}) => **{})
+paper/recipes phase_2_is_fed | sample_pairs(sampler, models => sample_pairs(router, models
+paper/recipes phase_2_is_fed | losses.pair_loss_of(r.loss, => losses.pair_loss_of("paper",
+paper/recipes phase_2_is_fed | if r.loss == "fused": => if r.loss == "none":
+paper/recipes refused | script.check_same(path, usual | saved, made_from) => pass
+paper/recipes refused | content["experts"], prints => prints_of(models), prints
+paper/recipes language_model_is_fed | for e in EXPERTS for d => for e in EXPERTS[:1] for d
+paper/recipes rejected_answers | "only": next(turn) => "only": 0
+paper/recipes reinforce_samples | self.reward[rows] = torch => self.reward[:16] = torch
+
+extra/paper/losses.py
+paper/paper_losses eq_2 | inside = mask & S(choice) => inside = S(choice)
+paper/paper_losses eq_2 | log_softmax(-1) + logp).logsumexp => softmax(-1) * logp).sum
+paper/paper_losses eq_2 | pick = w.argmax(-1)[..., None => pick = w.argmin(-1)[..., None
+paper/paper_losses objective | 1 / (2 * beta)) ** 2 => 1 / beta) ** 2
+paper/paper_losses reinforce | (r - r.mean(1, keepdim=True)).flatten() => r.flatten()
+paper/paper_losses bradley | logsigmoid(r_chosen - r_rejected) => logsigmoid(r_rejected - r_chosen)
+
+extra/paper/methods.py
+paper/paper_methods collab | torch.stack(scores, 1).argmax(1 => torch.stack(scores, 1).argmin(1
+paper/paper_methods likelihood | (at >= begin[:, None]) & =>
+paper/paper_methods selection | torch.stack(scores).argmax(0) => torch.stack(scores).argmin(0)
+paper/paper_methods merging | delta / (1 - drop)) => delta)
+paper/paper_methods each_row | "routing_only": sums("router", => "routing_only": sums("router_sft",
+
+extra/paper/evaluate.py
+paper/variations split | tasks.dataset(b, split, n[b] => tasks.dataset(b, "train", n[b]
+paper/variations own_answer | answer in zip(rows, said) => answer in zip(sorted(rows), said)
+paper/variations accuracy_and | (("covered", False), => (("covered", True),
+
+extra/paper/rows.py
+paper/variations win_rates | (x > y) + (x == y) / 2 => (x > y)
+paper/variations beta_is_chosen | evaluate.draw(s, "validation") => evaluate.draw(s)
+paper/variations is_kept | [prints(s, recipe) for recipe in recipes]] => []]
+
+extra/paper/table.py
+paper/paper_table figure | "".join(map(max, column)) => "".join(map(min, column))
+paper/paper_table difference | accuracy(r, ours, b) - acc => -accuracy(r, ours, b) + acc
+paper/paper_table wins | (1 + np.mean(s)) / 2 for s => np.mean([x >= 0 for x in s]) for s
+paper/paper_table what_is_kept | shared + [prints[name] for name in row.checkpoints] => []
+paper/paper_table routing | informative(choice)[mask[:, 1:]] => informative(choice)[mask[:, :-1]]
+paper/paper_table costs | id(e): "expert" for e => id(e): "router" for e
+
+extra/paper/tune.py
+paper/paper_command tuning | evaluate.draw(s, "validation") => evaluate.draw(s)
+paper/paper_command tuning | "won": max(rows => "won": min(rows
 
 extra/paper/report.py
 paper/results verdicts or seeds | if p < 0.05 => if p < 0.5

@@ -273,7 +273,7 @@ def test_grading_a_class(tmp_path, capfd):
     (tmp_path / "Ada/exercises/step3_log_pi_agg.py").write_text(OURS)
     grade.main([str(tmp_path)])
     out, err = capfd.readouterr()
-    assert out.splitlines()[1] == "Ada,1,0,0,0,0,0,0,0,1"
+    assert out.splitlines()[1] == "Ada,1,0,0,0,0,0,0,0,0,1"
     assert "Ada, step 3: line 1: imports fusionroute" in err and "step 8: there is no such" in err
 
 

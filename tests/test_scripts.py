@@ -1,4 +1,4 @@
-"""Every script as a user runs it, on a tiny run: the whole of it, a killed one, every mistake."""
+"""Every script as a user runs it, on a tiny run: the whole of it, again, and every mistake."""
 
 import contextlib
 import importlib

@@ -278,7 +278,7 @@ def test_phase_1_is_fed_the_train_split(own, monkeypatch):
     """
     got = stopped(monkeypatch, train_sft, own.parent, "--samples", "60")
     assert all(p.requires_grad for p in got["router"].parameters())
-    assert float(got["router"].W.weight.abs().max()) == 0
+    assert float(got["router"].W.weight.data.abs().max()) == 0
     models = [script.load_model(own / f"{name}.pt", "")[0] for name in EXPERTS]
     assert script.fingerprint(got["router"].lm) == script.fingerprint(models[2])
     items = tasks.mixed("train", 60, Random("sft 0"))
@@ -336,20 +336,15 @@ def test_what_a_training_shows(tiny_run):
         assert item.skill in tasks.held_out(item.bench, 0.25, 0)
     first_router = script.load_router(out / "seed0", "router_sft", "cpu", "")[:2]
     wrong, before = pairs.first_mistake(*first_router, items)
-    assert (
-        f"{wrong.prompt}\na right answer: {wrong.answer!r}\nbefore: {before!r}"
-        in said["train_cdpo"]
-    )
-    for script_name, name, item in (
-        ("train_sft", "router_sft", items[0]),
-        ("train_cdpo", "router", wrong),
-    ):
+    shown = f"{wrong.prompt}\na right answer: {wrong.answer!r}\nbefore: {before!r}"
+    assert shown in said["train_cdpo"]
+    for words, name, item in zip(said.values(), ("router_sft", "router"), (items[0], wrong)):
         models = script.load_router(out / "seed0", name, "cpu", "")[:2]
-        assert f"after: {answers(*models, [item])[0].text()!r}" in said[script_name]
+        assert f"after: {answers(*models, [item])[0].text()!r}" in words
         shipped = (script.WEIGHTS / f"{name}.log.jsonl").read_text().splitlines()
         for kind in ("sft", "pair")[: 1 + (name == "router")]:
             expected = progress.means([json.loads(line) for line in shipped[-50:]], kind)
-            assert expected in said[script_name]
+            assert expected in words
     pair = [r for r in logs["router"] if r["kind"] == "pair"]
     assert abs(pair[0]["reward_chosen"]) < 0.3 * abs(pair[0]["bias"]) and pair[-1]["margin"] != 0
     names = "loss reward_chosen reward_rejected margin accuracy bias fused_accuracy".split()

@@ -41,32 +41,36 @@ def commands(_):
 
 
 def accuracy(results):
+    runs = [(k, name) for k, name in KINDS.items() if k in results]
     groups = ("average", "covered", "uncovered")
-    rows = [["per cent right", *(f"{KINDS[k]}: {g}" for k in KINDS for g in groups)]]
+    rows = [["per cent right", *(f"{name}: {g}" for _, name in runs for g in groups)]]
     best = sorted(NAMES, key=lambda m: -results["full"]["accuracy"][m]["average"])
     for method in best:
-        cells = [percent(results[k]["accuracy"][method][g]) for k in KINDS for g in groups]
+        cells = [percent(results[k]["accuracy"][method][g]) for k, _ in runs for g in groups]
         rows.append([NAMES[method], *cells])
     return "\n".join(table(rows))
 
 
 def routing(results):
-    names = list(tasks.DOMAINS)
-    rows = [["picked, per cent", *(f"{KINDS[k]}: {e}" for k in KINDS for e in names)]]
+    runs = [(k, name) for k, name in KINDS.items() if k in results]
+    rows = [["picked, per cent", *(f"{name}: {e}" for _, name in runs for e in tasks.DOMAINS)]]
     for bench in tasks.BENCHMARKS:
-        cells = [percent(results[k]["routing"][bench][e]) for k in KINDS for e in names]
+        cells = [percent(results[k]["routing"][bench][e]) for k, _ in runs for e in tasks.DOMAINS]
         rows.append([bench, *cells])
     return "\n".join(table(rows))
 
 
 def took(results):
-    rows = [["", *(f"{KINDS[k]}: {x}" for k in KINDS for x in ("CPU minutes", "GB"))]]
+    runs = [(results[k]["took"], name) for k, name in KINDS.items() if k in results]
+    rows = [["", *(f"{name}: {x}" for _, name in runs for x in ("CPU minutes", "GB"))]]
     for step in results["full"]["took"]:
-        cells = [results[k]["took"][step][x] for k in KINDS for x in ("cpu_minutes", "peak_gb")]
+        cells = [took[step][x] for took, _ in runs for x in ("cpu_minutes", "peak_gb")]
         rows.append([step, *(f"{x:.1f}" for x in cells)])
-    totals = [sum(x["cpu_minutes"] for x in results[k]["took"].values()) for k in KINDS]
-    peaks = [max(x["peak_gb"] for x in results[k]["took"].values()) for k in KINDS]
-    rows.append(["all, and the most", *(f"{x:.1f}" for pair in zip(totals, peaks) for x in pair)])
+    cells = []
+    for took, _ in runs:
+        cells.append(sum(x["cpu_minutes"] for x in took.values()))
+        cells.append(max(x["peak_gb"] for x in took.values()))
+    rows.append(["all, and the most", *(f"{x:.1f}" for x in cells)])
     return "\n".join(table(rows))
 
 

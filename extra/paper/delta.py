@@ -18,7 +18,8 @@ import torch
 
 from extra.paper import checkpoints, evaluate
 from extra.paper.losses import picked, read
-from extra.paper.train import Cdpo, load_router, train
+from extra.paper.recipes import Cdpo
+from extra.paper.train import load_router, train
 from fusionroute import fuse, token_logp
 from toy_experts.data import pack
 from toy_experts.experts import sample

@@ -267,7 +267,7 @@ def beam_search(router, experts, prompts, width, max_new, **how):
 
 # --- the table -----------------------------------------------------------------------------------
 
-# Chosen by tune.py on validation prompts, as the settings in train.TRAINING were.
+# Chosen by tune.py on validation prompts, as the settings in recipes.TRAINING were.
 TASK_ARITHMETIC, DARE, LOOKAHEAD = {"scale": 0.5}, {"scale": 0.5, "drop": 0.1}, {"lookahead": 64}
 JUDGE = {"mean": False}  # not tuned: whether the better judge's likelihood is per token
 
@@ -275,7 +275,7 @@ JUDGE = {"mean": False}  # not tuned: whether the better judge's likelihood is p
 class Method(NamedTuple):
     """A row of the tables. decoder: from all models by name to a function prompts -> answers."""
 
-    checkpoints: tuple  # what it decodes with besides base and experts: names of train.TRAINING
+    checkpoints: tuple  # what it decodes with besides base and experts: names of recipes.TRAINING
     decoder: Callable
     settings: dict = {}  # of what is not trained
 

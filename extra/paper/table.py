@@ -18,8 +18,9 @@ from docs.tools.pages import percent, table
 from extra.paper import checkpoints, evaluate, gemma, methods
 from extra.paper.evaluate import BENCHES
 from extra.paper.methods import HEADLINE, MAX_NEW, METHODS
+from extra.paper.recipes import TRAINING, Sft, changed, needed
 from extra.paper.stats import interval
-from extra.paper.train import TRAINING, Sft, changed, load_router, needed, train
+from extra.paper.train import load_router, train
 from fusionroute import informative, score
 from model import GPT
 from toy_experts import judge, script, tasks, tokenizer

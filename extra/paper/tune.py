@@ -2,7 +2,7 @@
 
 A setting's score is the mean accuracy over the five benchmarks, averaged over the seeds 0 and 1;
 the tables are of other seeds, and no test prompt is read here. The winners are the settings in
-train.TRAINING, in methods.py, and the defaults of the lesson (a test compares). Phase 2 is tuned
+recipes.TRAINING, in methods.py, and the defaults of the lesson (a test compares). Phase 2 is tuned
 after the winner of phase 1.
 
 The checkpoints NAME_long are tuned over passes and rates alike. A winner may be at the edge of its
@@ -17,7 +17,9 @@ from functools import partial
 
 from extra.paper import checkpoints, evaluate, methods
 from extra.paper.methods import MAX_NEW
-from extra.paper.train import TRAINING, load_router, train
+from extra.paper.recipes import TRAINING
+from extra.paper.train import load_router, train
+from toy_experts import script
 
 
 def grid(**values):
@@ -59,11 +61,10 @@ def one_seed(s):
     """{what: [[tried, accuracy], ...]} for one seed, kept in OUT/seedN/tuning.json."""
     checkpoints.ensure(s)
     base = checkpoints.load(s, "base")[0]
-    experts = [checkpoints.load(s, e)[0] for e in ("math", "code", "instruct")]
+    experts = [checkpoints.load(s, e)[0] for e in script.EXPERTS]
     problems = {b: i for b, i in evaluate.draw(s, "validation").items() if b != "general"}
-    kept = checkpoints.keep(
-        checkpoints.path(s, "tuning").with_suffix(".json"), {"prompts": s.prompts}
-    )
+    header = {"prompts": s.prompts, "models": [script.fingerprint(m) for m in (base, *experts)]}
+    kept = checkpoints.keep(checkpoints.path(s, "tuning").with_suffix(".json"), header)
     out = {}
 
     def note(what, tried, recipe, make):
@@ -86,18 +87,18 @@ def one_seed(s):
             note(name, tried, recipe, lambda: trained(recipe, how))
     for tried in REWARD:
         r = replace(TRAINING["reward"], **tried)
-        select = lambda: lambda p: methods.sequence_selection(experts, reward(r), p, MAX_NEW)
-        note("sequence_selection", tried, r, select)
+        select = methods.sequence_selection
+        decoder = lambda: partial(select, experts, reward(r), max_new=MAX_NEW)
+        note("sequence_selection", tried, r, decoder)
         for look in LOOKAHEAD if tried["prefixes"] else []:  # Collab scores beginnings
-            search = lambda: lambda p: methods.collab(experts, reward(r), p, MAX_NEW, **look)
-            note("collab", tried | look, r, search)
+            search = methods.collab
+            decoder = lambda: partial(search, experts, reward(r), max_new=MAX_NEW, **look)
+            note("collab", tried | look, r, decoder)
     for what, candidates in MERGED.items():
         for tried in candidates:
-            merged = lambda: methods.merge(base, experts, **tried)
-            alone = lambda: partial(
-                methods.all_read, [merged()], rule=methods.first, max_new=MAX_NEW
-            )
-            note(what, tried, None, alone)
+            merge, alone = methods.merge, partial(methods.all_read, rule=methods.first)
+            decoder = lambda: partial(alone, [merge(base, experts, **tried)], max_new=MAX_NEW)
+            note(what, tried, None, decoder)
     return out
 
 

@@ -1,6 +1,6 @@
 """The table of variations: the ablations that the paper's argument needs, and ten open questions.
 
-A row says its label, what is trained differently (a recipe of train.py), and how it is decoded.
+A row says its label, what is trained differently (a recipe of recipes.py), and how it is decoded.
 VARIATIONS has a function a table, by the name of its JSON file in extra/results. What is not in a
 row is as always. Unless a table says so, answers are to test prompts, and an accuracy is the share
 of right answers.
@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from extra.paper import altered, checkpoints, measures
 from extra.paper.measures import Row
-from extra.paper.train import EXPERTS, PLAIN, PLAIN_LONG, TRAINING, Cdpo, Expert, Sft, Update
+from extra.paper.recipes import EXPERTS, PLAIN, PLAIN_LONG, TRAINING, Cdpo, Expert, Sft, Update
 
 FUSED, ALONE, ROUTER = {}, {"use_router": False}, {"use_expert": False}
 FIRST = Sft()  # phase 1 as always

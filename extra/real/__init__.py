@@ -1,7 +1,4 @@
-"""FusionRoute with any model of transformers. See modeling.py.
-
-    from extra.real import FusionRoute
-"""
+"""FusionRoute with any model of transformers. See modeling.py."""
 
 from extra.real.modeling import FusionRoute, FusionRouteConfig
 

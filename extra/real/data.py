@@ -79,21 +79,20 @@ def conversation(row, sides, ignore):
     """
     if not isinstance(row, dict):
         raise Wrong(f"must be a JSON object, and is {json.dumps(row)[:60]}")
-    known = ("messages",) if "messages" in row and len(sides) == 1 else ("prompt", *sides)
-    check_others(row, known, ignore)
-    if missing := [k for k in known if k not in row and (k != "prompt" or len(sides) == 1)]:
-        forms = (
-            "prompt and completion, or messages" if len(sides) == 1 else "prompt, chosen, rejected"
-        )
-        raise Wrong(f"must have {forms}; the field {missing[0]} is missing")
-    if row.get("prompt") is not None:
+    whole = "messages" in row if len(sides) == 1 else row.get("prompt") is None
+    known = ("messages",) if whole and len(sides) == 1 else sides if whole else ("prompt", *sides)
+    check_others(row, {*known, "prompt"} if len(sides) == 2 else known, ignore)
+    if missing := [name for name in known if row.get(name) is None]:
+        form = "chosen and rejected" if len(sides) == 2 else "completion, or only messages"
+        raise Wrong(f"must have prompt and {form}; the field {missing[0]} is missing")
+    if whole:  # conversations, which begin alike
+        talks = [turns(name, row[name], None, ignore) for name in known]
+        prompt, given = talks[0][:-1], [talk[-1:] for talk in talks]
+        if any(talk[:-1] != prompt for talk in talks):
+            raise Wrong("chosen and rejected are conversations that differ before the last message")
+    else:
         prompt = turns("prompt", row["prompt"], "user", ignore)
         given = [turns(side, row[side], "assistant", ignore) for side in sides]
-    else:  # whole conversations, which begin alike
-        whole = [turns(k, row[k], None, ignore) for k in known if k != "prompt"]
-        prompt, given = whole[0][:-1], [x[-1:] for x in whole]
-        if any(x[:-1] != prompt for x in whole):
-            raise Wrong("chosen and rejected are conversations that differ before the last message")
     if not prompt or prompt[-1]["role"] != "user":
         raise Wrong("an answer must follow a message of the user")
     if any(len(x) != 1 or x[0]["role"] != "assistant" for x in given):
@@ -116,7 +115,8 @@ def turns(name, value, role, ignore):
     if isinstance(value, str) and role:
         value = [{"role": role, "content": value}]
     if not isinstance(value, list) or not value:
-        raise Wrong(f"{name} must be a text or messages, and is {json.dumps(value)[:60]}")
+        form = "a text or messages" if role else "a list of messages"
+        raise Wrong(f"{name} must be {form}, and is {json.dumps(value)[:60]}")
     out = []
     for m in value:
         if not isinstance(m, dict) or m.get("role") not in ROLES:
@@ -153,9 +153,11 @@ class Encoder:
     def render(self, messages, ask):
         """The text of messages; ask: up to where the assistant answers."""
         if self.tokenizer.chat_template:
-            return self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=ask
-            )
+            try:
+                how = {"tokenize": False, "add_generation_prompt": ask}
+                return self.tokenizer.apply_chat_template(messages, **how)
+            except TemplateError as e:
+                raise Wrong(f"the chat template refuses it: {str(e)[:100]}") from e
         if len(messages) > 2 - ask or messages[0]["role"] != "user":
             raise Wrong("this tokenizer has no chat template: only a prompt and an answer are read")
         return (self.tokenizer.bos_token or "") + "".join(m["content"] for m in messages)
@@ -216,8 +218,6 @@ def samples(path, sides, tokenizer, n_tokens, max_len, ignore=()):
             pairs = [encoder.sample(prompt, answer) for answer in answers]
         except Wrong as e:
             raise UserError(f"{place}: {e}") from e
-        except TemplateError as e:
-            raise UserError(f"{place}: the chat template refuses it: {str(e)[:100]}") from e
         if None in pairs:
             skip("that the chat template does not pass on word for word")
         elif any(i >= n_tokens for ids, _ in pairs for i in ids):

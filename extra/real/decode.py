@@ -23,6 +23,7 @@ import torch
 
 from extra.real import runs
 from extra.real.data import Encoder, Wrong
+from extra.real.loading import longest
 from extra.real.modeling import FusionRoute
 from fusionroute import informative
 from toy_experts import script, show
@@ -80,11 +81,11 @@ def answer(model, messages, s):
         prompt = torch.tensor([Encoder(tokenizer).prompt(messages)], device=model.device)
     except Wrong as e:
         raise UserError(str(e)) from e
-    longest = model.router.config.max_position_embeddings
-    if prompt.size(1) + s.max_new > longest:
+    room = longest(model.router, *model.experts) - s.max_new
+    if prompt.size(1) > room:
         raise UserError(
-            f"the conversation has {prompt.size(1)} tokens, and at most {longest - s.max_new} fit "
-            f"before an answer of --max_new {s.max_new}"
+            f"the conversation has {prompt.size(1)} tokens, and at most {room} fit before an "
+            f"answer of --max_new {s.max_new}"
         )
     sampling = {"do_sample": True, "temperature": s.temperature, "top_k": s.top_k, "top_p": s.top_p}
     how = sampling if s.temperature else {"do_sample": False, "assistant_model": model.router}
@@ -138,14 +139,15 @@ def coloured(rows, names):
     return out
 
 
-def legend(rows, names, tokenizer):
+def legend(rows, names):
     """One line: how many tokens, who was picked in S, what the router changed."""
     picked = [r["expert"] for r in rows if r["in_S"]]
     counts = ", ".join(f"{name} {picked.count(name)}" for name in names if name in picked)
     changes = [f"{r['expert_choice']!r} -> {r['token']!r}" for r in rows if r["changed"]]
+    changes = changes[:12] + ["..."] * (len(changes) > 12)
     return (
         f"({len(rows)} tokens; experts disagree at {len(picked)}{': ' * bool(counts)}{counts}; "
-        f"changed by the router: {', '.join(changes[:12]) or 'none'}{', ...' * (len(changes) > 12)})"
+        f"changed by the router: {', '.join(changes) or 'none'})"
     )
 
 
@@ -164,9 +166,7 @@ def respond(model, messages, s):
         r["token"] = CONTROL.sub(lambda c: repr(c[0])[1:-1], r["token"])
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     print(coloured(rows, names) if colour else show.plain(rows))
-    print(
-        legend(rows, names, model.tokenizer) + ("" if ended else f" (stopped: {s.max_new} tokens)")
-    )
+    print(legend(rows, names) + ("" if ended else f" (stopped: {s.max_new} tokens)"))
     return text
 
 

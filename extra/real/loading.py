@@ -173,6 +173,12 @@ def load_experts(paths, router, ignore=(), **how):
     return experts
 
 
+def longest(*models):
+    """How many tokens the models read at most: all of them, where one has no limit."""
+    configs = [model.config.get_text_config() for model in models]
+    return min(getattr(c, "max_position_embeddings", None) or 2**31 for c in configs)
+
+
 def same(path):
     """One name for one place: absolute, if it is on this machine."""
     return str(Path(path).resolve()) if Path(path).exists() else str(path)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from xxhash import xxh3_64
 
 from extra.real import data
-from extra.real.loading import Unusable, adapter_config, check_finite, load, note, same
+from extra.real.loading import Unusable, adapter_config, check_finite, load, longest, note, same
 from toy_experts import script
 from toy_experts.data import schedule
 from toy_experts.progress import EVERY, means
@@ -195,7 +195,11 @@ class Run:
         how = {"dtype": getattr(torch, self.s.dtype), "device_map": {"": self.device}}
 
         def logits_of(path):
-            model = load(path, self.s.ignore, **how)
+            model, T = load(path, self.s.ignore, **how), max(map(len, samples["ids"]))
+            if T > longest(model):
+                raise UserError(
+                    f"{path} reads {longest(model)} tokens at most, and a sample has {T}"
+                )
             return lambda ids: model(input_ids=ids.to(model.device)).logits[..., :size].float()
 
         for name, path in self.s.experts.items():

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from extra.real import runs
 from extra.real.data import Data, reference, samples
-from extra.real.loading import adapter_config
+from extra.real.loading import adapter_config, longest
 from extra.real.modeling import FusionRoute, FusionRouteConfig
 from fusionroute import cdpo_loss, routed_logp, sequence_logp, sft_loss
 from toy_experts import script
@@ -96,8 +96,8 @@ def main(argv=None):
         frozen = adapter_config(phase1 / "router")
         how = {"dtype": getattr(torch, s.dtype) if frozen else torch.float32}
         model = FusionRoute.from_pretrained(phase1, train=True, expert_paths=s.experts, **how)
-        size = model.config.n_tokens
-        read = (model.tokenizer, size, s.max_len, s.ignore)
+        size, max_len = model.config.n_tokens, min(s.max_len, longest(model.router))
+        read = (model.tokenizer, size, max_len, s.ignore)
         sft = samples(s.data, ("completion",), *read)
         pairs = samples(s.pairs, ("chosen", "rejected"), *read)
 

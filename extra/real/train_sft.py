@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from extra.real import runs
 from extra.real.data import Data, samples
-from extra.real.loading import adapter_config, load, same
+from extra.real.loading import adapter_config, load, longest, same
 from extra.real.modeling import FusionRoute
 from fusionroute import sft_loss, token_logp
 from toy_experts.data import batches
@@ -82,9 +82,9 @@ def main(argv=None):
         if run.is_there():
             return
         model = FusionRoute.start(first_model(s), s.experts, train=True, ignore=s.ignore)
-        read = (model.tokenizer, model.config.n_tokens, s.max_len, s.ignore)
-        sft = samples(s.data, ("completion",), *read)
-        scored = run.scores([*run.jobs(sft, model.config.n_tokens)])
+        size, max_len = model.config.n_tokens, min(s.max_len, longest(model.router))
+        sft = samples(s.data, ("completion",), model.tokenizer, size, max_len, s.ignore)
+        scored = run.scores([*run.jobs(sft, size)])
         train(run, model, Data(sft, scored))
         run.save()
 

@@ -61,15 +61,17 @@ def command(folder, monkeypatch, capsys):
 def test_untouched_files_are_to_be_written(command):
     status, said = command()
     assert status == 1
-    named = [line.split()[-1] for line in said.splitlines()[:8]]
+    named = [line.split()[-1] for line in said.splitlines()[: len(FILES)]]
     assert named == [f"exercises/{file}.py" for file in FILES]
-    assert said.endswith("0 of 8 steps pass. Next: exercises/step1_fuse.py\n")
+    assert said.endswith("0 of 9 steps pass. Next: exercises/step1_fuse.py\n")
 
 
 def test_all_steps_pass_with_our_functions(folder, command):
     solve(folder, *checks.STEPS)
     status, said = command()
-    assert status == 0 and said.count("passes") == 8 and "python -m exercises train" in said
+    assert (
+        status == 0 and said.count("passes") == len(FILES) and "python -m exercises train" in said
+    )
 
 
 def test_a_mistake_is_reported_and_the_other_steps_are_still_checked(folder, command):
@@ -105,8 +107,8 @@ def test_one_step_and_wrong_commands(folder, command):
     solve(folder, 3)
     status, said = command("3")
     assert (status, len(said.splitlines())) == (0, 1)
-    with pytest.raises(script.UserError, match="'9' is neither a step, 1 to 8, nor train"):
-        command("9")
+    with pytest.raises(script.UserError, match="'10' is neither a step, 1 to 9, nor train"):
+        command("10")
     with pytest.raises(script.UserError, match="step 1 is not written yet, .* -m exercises 1"):
         command("train")
 

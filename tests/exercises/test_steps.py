@@ -195,6 +195,10 @@ OTHERS = {
         (cdpo(end=lambda z: -F.logsigmoid(z)), "Return the mean"),
         (cdpo(end=lambda z: -F.logsigmoid(z.clamp(-100, 100)).mean()), "cut off"),
     ],
+    "text_probability": [
+        (lambda *args: 0.25, "right is"),
+        (lambda *args: None, "must be a float, not NoneType"),
+    ],
     "fused_greedy": [
         (loop(router_reads="all"), "the router reads the whole text again"),
         (loop(expert_reads="all"), "reads the whole text again"),

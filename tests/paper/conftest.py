@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from extra.paper import checkpoints, train
-from extra.paper.train import Cdpo, Expert, Reward, Sft
+from extra.paper.recipes import Cdpo, Expert, Reward, Sft
 from fusionroute import Router
 from toy_experts import experts as toy
 from toy_experts import script

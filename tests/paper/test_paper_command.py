@@ -12,7 +12,7 @@ import train_sft
 from extra.paper import __main__ as command
 from extra.paper import checkpoints, evaluate, methods, rows, table, train, tune
 from extra.paper.measures import Row
-from extra.paper.train import TRAINING, Cdpo, Sft
+from extra.paper.recipes import TRAINING, Cdpo, Sft
 from tests.paper.conftest import SIZE, small
 from toy_experts import decode_batch, pairs, script, tasks
 from toy_experts import evaluate as lesson_table
@@ -55,7 +55,12 @@ def tiny(tmp_path_factory):
         "differences",
         lambda results: {"fusionroute - dare": table.difference(results, "fusionroute", "dare")},
     )
-    yield tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("results")
+    out = tmp_path_factory.mktemp("out")
+    for seed in (0, 1):
+        s = checkpoints.Settings(seed, str(out), "cpu")
+        checkpoints.ensure(s)
+        train.train(s, TRAINING["router"])
+    yield out, tmp_path_factory.mktemp("results")
     patch.undo()
 
 

@@ -16,7 +16,7 @@ from extra.paper import __main__ as command
 from extra.paper import checkpoints, evaluate, methods, table
 from extra.paper.evaluate import BENCHES
 from extra.paper.methods import HEADLINE, METHODS
-from extra.paper.train import TRAINING, Expert, Sft, needed
+from extra.paper.recipes import TRAINING, Expert, Sft, needed
 from tests.paper.conftest import tiny_gpt, tiny_router
 from toy_experts import judge, script, tasks, tokenizer
 from toy_experts.decode_batch import Trace

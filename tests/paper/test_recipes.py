@@ -15,8 +15,8 @@ import torch
 
 import train_cdpo
 import train_sft
-from extra.paper import altered, checkpoints, losses, methods, train
-from extra.paper.train import TRAINING, Cdpo, Expert, Reward, Sft, Update, name_of
+from extra.paper import altered, checkpoints, losses, methods, recipes, train
+from extra.paper.recipes import TRAINING, Cdpo, Expert, Reward, Sft, Update, name_of
 from extra.paper.variations import VARIATIONS
 from tests.paper.conftest import tiny_router
 from toy_experts import experts as toy
@@ -326,11 +326,11 @@ def test_names_tell_recipes_apart():
 
 def test_what_a_recipe_needs_comes_before_it():
     for name, recipe in TRAINING.items():
-        before = train.needed(recipe)
+        before = recipes.needed(recipe)
         assert before[-1] == name and len(set(before)) == len(before)
-        for model in train.models_of(recipe):
-            assert set(train.needed(model)) <= set(before[:-1])
-    assert {"router_sft", "fine_tuned_sft"} < set(train.needed(TRAINING["fine_tuned"]))
+        for model in recipes.models_of(recipe):
+            assert set(recipes.needed(model)) <= set(before[:-1])
+    assert {"router_sft", "fine_tuned_sft"} < set(recipes.needed(TRAINING["fine_tuned"]))
 
 
 def test_a_checkpoint_of_another_recipe_or_start_is_refused(run, made, monkeypatch):

@@ -9,7 +9,7 @@ import torch
 
 from extra.paper import altered, checkpoints, evaluate, measures, methods, rows, train
 from extra.paper.measures import Row
-from extra.paper.train import EXPERTS, TRAINING, Cdpo, Expert, Sft, Update
+from extra.paper.recipes import EXPERTS, TRAINING, Cdpo, Expert, Sft, Update
 from extra.paper.variations import VARIATIONS
 from tests.paper.conftest import tiny_gpt, tiny_router
 from toy_experts import experts as toy

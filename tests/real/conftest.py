@@ -1,4 +1,4 @@
-"""What the tests of extra/real share: tiny random models, a tokenizer, data, the scripts' mistakes."""
+"""What the tests of extra/real share: tiny random models, a tokenizer, data, complaints."""
 
 import importlib
 import json
@@ -167,7 +167,7 @@ PAIRS = [
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
-    """A folder with the models start, math and code (padded differently) and data. Left as it is."""
+    """A folder with the models start, math and code, padded differently, and data. Read only."""
     at = tmp_path_factory.mktemp("real")
     make(at / "start", seed=0)
     make(at / "math", "Qwen2", seed=1, vocab_size=266)

@@ -14,7 +14,10 @@ from tests.real.conftest import CHAT, SPECIAL, lines, main, refused, tokenizer
 
 SFT, PAIR = ("completion",), ("chosen", "rejected")
 ASK, SAY = "<s><|im_start|>user\nthe<|im_end|>\n<|im_start|>assistant\n", "cat<|im_end|>"
-LONG = "<s><|im_start|>system\ns<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
+LONG = "<s>" + "".join(
+    f"<|im_start|>{who}\n{what}<|im_end|>\n"
+    for who, what in (("system", "s"), ("user", "a"), ("assistant", "b"))
+)
 
 
 def user(text):
@@ -79,23 +82,24 @@ CHATTED = [user("the"), said("cat")]
     (SFT, {"messages": CHATTED, "prompt": "the"}, "the field 'prompt' = \"the\" is not used"),
     (SFT, {"messages": CHATTED, "tools": [{"name": "x"}]}, "the field 'tools'"),
     (SFT, {"messages": [said("cat")]}, "must follow a message of the user"),
-    (SFT, {"messages": [{"role": "system", "content": "s"}, said("cat")]}, "must follow a message of the user"),
+    (SFT, {"messages": [TURNS[0], said("cat")]}, "must follow a message of the user"),
     (SFT, {"messages": [user("the")]}, "must follow a message of the user"),
     (SFT, {"messages": [user("the"), user("the")]}, "one message of the assistant"),
-    (SFT, {"messages": []}, "messages must be a text or messages, and is []"),
-    (SFT, {"messages": [{"from": "human", "value": "the"}]}, "has no role of system, user, assistant"),
+    (SFT, {"messages": []}, "messages must be a list of messages, and is []"),
+    (SFT, {"messages": [{"from": "human", "value": "the"}]}, "has no role of system, user,"),
     (SFT, {"messages": [{"role": "tool", "content": "x"}, said("cat")]}, "has no role of"),
     (SFT, {"messages": [user([{"type": "image"}]), said("cat")]}, "must be a text"),
     (SFT, {"prompt": 3, "completion": "cat"}, "prompt must be a text or messages, and is 3"),
-    (SFT, {"prompt": "the", "completion": None}, "completion must be a text or messages, and is null"),
+    (SFT, {"prompt": "the", "completion": None}, "the field completion is missing"),
+    (SFT, {"prompt": None, "completion": "cat"}, "the field prompt is missing"),
     (SFT, {"prompt": "the", "completion": "\ud800"}, "completion must be a text"),
-    (SFT, {"prompt": "the", "completion": [said("a"), said("b")]}, "one message of the assistant"),
-    (SFT, {}, "the field prompt is missing"), (SFT, {"completion": "x"}, "the field prompt is missing"),
-    (SFT, {"prompt": "x"}, "the field completion is missing"), (SFT, ["a"], "must be a JSON object"),
+    (SFT, {"prompt": "a", "completion": [said("a"), said("b")]}, "one message of the assistant"),
+    (SFT, {}, "the field prompt is missing"), (SFT, {"completion": "x"}, "field prompt is missing"),
+    (SFT, {"prompt": "x"}, "the field completion is missing"), (SFT, ["a"], "be a JSON object"),
     (SFT, {"text": "the cat"}, "the field 'text'"),
     (PAIR, {"prompt": "the", "chosen": "cat"}, "the field rejected is missing"),
-    (PAIR, {"chosen": "cat", "rejected": "a"}, "chosen must be a text or messages"),
-    (PAIR, {"chosen": CHATTED, "rejected": [user("a"), said("b")]}, "differ before the last message"),
+    (PAIR, {"chosen": "cat", "rejected": "a"}, "chosen must be a list of messages"),
+    (PAIR, {"chosen": CHATTED, "rejected": [user("a"), said("b")]}, "differ before the last"),
 ])  # fmt: skip
 def test_what_is_not_used_or_not_clear_is_refused(sides, row, says, tmp_path):
     good = OK if sides == SFT else {"prompt": "a", "chosen": "b", "rejected": "c"}
@@ -112,7 +116,7 @@ def test_ignore_lets_fields_pass(tmp_path):
     (b'{"prompt": "a", "prompt": "the", "completion": "cat"}', "line 1: a field is there twice"),
     (b'{"prompt": "a", "completion": "b"}\n{"prompt": "a"', "line 2: is no JSON"),
     (b"prompt,completion\nthe,cat\n", "line 1: is no JSON"), (b"[" * 99999, "is no JSON"),
-    (b'[{"prompt": "a", "completion": "b"},\n{"prompt": 3, "completion": "b"}]', "item 2: prompt must"),
+    (b'[{"prompt": "a", "completion": "b"},\n{"prompt": 3, "completion": "b"}]', "item 2: prompt"),
     ('{"prompt": "é"}'.encode("latin-1"), "line 1: is not UTF-8"),
     (b"", "no sample that can be used"), (b"\n \n", "no sample that can be used"),
 ])  # fmt: skip
@@ -198,8 +202,7 @@ def test_templates(tmp_path, capsys):
         in capsys.readouterr().err
     )
     strict = tokenizer(
-        template="{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-        + CHAT
+        template="{% if messages[2:] %}{{ raise_exception('no system') }}{% endif %}" + CHAT
     )
     message = refused(texts, tmp_path, [{"messages": [*TURNS, said("b")]}], tok=strict)
     assert "f.jsonl, line 1: the chat template refuses it: no system" in message

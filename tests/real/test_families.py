@@ -1,11 +1,11 @@
-"""Any family of transformers: what generate() gives is the definition of decoding, without caches."""
+"""Any family of transformers: generate() gives what the definition of decoding gives."""
 
 import pytest
 import torch
 
 from extra.real import FusionRoute, modeling
 from fusionroute import fuse
-from tests.real.conftest import WORDS, FAMILIES, by_definition, hidden, make, prompts, routed
+from tests.real.conftest import FAMILIES, WORDS, by_definition, hidden, make, prompts, routed
 
 NEW = 14
 GREEDY = {"max_new_tokens": NEW, "do_sample": False}

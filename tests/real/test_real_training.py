@@ -20,9 +20,8 @@ import train_sft as lesson_sft
 from extra.real import FusionRoute, data, loading, runs, train_cdpo, train_sft
 from fusionroute import Router
 from model import GPT, GPTConfig
-from tests.real.conftest import PAIRS, SFT, lines, main, make, prompts, refused, tokenizer
-from toy_experts import script
-from toy_experts.data import Data, pack, scored
+from tests.real.conftest import main, make, prompts, refused, tokenizer
+from toy_experts.data import Data, scored
 
 
 def weights(path):
@@ -39,7 +38,7 @@ def log(path):
     return [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
 
 
-# --- the lesson's numbers --------------------------------------------------------------------------
+# --- the lesson's numbers ------------------------------------------------------------------------
 
 NAMES = {
     "attn_norm": "input_layernorm",
@@ -139,12 +138,12 @@ def test_both_phases_are_the_lesson_s(tmp_path, world, monkeypatch):
 
 
 def test_scores_are_one_unpadded_pass_of_each_expert(world, trained):
-    """Read back from the files: log p of each next token, and what the expert would write itself."""
+    """From the files: log p of each next token, and what the expert would write itself."""
     tok = tokenizer()
     samples = data.samples(str(world / "train.jsonl"), ("completion",), tok, 266, 64)
-    run = runs.Run(train_sft.Settings(
-        init=str(world / "start"), data=str(world / "train.jsonl"), out=str(trained),
-        experts=[f"{n}={world / n}" for n in ("math", "code")], device="cpu", max_len=64))  # fmt: skip
+    how = {"init": str(world / "start"), "data": str(world / "train.jsonl"), "out": str(trained)}
+    how["experts"] = [f"{n}={world / n}" for n in ("math", "code")]
+    run = runs.Run(train_sft.Settings(**how, device="cpu", max_len=64))
     before = {p: p.stat().st_mtime_ns for p in (trained / "seed0/scores").iterdir()}
     with run.alone():
         found = data.Data(samples, run.scores([*run.jobs(samples, 266)]))
@@ -169,7 +168,7 @@ def test_pi_ref_is_phase_1_s_router_and_pairs_do_not_move_w(trained, world, flag
     assert torch.equal(a["weight"], b["weight"]) and not same(a, b, 1e-3)
 
 
-# --- LoRA ------------------------------------------------------------------------------------------
+# --- LoRA ----------------------------------------------------------------------------------------
 
 
 def test_lora_experts_and_router_from_the_trainer(tmp_path, world, flags):
@@ -195,7 +194,7 @@ def test_lora_experts_and_router_from_the_trainer(tmp_path, world, flags):
     assert "is an adapter; leave out --lora_r" in message
 
 
-# --- several processes, resuming -------------------------------------------------------------------
+# --- several processes, resuming -----------------------------------------------------------------
 
 
 def process(rank, jobs, port):
@@ -335,7 +334,7 @@ def test_numbers_that_are_none_end_a_training(tmp_path, world, flags):
     assert not (tmp_path / "seed0/router_sft").exists()
 
 
-# --- flags -----------------------------------------------------------------------------------------
+# --- flags ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("args, says", [

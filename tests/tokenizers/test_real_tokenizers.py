@@ -1,0 +1,146 @@
+"""Two real kinds of tokenizer end to end: byte-level BPE and SentencePiece's, over tiny models."""
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from extra.real.loading import Unusable
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from extra.tokenizers import decode, spans
+from extra.tokenizers.bytewise import END, ByteModel
+from extra.tokenizers.real import ChatTokenizer, ModelReader
+from extra.tokenizers.scores import byte_scores, scored
+from fusionroute import sft_loss
+
+PAIRS = [(a, b) for a in range(12) for b in range(12)]
+SAMPLES = [
+    (f"Nina has {a} apples. She buys {b} more.\nNow?", f"{a} + {b} = {a + b}.\nC'était 1 été")
+    for a, b in PAIRS
+]
+SPECIAL = ["<unk>", "<s>", "</s>"]
+
+
+def trained(tokenizer, alphabet):
+    texts = [text for sample in SAMPLES for text in sample]
+    how = {"special_tokens": SPECIAL, "vocab_size": 400, "show_progress": False}
+    trainer = trainers.BpeTrainer(initial_alphabet=alphabet, **how)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def byte_level():
+    """Like GPT-2: every byte is a token, a word has the space before it."""
+    t = Tokenizer(models.BPE())
+    t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(False), decoders.ByteLevel()
+    return trained(t, pre_tokenizers.ByteLevel.alphabet())
+
+
+def sentencepiece():
+    """Like Llama 2: a space is ▁, one is put before a text, unknown characters are bytes."""
+    t = Tokenizer(models.BPE())
+    t.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    t.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    saved = json.loads(trained(t, []).to_str())["model"]
+    vocab, merges = saved["vocab"], [tuple(m) for m in saved["merges"]]
+    for b in range(256):
+        vocab[f"<0x{b:02X}>"] = len(vocab)
+    full = Tokenizer(models.BPE(vocab, merges, byte_fallback=True, unk_token="<unk>"))
+    full.normalizer = t.normalizer
+    parts = decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()
+    full.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1)])
+    full.add_special_tokens(SPECIAL)
+    return full
+
+
+def wrapped(tokenizer):
+    how = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **how)
+
+
+def tiny(tokenizer, seed):
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = LlamaConfig(vocab_size=len(tokenizer) + 5, **sizes, **heads)  # 5 rows of padding
+    return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def world():
+    """A byte-level router's language model, two experts, and their tokenizers."""
+    toks = [wrapped(t()) for t in (byte_level, sentencepiece, byte_level)]
+    return [tiny(t, seed) for seed, t in enumerate(toks)], [ChatTokenizer(t) for t in toks]
+
+
+@pytest.mark.parametrize("text", ["a", " a", "A  b\n\n é€", "12 + 3 = 15.", "</s> <s>▁"])
+def test_tokens_spell_their_text(world, text):
+    for tok in world[1]:
+        ids = tok.vocabulary.encode(text.encode())
+        spelled = b"".join(tok.words[i] for i in ids)
+        assert spelled.decode() == (text if tok.before == "" else text.replace("▁", " "))
+        assert tok.answer(text) == [*ids, tok.end]
+    assert world[1][1].before == "\n"  # SentencePiece's own space is left out
+
+
+def test_a_tokenizer_that_changes_texts_is_refused():
+    t = byte_level()
+    t.normalizer = normalizers.Lowercase()
+    with pytest.raises(Unusable, match="writes 'A  b"):
+        ChatTokenizer(wrapped(t))
+
+
+def test_a_cache_that_is_rewound_changes_nothing(world):
+    for lm, tok in zip(*world):
+        prompt = tok.prompt("Nina has 2 apples.")
+        used = ByteModel(ModelReader(lm), tok.vocabulary, prompt)
+        used.seek(b"2 + 3 = 5.")
+        used.seek(b"")
+        fresh = ByteModel(ModelReader(lm), tok.vocabulary, prompt)
+        a, b = (m.next(m.push(m.seek(b"2 "), ord("+"))) for m in (used, fresh))
+        assert torch.allclose(a, b, atol=1e-5)
+        ids = torch.tensor([prompt])
+        p = lm(input_ids=ids).logits[0, -1, tok.vocabulary.ids].double().softmax(-1)
+        end = fresh.next(fresh.seek(b""))[END].exp()  # the end token by itself, without a byte
+        assert float(end) == pytest.approx(float(p[-1]), rel=1e-3)
+
+
+def test_both_decoders_and_eq_2_with_two_real_tokenizers(world):
+    """Phase 1 teaches a router to answer beside experts whose tokens are others."""
+    (lm, *experts), (tok, *toks) = world
+    models = [(ModelReader(e), t) for e, t in zip(experts, toks)]
+    few = SAMPLES[:40]
+    data = scored(few, tok, models)
+    first = ByteModel(models[0][0], toks[0].vocabulary, toks[0].prompt(few[0][0]))
+    mine = data.mask[0, 1:]
+    assert float(data.logp[0, mine, 0].sum()) == pytest.approx(
+        float(byte_scores(first, few[0][1])[0].sum()), rel=1e-4
+    )
+    W = torch.nn.Linear(32, 2, bias=False)
+    torch.nn.init.zeros_(W.weight)
+    lm.requires_grad_(True)
+    optimizer = torch.optim.AdamW([*lm.parameters(), *W.parameters()], lr=1e-2)
+    losses = []
+    for step in range(60):
+        rows = torch.arange(8) + 8 * (step % 5)
+        x, mask, logp, choice = data.batch(rows, "cpu")
+        out = lm(input_ids=x[:, :-1], output_hidden_states=True)
+        w = W(out.hidden_states[-1])
+        loss, terms = sft_loss(out.logits, w, x[:, 1:], mask, logp, choice, 1 / 3)
+        losses.append(terms["loss_lm"].item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    lm.requires_grad_(False), W.requires_grad_(False)
+    assert losses[-1] < 0.5 * losses[0]
+    behind = [ByteModel(r, t.vocabulary, t.prompt(few[3][0])) for r, t in models]
+    router = ModelReader(lm, W)
+    mine = ByteModel(router, tok.vocabulary, tok.prompt(few[3][0]))
+    by_bytes = [s for s, _ in decode.decode(mine, behind, 30)]
+    assert b" + " in bytes(s for s in by_bytes if s != END)
+    by_spans = [*spans.decode(router, tok.vocabulary, mine.prompt, behind, 12)]
+    assert len(by_spans) > 3 and {pick for _, pick in by_spans} <= {0, 1}
