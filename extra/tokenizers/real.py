@@ -10,11 +10,11 @@ the alphabet of SentencePiece (Llama 2, Mistral, Gemma).
 import re
 
 import torch
-from extra.real.loading import Unusable
-from extra.real.modeling import read
 from transformers import DynamicCache
 
 from extra.real.data import Encoder
+from extra.real.loading import Unusable
+from extra.real.modeling import read
 from extra.tokenizers.bytewise import Reader, Vocabulary, encode_bytes
 
 # GPT-2 writes each byte as one visible character: those that are visible as themselves, the others

@@ -7,10 +7,10 @@ import torch
 
 pytest.importorskip("transformers")
 
-from extra.real.loading import Unusable
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from extra.real.loading import Unusable
 from extra.tokenizers import decode, spans
 from extra.tokenizers.bytewise import END, ByteModel
 from extra.tokenizers.real import ChatTokenizer, ModelReader
