@@ -30,16 +30,6 @@ KINDS = {"full": "all weights", "lora": "LoRA"}
 MODELS = {"trained": "the laptop's", "same weights": "same weights"}
 
 
-def commands(_):
-    """The commands of the laptop run, each on one line, as any shell takes them."""
-    quoted = lambda x: f'"{x}"' if " " in x else x
-    lines = [
-        "python -m " + " ".join(map(quoted, arguments))
-        for _, arguments in smollm2.commands(smollm2.Settings())
-    ]
-    return "\n".join(["```", *lines, "```"])
-
-
 def accuracy(results):
     runs = [(k, name) for k, name in KINDS.items() if k in results]
     groups = ("average", "covered", "uncovered")
@@ -52,25 +42,25 @@ def accuracy(results):
 
 
 def routing(results):
-    runs = [(k, name) for k, name in KINDS.items() if k in results]
-    rows = [["picked, per cent", *(f"{name}: {e}" for _, name in runs for e in tasks.DOMAINS)]]
+    """math/code/instruct, per cent of the tokens."""
+    runs = [(results[k]["routing"], name) for k, name in KINDS.items() if k in results]
+    rows = [["/".join(tasks.DOMAINS), *(name for _, name in runs)]]
     for bench in tasks.BENCHMARKS:
-        cells = [percent(results[k]["routing"][bench][e]) for k, _ in runs for e in tasks.DOMAINS]
+        cells = ["/".join(percent(shares[bench][e]) for e in tasks.DOMAINS) for shares, _ in runs]
         rows.append([bench, *cells])
     return "\n".join(table(rows))
 
 
 def took(results):
+    """CPU minutes and peak memory of each step."""
     runs = [(results[k]["took"], name) for k, name in KINDS.items() if k in results]
-    rows = [["", *(f"{name}: {x}" for _, name in runs for x in ("CPU minutes", "GB"))]]
+    rows = [["CPU minutes, GB", *(name for _, name in runs)]]
     for step in results["full"]["took"]:
-        cells = [took[step][x] for took, _ in runs for x in ("cpu_minutes", "peak_gb")]
-        rows.append([step, *(f"{x:.1f}" for x in cells)])
-    cells = []
-    for took, _ in runs:
-        cells.append(sum(x["cpu_minutes"] for x in took.values()))
-        cells.append(max(x["peak_gb"] for x in took.values()))
-    rows.append(["all, and the most", *(f"{x:.1f}" for x in cells)])
+        cells = [f"{t[step]['cpu_minutes']:.1f}, {t[step]['peak_gb']:.1f}" for t, _ in runs]
+        rows.append([step, *cells])
+    totals = [sum(x["cpu_minutes"] for x in t.values()) for t, _ in runs]
+    peaks = [max(x["peak_gb"] for x in t.values()) for t, _ in runs]
+    rows.append(["sum, most", *(f"{a:.1f}, {b:.1f}" for a, b in zip(totals, peaks))])
     return "\n".join(table(rows))
 
 
@@ -103,10 +93,7 @@ def training(results):
     return "\n".join(table(rows))
 
 
-TABLES = {
-    "real-models.md": (commands, accuracy, routing, took, answer),
-    "speed.md": (decoding, training),
-}
+TABLES = {"real-models.md": (accuracy, routing, took, answer), "speed.md": (decoding, training)}
 
 
 def filled(page):

@@ -4,6 +4,8 @@
 
 It trains the router of phase 1, OUT/seedN/PHASE1, which knows its experts; --experts only says
 where they are now. Defaults are the paper's: one pass over the pairs, a learning rate of 1e-5.
+Departures from the paper are the ground floor's: whole batches are shuffled, --mix of them SFT
+batches to one of pairs, and these SFT samples may be those of phase 1.
 """
 
 from dataclasses import dataclass

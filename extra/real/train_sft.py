@@ -8,7 +8,8 @@
 A DIR may also be a name on the Hub, a LoRA adapter or a GGUF file. Without experts it is plain
 fine-tuning, which makes an expert. The losses, the batches and the learning rate's schedule are the
 ground floor's functions; --batch counts the samples of all processes together, so the result does
-not depend on their number. Defaults are the paper's: one pass, a learning rate of 1e-5.
+not depend on their number. Defaults are the paper's: one pass, a learning rate of 1e-5. W starts
+at 0 and learns at its own rate, --lr_w.
 
 Writes the directory OUT/seedN/NAME, with log.jsonl in it. Killed and started again, it goes on from
 the last saved step, with the same result.

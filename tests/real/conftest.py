@@ -60,6 +60,7 @@ FAMILIES = {
     "Cohere": {},
     "Granite": {"logits_scaling": 3.0},
     "GPTNeoX": {},
+    "GPT2": {},  # absolute positions: padding must not count
     "Qwen3Moe": {
         "head_dim": 8,
         "num_experts": 4,
@@ -88,8 +89,10 @@ def make(path, family="Llama", seed=0, tok=None, **changes):
     """Save a tiny random model and its tokenizer in a directory; returns its path as a text."""
     torch.manual_seed(seed)
     settings = SMALL | FAMILIES[family] | changes
-    if family == "GPTNeoX":
+    if family in ("GPTNeoX", "GPT2"):
         settings.pop("num_key_value_heads")
+    if family == "GPT2":
+        settings["n_inner"] = settings.pop("intermediate_size")
     config = getattr(hf, f"{family}Config")(**settings)
     model = hf.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for p in model.parameters():

@@ -89,7 +89,7 @@ def test_the_commands_of_the_page_are_accepted_in_any_shell():
     found = re.findall(
         r"^ *(?:accelerate launch .*?-m|python -m) (extra\.real\S*) ?(.*)$", text, re.M
     )
-    assert len(found) > 10
+    assert len(found) >= 9
     for module, arguments in found:
         assert not re.search(r"[$\\`'*]", arguments), arguments  # shells differ in these
         script = importlib.import_module(module)
