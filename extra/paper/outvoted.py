@@ -14,7 +14,8 @@ import torch
 
 from extra.paper import checkpoints, evaluate
 from extra.paper.methods import fused
-from extra.paper.train import TRAINING, load_router, train
+from extra.paper.recipes import TRAINING
+from extra.paper.train import load_router, train
 from toy_experts import judge, tokenizer
 
 LOST = {  # Eq. (1) is wrong: who wanted the right token?

@@ -118,7 +118,11 @@ def test_what_each_phase_1_is_fed(name, run, made):
     assert got["lm"] == print_of(loaded(run, recipe.start)) and all(got["grads"])
     assert got["W"].shape[0] == n and not got["W"].any()
     settings = {"samples": 12, "epochs": recipe.epochs, "lr": recipe.lr, "lr_w": recipe.lr_w}
-    given = {k: v for k, v in vars(got["settings"]).items() if k not in ("out", "device", "gap")}
+    given = {
+        k: v
+        for k, v in vars(got["settings"]).items()
+        if k not in ("out", "device", "gap", "experts")
+    }
     assert given == settings | {"seed": SEED, "lam": recipe.lam}
     samples = toy.sft_samples(12, SEED)
     if recipe.items:
