@@ -25,6 +25,7 @@ from extra.real import runs
 from extra.real.data import Encoder, Wrong
 from extra.real.loading import longest
 from extra.real.modeling import FusionRoute
+from extra.tokenizers import real as other
 from fusionroute import informative
 from toy_experts import script, show
 from toy_experts.script import UserError
@@ -39,6 +40,7 @@ class Settings:
     experts: list = ()  # NAME=DIR NAME=DIR ...: where the experts are now, if they have moved
     method: str = "fusionroute"  # fusionroute, routing_only, router, or the name of an expert
     device: str = "auto"  # auto, cuda, mps or cpu
+    fuse: str = "tokens"  # tokens; bytes or spans: experts with other tokenizers
     dtype: str = "float32"  # of all models; bfloat16 halves what they take
     max_new: int = 256  # longest answer, in tokens
     temperature: float = 0.0  # 0: greedy, as in the paper; 1: sample from the fused distribution
@@ -52,6 +54,9 @@ class Settings:
         script.positive(self, "max_new")
         script.positive(self, "temperature", "top_k", "seed", or_zero=True)
         script.one_of(self, "dtype", ("float32", "bfloat16", "float16"))
+        script.one_of(self, "fuse", ("tokens", "bytes", "spans"))
+        if self.fuse != "tokens" and self.method != "fusionroute":
+            raise UserError(f"--fuse {self.fuse} goes with --method fusionroute only")
         if not 0 < self.top_p <= 1:
             raise UserError(f"--top_p is {self.top_p}, and must be above 0 and at most 1")
         if not self.router:
@@ -91,6 +96,8 @@ def answer(model, messages, s):
     how = sampling if s.temperature else {"do_sample": False, "assistant_model": model.router}
     if not model.use_expert or model.only is not None:
         how.pop("assistant_model", None)  # there is nothing to check, or nothing drafts as well
+    if s.fuse != "tokens":
+        return other.answer(model, messages, s)
     torch.manual_seed(s.seed)
     ids = model.generate(prompt, max_new_tokens=s.max_new, **how)  # (1, T)
     new = ids[0, prompt.size(1) :].tolist()

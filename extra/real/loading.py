@@ -241,7 +241,7 @@ def shared_tokens(tokenizers):
             raise Unusable(
                 f"{first} and {name} do not have the same tokens: id {i} is "
                 f"{theirs.get(i)!r} and {mine.get(i)!r} ({len(different)} differ); "
-                "their logits cannot be added"
+                "their logits cannot be added; --fuse bytes can do without (docs/tokenizers.md)"
             )
     for name, t in tokenizers.items():
         if t.chat_template != tokenizers[first].chat_template:

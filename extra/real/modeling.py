@@ -215,16 +215,18 @@ class FusionRoute(PreTrainedModel, GenerationMixin):
     # --- from directories, and to them -----------------------------------------------------------
 
     @classmethod
-    def start(cls, router, experts, train=False, ignore=(), expert_how=None, **how):
+    def start(cls, router, experts, train=False, ignore=(), fuse="tokens", expert_how=None, **how):
         """A FusionRoute before training: W = 0.
 
         router: a path (see loading.py) or a loaded model. experts: {name: path}. train: without
         the experts in memory, for a training that has their scores. ignore: see loading.load.
+        fuse: with "bytes" or "spans" the experts may have other tokens, see extra/tokenizers.
         how, expert_how: what from_pretrained gets for the router, and for the experts.
         """
         lm = load(router, ignore, **how) if isinstance(router, (str, Path)) else router
         tokenizers = {"the router": load_tokenizer(lm.name_or_path)}
-        tokenizers |= {name: load_tokenizer(path) for name, path in experts.items()}
+        if fuse == "tokens":
+            tokenizers |= {name: load_tokenizer(path) for name, path in experts.items()}
         config = FusionRouteConfig(
             router=deepcopy(lm.config),  # handed on as it is, it loses its kind of attention
             experts=[[name, same(path)] for name, path in experts.items()],

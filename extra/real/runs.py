@@ -38,6 +38,7 @@ class Settings:
     device: str = "auto"  # auto or cpu
     experts: list = ()  # NAME=DIR NAME=DIR ...: the experts, in the order of W's rows
     data: str = ""  # SFT samples: FILE, or what `datasets` knows by name (forms: data.py)
+    fuse: str = "tokens"  # tokens; bytes or spans: experts with other tokenizers
     ignore: list = ()  # fields of the samples, or of a config.json, that change nothing
     max_len: int = 2048  # samples of more tokens, prompt and answer together, are left out
     epochs: int = 1  # passes over the samples, in phase 2 over the pairs
@@ -53,6 +54,7 @@ class Settings:
         script.positive(self, "epochs", "batch", "lr", "lr_w", "save_every", "max_len")
         script.positive(self, "lam", or_zero=True)
         script.one_of(self, "device", ("auto", "cpu"))
+        script.one_of(self, "fuse", ("tokens", "bytes", "spans"))
         script.one_of(self, "dtype", ("float32", "bfloat16", "float16"))
         if not re.fullmatch(r"\w[\w.-]*", self.name):
             raise UserError(

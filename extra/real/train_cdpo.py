@@ -18,6 +18,7 @@ from extra.real import runs
 from extra.real.data import Data, reference, samples
 from extra.real.loading import adapter_config, longest
 from extra.real.modeling import FusionRoute, FusionRouteConfig
+from extra.tokenizers import real as other
 from fusionroute import cdpo_loss, routed_logp, sequence_logp, sft_loss
 from toy_experts import script
 from toy_experts.data import batches
@@ -100,6 +101,12 @@ def main(argv=None):
         model = FusionRoute.from_pretrained(phase1, train=True, expert_paths=s.experts, **how)
         size, max_len = model.config.n_tokens, min(s.max_len, longest(model.router))
         read = (model.tokenizer, size, max_len, s.ignore)
+        if s.fuse != "tokens":
+            sft = other.scored_rows(s, s.data, ("completion",), model.tokenizer)
+            pairs = other.scored_rows(s, s.pairs, ("chosen", "rejected"), model.tokenizer)
+            ref = other.reference(model.to(run.device).eval(), pairs)
+            train(run, model.train(), sft, pairs, ref)
+            return run.save()
         sft = samples(s.data, ("completion",), *read)
         pairs = samples(s.pairs, ("chosen", "rejected"), *read)
 

@@ -25,6 +25,7 @@ from extra.real import runs
 from extra.real.data import Data, samples
 from extra.real.loading import adapter_config, load, longest, same
 from extra.real.modeling import FusionRoute
+from extra.tokenizers import real as other
 from fusionroute import sft_loss, token_logp
 from toy_experts.data import batches
 from toy_experts.script import UserError
@@ -82,11 +83,15 @@ def main(argv=None):
     with run.alone():
         if run.is_there():
             return
-        model = FusionRoute.start(first_model(s), s.experts, train=True, ignore=s.ignore)
+        start = {"train": True, "ignore": s.ignore, "fuse": s.fuse}
+        model = FusionRoute.start(first_model(s), s.experts, **start)
         size, max_len = model.config.n_tokens, min(s.max_len, longest(model.router))
-        sft = samples(s.data, ("completion",), model.tokenizer, size, max_len, s.ignore)
-        scored = run.scores([*run.jobs(sft, size)])
-        train(run, model, Data(sft, scored))
+        if s.fuse == "tokens":
+            sft = samples(s.data, ("completion",), model.tokenizer, size, max_len, s.ignore)
+            sft = Data(sft, run.scores([*run.jobs(sft, size)]))
+        else:
+            sft = other.scored_rows(s, s.data, ("completion",), model.tokenizer)
+        train(run, model, sft)
         run.save()
 
 

@@ -7,15 +7,20 @@ Tokenizers of two families are known: byte-level BPE (GPT-2, Llama 3, Qwen, Smol
 the alphabet of SentencePiece (Llama 2, Mistral, Gemma).
 """
 
+import codecs
 import re
 
 import torch
 from transformers import DynamicCache
 
-from extra.real.data import Encoder
-from extra.real.loading import Unusable
+from extra.real.data import Encoder, conversation, rows
+from extra.real.loading import Unusable, load, load_tokenizer
 from extra.real.modeling import read
-from extra.tokenizers.bytewise import Reader, Vocabulary, encode_bytes
+from extra.tokenizers import decode, spans
+from extra.tokenizers.bytewise import END, ByteModel, Reader, Vocabulary, encode_bytes
+from extra.tokenizers.scores import scored
+from fusionroute import token_logp
+from toy_experts.data import Data
 
 # GPT-2 writes each byte as one visible character: those that are visible as themselves, the others
 # as the characters from 256 on.
@@ -92,3 +97,65 @@ class ModelReader(Reader):
         logits, hidden = read(self.model, ids, torch.ones_like(ids), self.cache, 0)
         second = hidden[0] if self.W is None else self.W(hidden[0].float())  # (t, d) or (t, n)
         return logits[0].float().cpu(), second.cpu()
+
+
+# --- what extra/real does with --fuse bytes and --fuse spans -------------------------------------
+
+
+def scored_rows(s, path, sides, tokenizer):
+    """The rows of a file as toy_experts.data.Data in the router's tokens; pairs if two sides.
+
+    s: runs.Settings. The experts read each answer behind their own chat templates.
+    """
+    tok, samples = ChatTokenizer(tokenizer), []
+    for _, row in rows(path):
+        prompt, answers = conversation(row, sides, s.ignore)
+        if all(len(tok.prompt(prompt) + tok.answer(a)) <= s.max_len for a in answers):
+            samples += [(prompt, a) for a in answers]
+    how = {"dtype": getattr(torch, s.dtype)}
+    experts = [
+        (ModelReader(load(p, s.ignore, **how)), ChatTokenizer(load_tokenizer(p)))
+        for p in s.experts.values()
+    ]
+    found = scored(samples, tok, experts)
+    return found if len(sides) == 1 else Data(*(x.view(-1, 2, *x.shape[1:]) for x in found))
+
+
+@torch.no_grad()
+def reference(model, pairs, batch=16):
+    """log pi_ref of the chosen and the rejected answers, (pairs, 2). model: a FusionRoute."""
+    ids, mask = pairs.ids.flatten(0, 1), pairs.mask.flatten(0, 1)[:, 1:]  # (2N, T), (2N, T-1)
+    logp = [
+        (token_logp(model(x[:, :-1]).logits, x[:, 1:]).cpu() * m).sum(-1)
+        for x, m in zip(ids.to(model.device).split(batch), mask.split(batch))
+    ]
+    return torch.cat(logp).view(-1, 2)
+
+
+def answer(model, messages, s):
+    """What extra.real.decode.answer returns, a dict for each piece of text. s: its Settings."""
+    names, toks = zip(*((n, ChatTokenizer(load_tokenizer(p))) for n, p in model.config.experts))
+    mine = ChatTokenizer(model.tokenizer)
+    models = [
+        ByteModel(ModelReader(lm, W), tok.vocabulary, tok.prompt(messages))
+        for lm, W, tok in zip(
+            [model.router, *model.experts], [model.W, *[None] * len(names)], [mine, *toks]
+        )
+    ]
+    if s.fuse == "spans":
+        args = mine.vocabulary, models[0].prompt, models[1:], s.max_new
+        found = spans.decode(models[0].reader, *args)
+        pieces = [(mine.words.get(token, b""), token, pick) for token, pick in found]
+    else:
+        how = {"temperature": s.temperature, "seed": s.seed}
+        found = decode.decode(models[0], models[1:], s.max_new, **how)
+        pieces = [
+            (b"", mine.end, pick) if symbol == END else (bytes([symbol]), symbol, pick)
+            for symbol, pick in found
+        ]
+    text = codecs.getincrementaldecoder("utf-8")("replace")
+    return [
+        {"token": text.decode(word), "id": i, "expert": names[pick], "weights": {}}
+        | {"expert_choice": "", "changed": False, "in_S": False}
+        for word, i, pick in pieces
+    ]

@@ -10,6 +10,8 @@ pytest.importorskip("transformers")
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from extra.real import decode as real_decode
+from extra.real import train_cdpo, train_sft
 from extra.real.loading import Unusable
 from extra.tokenizers import decode, spans
 from extra.tokenizers.bytewise import END, ByteModel
@@ -144,3 +146,32 @@ def test_both_decoders_and_eq_2_with_two_real_tokenizers(world):
     assert b" + " in bytes(s for s in by_bytes if s != END)
     by_spans = [*spans.decode(router, tok.vocabulary, mine.prompt, behind, 12)]
     assert len(by_spans) > 3 and {pick for _, pick in by_spans} <= {0, 1}
+
+
+def test_the_commands_of_extra_real_with_fuse(tmp_path, capsys):
+    """Both phases and decoding, with an expert of other tokens, as a user would run them."""
+    kinds = {"router": byte_level, "math": sentencepiece, "code": byte_level}
+    for seed, (name, kind) in enumerate(kinds.items()):
+        tokenizer = wrapped(kind())
+        tiny(tokenizer, seed).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    sft = [{"prompt": p, "completion": a} for p, a in SAMPLES[:6]]
+    pairs = [{"prompt": p, "chosen": a, "rejected": "I do not know."} for p, a in SAMPLES[:4]]
+    for name, found in (("sft", sft), ("pairs", pairs)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, found)))
+    experts = [f"math={tmp_path}/math", f"code={tmp_path}/code"]
+    where = ["--out", f"{tmp_path}/out", "--device", "cpu", "--batch", "2"]
+    where += ["--data", f"{tmp_path}/sft.jsonl", "--lr", "1e-3"]
+    init = ["--init", f"{tmp_path}/router", "--experts", *experts]
+    with pytest.raises(Unusable, match="--fuse bytes can do without"):
+        train_sft.main([*where, *init])
+    train_sft.main([*where, *init, "--fuse", "bytes"])
+    train_cdpo.main([*where, "--pairs", f"{tmp_path}/pairs.jsonl", "--fuse", "bytes"])
+    log = (tmp_path / "out/seed0/router/log.jsonl").read_text().splitlines()
+    kinds = {json.loads(line)["kind"] for line in log}
+    assert kinds == {"sft", "pair"}
+    for fuse in ("bytes", "spans"):
+        router = ["--router", f"{tmp_path}/out/seed0/router", "--max_new", "6", "--fuse", fuse]
+        capsys.readouterr()
+        real_decode.main(["Nina has 2 apples.", *router])
+        assert capsys.readouterr().out.strip()
