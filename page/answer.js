@@ -154,6 +154,7 @@ function show_answers(answers, writing) {
   const before = answers.before && visible(answers.before);
   const in_beside = state.lane === 1 && Boolean(beside);
   const split = beside ?? before ? first_difference(main, beside ?? before) : null;
+  const same = before && first_difference(main, before) === Math.max(main.length, before.length);
   const chosen = in_beside ? beside : main, at = writing ? null : selected(chosen, split);
   const column = (title, decoding, list) => h("div", { class: "lane" },
     title && h("h3", {}, title),
@@ -171,11 +172,12 @@ function show_answers(answers, writing) {
       name: "tokens-beside", label: "Answer beside it", steps: beside, split,
       chosen: in_beside ? at : null, select: (t) => update({ at: t, lane: 1 }), dimmed: true,
     }),
-    before && column("before your changes", answers.before, {
+    before && !same && column("before your changes", answers.before, {
       name: "tokens-before", label: "Answer without your changes", steps: before, chosen: null,
       split: first_difference(main, before), dimmed: true, select: () => {},
     }));
-  rebuild($("facts"), !writing && facts(main, beside, answers));
+  rebuild($("facts"), !writing && facts(main, beside, answers),
+    same && !writing && h("span", {}, "your changes leave the answer as it was"));
   $("back").disabled = !main.length || (state.written === Infinity && at === 0);
   $("step").disabled = answers.main.done && main.length === answers.main.steps.length
     && (state.written !== Infinity || at === chosen.length - 1);
@@ -241,11 +243,12 @@ function edit(change) {
     && (kind === "token" ? change.token === engine.argmax(step.logp)
       : kind === "expert" ? change.expert === step.routed
         : change.scale === 1 && lanes.main.decoding.how.use_router);
+  const place = (id) => $(id).getBoundingClientRect(), { top } = place("bars");
   update({ at, lane: 0, edits: unchanged ? others : [...others, { at, rest, ...change }] });
-  if (kind === "scale") return;                    // the slider must not move away under the hand
   finished.then(() => {
-    const { top } = $("answers").getBoundingClientRect(), card = $("tour").getBoundingClientRect();
-    if (top < Math.max(card.bottom, 0)) view.scroll_to($("answers"));
+    const hidden = state.tour && kind !== "scale" && place("answers").top < place("tour").bottom;
+    if (hidden) view.scroll_to($("answers"));
+    else scrollBy(0, place("bars").top - top);     // what the hand is on stays under it
   });
 }
 
@@ -279,8 +282,7 @@ let player = null;                                 // the timer, while the answe
 function stop() {
   clearInterval(player);
   player = null;
-  $("play").textContent = "▶";
-  $("play").setAttribute("aria-label", "Play");
+  $("play").textContent = "Play";
 }
 
 /** Go through the answer by itself, a token a second. */
@@ -288,8 +290,7 @@ function play() {
   if (player) return stop();
   if ($("step").disabled) update({ at: 0, written: Infinity });
   player = setInterval(() => state.tab === "answer" && !$("step").disabled ? step(1) : stop(), 900);
-  $("play").textContent = "❚❚";
-  $("play").setAttribute("aria-label", "Pause");
+  $("play").textContent = "Pause";
 }
 
 function build() {
@@ -344,7 +345,7 @@ function build() {
           }),
           sign("back", "◀", "Step back", () => step(-1)),
           sign("step", "Next ▶", "Next token", () => step(1)),
-          sign("play", "▶", "Play", play))),
+          button("play", "Play", play))),
       h("div", { id: "answers" }),
       h("div", { id: "facts" }),
       h("div", { id: "edits" })),

@@ -24,9 +24,11 @@ function story(decoding, step) {
   if (!use_expert) say.push("The router writes alone. Its likeliest token is ", token(best), ". ");
   else {
     if (!step.in_S) say.push("All three experts want ");
-    else if (only !== null && step.pick === only) say.push(`The ${expert} expert writes: it wants `);
-    else if (step.pick === step.routed) say.push(`The router picks the ${expert} expert: it wants `);
-    else say.push(`You picked the ${expert} expert: it wants `);
+    else if (only !== null && step.pick === only) say.push(`The ${expert} expert wants `);
+    else {
+      const who = step.pick === step.routed ? "The router picks" : "You picked";
+      say.push(`${who} the ${expert} expert: it wants `);
+    }
     say.push(token(step.expert_choice), ". ");
     if (step.scale === 0) say.push("The router adds nothing. ");
     else if (best === step.expert_choice) say.push("With the router's logits it still wins. ");
@@ -102,10 +104,11 @@ function show_bars(decoding, step, fixed) {
       `Write ${shown(row.id)} here${written ? " (it is written now)" : ""}`);
     rebuild(button, pretty(row.id));
     for (const name of ["expert", "router", "sum"]) {
-      const cell = $(`${name}-${k}`), wins = use_expert || name !== "expert";
-      cell.classList.toggle("best", wins && row[name] === top[name]);
+      const cell = $(`cell-${name}-${k}`), parts = name === "sum" ? ["expert", "router"] : [name];
+      const drawn = parts.some((part) => row.lengths[part] > 0);
+      cell.classList.toggle("best", drawn && row[name] === top[name]);
       cell.querySelector(".value").textContent = number(row[name], 1);
-      for (const part of name === "sum" ? ["expert", "router"] : [name]) {
+      for (const part of parts) {
         cell.querySelector(`.${part}-part`).style.setProperty("--long",
           (row.lengths[part] / unit).toFixed(4));
       }
@@ -119,7 +122,8 @@ function show(decoding, steps, at, fixed) {
   $("token-panel").hidden = !step;
   if (!step) return;
   rebuild($("token-head"),
-    h("h2", {}, `Token ${at + 1} of ${steps.length}`), h("p", { id: "story" }, story(decoding, step)));
+    h("h2", {}, `Token ${at + 1} of ${steps.length}`),
+    h("p", { id: "story" }, story(decoding, step)));
   show_experts(decoding, step, fixed);
   show_bars(decoding, step, fixed);
   $("scale").disabled = fixed || !decoding.how.use_expert;
@@ -152,11 +156,12 @@ function build(edit) {
     h("span", { class: "formula" }, sign && h("span", { class: "sign" }, sign),
       term(name, "log π", sub(text))), h("span", { class: "under" }, more));
   const piece = (part) => h("span", { class: `piece ${part}-part` });
-  const cell = (name, k, ...parts) => h("td", { id: `${name}-${k}` }, h("span", { class: "line" },
-    parts.map(piece), h("span", { class: "value" })));
+  const cell = (name, k, ...parts) => h("td", { id: `cell-${name}-${k}` },
+    h("span", { class: "line" }, parts.map(piece), h("span", { class: "value" })));
   const row = (k) => h("tr", { id: `row-${k}` },
-    h("th", { scope: "row" }, h("button", { type: "button", id: `candidate-${k}`,
-      class: "candidate", onclick: (event) => edit({ token: Number(event.currentTarget.dataset.id) }),
+    h("th", { scope: "row" }, h("button", {
+      type: "button", id: `candidate-${k}`, class: "candidate",
+      onclick: (event) => edit({ token: Number(event.currentTarget.dataset.id) }),
     })),
     cell("expert", k, "expert"), cell("router", k, "router"), cell("sum", k, "expert", "router"));
   return h("section", { id: "token-panel", "aria-label": "The marked token", hidden: true },

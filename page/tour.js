@@ -137,7 +137,8 @@ const STOPS = [
     state: () => ({ prompt: both().prompt, beside: "router",
       at: changed(steps(both().prompt)) }),
     text: () => {
-      const { prompt, answer: right } = both(), all = steps(prompt), at = changed(all), step = all[at];
+      const { prompt, answer: right } = both(), all = steps(prompt);
+      const at = changed(all), step = all[at];
       const say = (method) => {
         const text = text_of(steps(prompt, method));
         return `“${text.replaceAll("\n", " ↵ ")}” (${text === right ? "right" : "wrong"})`;

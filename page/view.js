@@ -103,9 +103,19 @@ const TERMS = {
     answers, to correct what the experts get wrong.`,
   toy: `The toy knows sums, short Python functions and lists of words in a few wordings (uncovered:
     no expert has learned this kind); to anything else it answers nonsense.`,
-  speed: `All four models run here, in plain JavaScript; FusionRoute itself needs only the router and
-    the picked expert, the others run for this picture.`,
-  address: `The address of this page holds what you see: send the link, and others see the same.`,
+  speed: `All four models run here, in plain JavaScript; FusionRoute itself needs only the router
+    and the picked expert, the others run for this picture.`,
+  choosing: `Choosing gives one of the experts' points, and nothing else.`,
+  mixing: `A mixture of the experts lies in the triangle between them, never outside.`,
+  adding: `Added logits multiply each token's probability by a factor of its own, and so leave that
+    triangle: the larger they may be, the farther.`,
+  distance: `Total variation: half the sum of the differences of the probabilities.`,
+  coverage: `The share of the prefixes (beginnings of an answer) at which some expert favours the
+    right token; at the others both favour the same wrong one.`,
+  nobody: `The logits here are the best possible ones; at an uncovered prefix both experts are sure
+    of the same wrong token, and limited logits must first undo that.`,
+  bias: `The bias is how much the picked experts prefer the chosen answer; no gradient flows through
+    it, it only decides how hard the pair pulls at the router.`,
 };
 
 /** A button that shows what TERMS says of a word. */
@@ -129,7 +139,7 @@ const START = {
   prompt: "", method: "fusionroute", beside: "", written: Infinity, lane: 0, at: null, edits: [],
   experts: [[0.7, 0.2, 0.1], [0.1, 0.5, 0.4], [0.5, 0.1, 0.4]], target: [0.2, 0.2, 0.6], B: 0.5,
   coverage: 0.5, bound: 2, world: 1,
-  pair: 0,
+  pair: 0, bias: null,
 };
 const TABS = { answer: "Token by token", choosing: "Why add logits?", training: "Training" };
 const state = { ...START };
@@ -152,7 +162,7 @@ function entries(of) {
     written: of.written === Infinity ? "" : of.written, at: of.at ?? "", lane: of.lane || "",
     edits: of.edits.map(edit_text).join(), experts: of.experts.map(point_text).join(),
     target: point_text(of.target), B: of.B, coverage: of.coverage, bound: of.bound, world: of.world,
-    pair: of.pair,
+    pair: of.pair, bias: of.bias ?? "",
   };
 }
 
@@ -201,6 +211,7 @@ function read_address(hash) {
   within("bound", 0, 6);
   within("world", 1, theory.SEEDS.length, true);
   within("pair", 0, data.pairs.length - 1, true);
+  within("bias", -4, 4);
   return found;
 }
 
