@@ -22,7 +22,7 @@ from toy_experts import script, tasks, tokenizer
 from toy_experts.script import EXPERTS, WEIGHTS
 
 HERE = Path(__file__).parent
-SCRIPTS = "engine theory view chart choosing training tour main".split()
+SCRIPTS = "engine theory view stage answer chart choosing training tour main".split()
 LAYER = "attn_norm wq wk wv wo ff_norm w_gate w_up w_down".split()
 POINTS = 40  # of a training curve: the means over as many equal stretches of the steps
 PROMPT = (

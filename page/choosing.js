@@ -4,7 +4,7 @@
 
 const choosing = (() => {
 
-const { h, $, rebuild, state, update, number, percent } = view;
+const { h, $, rebuild, state, update, number, percent, term } = view;
 const COLORS = engine.EXPERTS;                     // the colours of the three experts,
 const SHAPES = ["circle", "square", "diamond"];    // and a second sign for each
 const LEAST = 0.01;                                // the least probability of a dragged point
@@ -106,8 +106,8 @@ function triangle() {
     return found.distance > 0.002 && h("line", { class: `gap ${way}`, x1, y1, x2, y2 });
   });
   const names = CORNERS.map(([x, y], a) => {
-    const [dx, dy] = [[0, -8], [-6, 20], [6, 20]][a];
-    const place = { x: x + dx, y: y + dy, "text-anchor": "middle" };
+    const [dx, dy, anchor] = [[0, -8, "middle"], [-20, 20, "start"], [20, 20, "end"]][a];
+    const place = { x: x + dx, y: y + dy, "text-anchor": anchor };
     return h("text", { class: "corner", ...place }, `always ${"ABC"[a]}`);
   });
   return [
@@ -124,24 +124,24 @@ function triangle() {
 function readout() {
   const { experts, target, B } = state, found = theory.reach(experts, target, B);
   const ways = {
-    routing: "choosing: only the three points",
-    mixing: "mixing: the triangle between them",
-    logits: `adding logits of size at most ${number(B)}: the three outlined areas`,
+    routing: term("choosing", "choosing"),
+    mixing: term("mixing", "mixing"),
+    logits: term("adding", "adding logits"),
   };
   const rows = Object.entries(ways).map(([way, text]) => h("tr", {},
-    h("th", { scope: "row" }, h("span", { class: `swatch ${way}` }), ` ${text}`),
+    h("th", { scope: "row" }, h("span", { class: `swatch ${way}` }), " ", text),
     h("td", {}, h("code", {}, three(found[way].point))),
     h("td", {}, h("b", { id: `distance-${way}` }, number(found[way].distance, 3)))));
   const needed = experts.map((p, i) =>
     `${number(theory.needed_bound(p, target))} from expert ${i + 1}`);
   return [
     h("table", { class: "readout" },
-      h("caption", {}, "How near to the target (", h("code", {}, three(target)), ") one comes"),
-      view.head("way, and what it reaches", "nearest (A, B, C)", "distance left"),
+      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "how near to ★ by"),
+        h("th", { scope: "col" }, "A, B, C"),
+        h("th", { scope: "col" }, term("distance", "distance")))),
       h("tbody", {}, rows)),
-    h("p", { class: "small" }, `Distance: total variation, half the sum of the differences of the
-      probabilities. Added logits reach the target exactly from this size on:
-      ${needed.join(", ")}.`),
+    h("p", { class: "small" },
+      `Added logits reach the star from this size on: ${needed.join(", ")}.`),
   ];
 }
 
@@ -165,11 +165,16 @@ function tree() {
   const x = (t, s) => 520 * (s + 0.5) / A ** t, y = (t) => 28 + 78 * t;
   const edge = (t, s, a, classes) => h("line", { class: `edge ${classes}`,
     x1: x(t, s), y1: y(t), x2: x(t + 1, s * A + a), y2: y(t + 1) - 4 });
-  const path = [], edges = [], circles = [];
+  const path = [], edges = [], circles = [], lost = [];
   let at = 0, right = 0;
   for (const [t, level] of levels.entries()) {
     const token = level[at].covered ? level[at].right : level[at].wrong;
-    path.push(edge(t, at, token, "taken"));
+    const sure = level[at].covered;
+    path.push(edge(t, at, token, sure ? "taken" : "taken lost"));
+    if (!sure) {
+      lost.push(h("text", { class: "lost", y: (y(t) + y(t + 1)) / 2,
+        x: (x(t, at) + x(t + 1, at * A + token)) / 2 + 10 }, "lost"));
+    }
     right += Number(level[at].covered);
     at = at * A + token;
     for (const [s, node] of level.entries()) {
@@ -184,23 +189,22 @@ function tree() {
     }
   }
   const all = levels.flat(), covered = all.filter((node) => node.covered).length;
-  return { parts: [path, edges, circles], text: `Drawn: the first ${LEVELS} of ${theory.T} tokens.
-    Some expert knows the right token after ${covered} of these ${all.length} prefixes. Following
-    that expert where there is one, and the wrong token elsewhere, gets ${right} of these ${LEVELS}
-    tokens right (the broad line).` };
+  return { parts: [path, edges, circles, lost], text: `The first ${LEVELS} of ${theory.T} tokens.
+    Some expert knows the right token after ${covered} of these ${all.length} prefixes. Choosing
+    well, where there is a choice, gets ${right} of these ${LEVELS} tokens right (the broad
+    line).` };
 }
 
 function losses() {
   const { coverage, bound } = state;
   const rows = [
     ["choosing", "choosing an expert", mean_loss(coverage, 0)],
-    ["logits", `choosing, and adding logits of size at most ${number(bound)}`,
-      mean_loss(coverage, bound)],
-    ["nobody", "such logits alone, with no expert", mean_loss(coverage, bound, true)],
+    ["logits", `choosing, and logits up to ${number(bound)}`, mean_loss(coverage, bound)],
+    ["nobody", term("nobody", "such logits alone, with no expert"),
+      mean_loss(coverage, bound, true)],
   ];
   return h("table", { class: "readout" },
-    h("caption", {}, `Tokens lost of ${theory.T}, when ${percent(coverage)} of the prefixes are
-      covered (mean over ${theory.SEEDS.length} trees)`),
+    h("caption", {}, `Tokens lost of ${theory.T} (mean over ${theory.SEEDS.length} trees)`),
     h("tbody", {}, rows.map(([id, text, value]) => h("tr", {}, h("th", { scope: "row" }, text),
       h("td", {}, h("b", { id: `loss-${id}` }, number(value, 4)))))));
 }
@@ -212,8 +216,7 @@ function curves() {
   return chart.lines({
     id: "coverage-chart", title: "Loss and coverage.",
     text: `To the right the experts know more. Choosing alone needs an expert that knows the right
-      token everywhere. (A router that may also choose itself is one expert more, and knows what the
-      experts do not: the README's table has it. The paper does not.)`,
+      token everywhere.`,
     lines: [line("choosing", "code", null, 0),
       line(`choosing, and logits up to ${number(bound)}`, "router", "7 4", bound),
       line("the same logits, no expert", "plain", "2 4", bound, true)],
@@ -233,10 +236,14 @@ function build() {
   $("one-token").append(
     h("svg", { id: "triangle", viewBox: `0 0 ${SIZE} 400`, role: "group", onpointermove: drag,
       "aria-label": "Triangle of three tokens with three experts and a target" }),
-    h("div", {}, slider("B", "B, the largest size of an added logit", 4, 0.05),
+    h("div", {},
+      h("p", { class: "lead" }, "Among three tokens, what a model would write is a point. ",
+        h("b", {}, "The star is what should be written."), " Drag the points, and drag B."),
+      slider("B", "B, the largest size of an added logit", 4, 0.05),
       h("div", { id: "readout" })));
   const keys = { right: "the right token", favoured: "what an expert favours",
-    taken: "following an expert that knows" };
+    taken: "choosing well",
+    lost: "lost: no expert knows" };
   $("many-tokens").append(
     h("figure", {},
       h("svg", { id: "tree", viewBox: "0 0 520 280", role: "img",
@@ -244,7 +251,7 @@ function build() {
       h("ul", { class: "legend" }, Object.entries(keys).map(([name, text]) =>
         h("li", {}, h("span", { class: `edge-key ${name}` }), ` ${text}`))),
       h("figcaption", { id: "tree-text", class: "small" })),
-    h("div", {}, slider("coverage", "Coverage", 1, 0.05),
+    h("div", {}, slider("coverage", term("coverage", "Coverage"), 1, 0.05),
       slider("bound", "Largest size of an added logit", 6, 0.25),
       h("div", { class: "field" }, h("label", { for: "world" }, "Which tree is drawn"),
         h("select", { id: "world",

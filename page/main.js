@@ -1,14 +1,24 @@
-// Start: read the data, load the models, show the page; or say what is wrong with them.
+// Start: show the page, then read the data and load the models; or say what is wrong with them.
 
 "use strict";
 
-try {
+/** Settled when the browser has painted (a hidden page never does). */
+const painted = () => new Promise((resolve) => {
+  requestAnimationFrame(() => setTimeout(resolve));
+  setTimeout(resolve, 300);
+});
+
+async function begin() {
+  await painted();
+  performance.mark("decode");
   const data = JSON.parse(document.getElementById("data").textContent);
   const toy = engine.load(data);
   view.begin(toy, data);
+  answer.build();
   choosing.build();
   training.build();
   tour.build();
+  document.getElementById("message").textContent = "";
   document.getElementById("app").hidden = false;
 
   const arrive = () => {
@@ -18,19 +28,23 @@ try {
   };
   window.addEventListener("hashchange", arrive);
   arrive();
+  return toy;
+}
 
-  // For scripts. answer: the objects that `python decode.py --json PROMPT` prints, in one array.
-  window.fusionroute = {
-    answer: async (prompt, { method = "fusionroute" } = {}) => {
-      const decoding = engine.start(toy, prompt, method);
-      while (!decoding.done) decoding.step();
-      return engine.records(toy.encoding, decoding, prompt, method);
-    },
-    engine, theory, toy,
-    finished: () => view.finished,  // a promise: the answer on the page is complete
-  };
-} catch (error) {
+const ready = begin();
+ready.catch((error) => {
   const message = document.getElementById("message");
   message.className = "error";
   message.textContent = `This page cannot start: ${error.message}`;
-}
+});
+
+// For scripts. answer: the objects that `python decode.py --json PROMPT` prints, in one array.
+window.fusionroute = {
+  answer: async (prompt, { method = "fusionroute" } = {}) => {
+    const toy = await ready, decoding = engine.start(toy, prompt, method);
+    while (!decoding.done) decoding.step();
+    return engine.records(toy.encoding, decoding, prompt, method);
+  },
+  engine, theory, ready,
+  finished: () => ready.then(() => answer.finished, () => {}),  // the answer is complete
+};

@@ -5,8 +5,8 @@
 
 const tour = (() => {
 
-const { h, $, rebuild, state, update, quoted, percent, number, text_of, START, NAMES } = view;
-const { EXPERTS } = engine;
+const { h, $, rebuild, state, update, quoted, percent, number, START, NAMES } = view;
+const { EXPERTS } = engine, { text_of } = answer;
 
 /** The first example of a benchmark with the sub-skill; another one where there is none. */
 function example(bench, skill, covered) {
@@ -84,7 +84,7 @@ const STOPS = [
         ${at + 1} the experts disagree: ${offers.join(", ")}. The router gives each expert a weight
         and takes the one with the largest: ${NAMES[EXPERTS[step.pick]]},
         ${percent(step.weights[step.pick])}. That is routing: at each token one expert is picked.
-        The others are run here only for the display. Press “use it” in the row of the
+        The others are run here only for the display. Press the
         ${NAMES[EXPERTS[other]]} expert: it writes ${quoted(step.choice[other])}, and the rest of
         the answer follows from it.`;
     },
@@ -110,9 +110,9 @@ const STOPS = [
     state: () => ({ prompt: hard(), at: turning() }),
     text: () => {
       const step = steps(hard())[turning()];
-      return `The same prompt, now with Eq. (1). First row: what the ${NAMES[EXPERTS[step.pick]]}
-        expert finds likely (short bars). Second row: the router. Third row: both, one below the
-        other. The expert wanted ${quoted(step.expert_choice)}; the shortest sum is that of
+      return `The same prompt, now with Eq. (1). First column: what the ${NAMES[EXPERTS[step.pick]]}
+        expert finds likely (long bars). Second column: the router. Third column: both, end to
+        end. The expert wanted ${quoted(step.expert_choice)}; the longest sum is that of
         ${quoted(step.token)}. So the router can write a token that no expert would choose, and
         still uses what the expert knows about all the others.`;
     },
@@ -126,8 +126,8 @@ const STOPS = [
       const step = steps(hard())[turning()];
       return `At this one token the router's log-probabilities are multiplied by 0. The expert's
         ${quoted(step.expert_choice)} is written, and everything after it follows from it. Below it
-        stands the answer without the change; the bar marks the first difference. Below, under “Try
-        it at this token”, move the slider to the right: from which scale on is
+        stands the answer without the change; the bar marks the first difference. Move the slider
+        above the router's bars to the right: from which weight on is
         ${quoted(step.token)} back?`;
     },
   },
@@ -137,13 +137,14 @@ const STOPS = [
     state: () => ({ prompt: both().prompt, beside: "router",
       at: changed(steps(both().prompt)) }),
     text: () => {
-      const { prompt, answer } = both(), all = steps(prompt), at = changed(all), step = all[at];
+      const { prompt, answer: right } = both(), all = steps(prompt);
+      const at = changed(all), step = all[at];
       const say = (method) => {
         const text = text_of(steps(prompt, method));
-        return `“${text.replaceAll("\n", " ↵ ")}” (${text === answer ? "right" : "wrong"})`;
+        return `“${text.replaceAll("\n", " ↵ ")}” (${text === right ? "right" : "wrong"})`;
       };
       return `The prompt asks for a sum and then for the word “done”. The math expert alone:
-        ${say("math")}. ${answer.startsWith(text_of(steps(prompt, "math")))
+        ${say("math")}. ${right.startsWith(text_of(steps(prompt, "math")))
           ? "It calculates right and stops too early: it never learned to add such a word." : ""}
         The router alone: ${say("router")}. FusionRoute: ${say("fusionroute")}. At token ${at + 1}
         ${step.in_S ? "the picked expert wanted" : "all three experts agree on"}
@@ -171,7 +172,7 @@ const STOPS = [
         expert's lead for ${quoted(other)} is ${number(expert[other] - expert[token])}; the larger
         lead wins.`}
         Phase 2 shows the router where the two together go wrong. Press token ${t + 1} on both sides
-        and compare the second rows of bars.`;
+        and compare the router's bars.`;
     },
   },
   {
@@ -219,7 +220,7 @@ function go(n) {
   }
   update({ ...START, prompt: state.prompt, tour: n, ...STOPS[n - 1].state() });
   $("tour").scrollTop = 0;                         // the card may be too small for the last text
-  view.finished.then(() => view.scroll_to($(STOPS[n - 1].look)));
+  answer.finished.then(() => view.scroll_to($(STOPS[n - 1].look)));
 }
 
 function render() {
@@ -227,15 +228,15 @@ function render() {
   $("tour").hidden = !n;
   for (const { look } of STOPS) $(look)?.classList.toggle("look", look === stop?.look);
   if (!n) return rebuild($("tour"));
-  const answer = h("p", { class: "changed-answer" });
-  if (state.tab === "answer") view.fill_changed(answer);
+  const changed = h("p", { class: "changed-answer" });
+  if (state.tab === "answer") answer.fill_changed(changed);
   const button = (id, text, to, disabled) =>
     h("button", { type: "button", id, disabled, onclick: () => go(to) }, text);
   rebuild($("tour"),
     h("h2", { id: "tour-title" },
       h("span", { class: "small" }, `Stop ${n} of ${STOPS.length} `), stop.title),
     h("p", { id: "tour-text", "aria-live": "polite" }, stop.text()),
-    answer,
+    changed,
     h("div", { class: "buttons" },
       button("tour-next", "Next", n + 1, n === STOPS.length),
       button("tour-back", "Back", n - 1, n === 1),

@@ -24,8 +24,7 @@ function charts() {
   const of_sft = [
     chart.lines({
       id: "chart-sft", title: "Phase 1, Eq. (2): two losses.",
-      text: `L_LM teaches the router to write (${first_and_last(sft.loss_lm)}). L_expert teaches it
-        to pick an expert, inside S only (${first_and_last(sft.loss_expert)}).`,
+      text: "L_LM: the router learns to write. L_expert: it learns to pick, inside S only.",
       lines: [line(sft, "loss_lm", "L_LM", "router"),
         line(sft, "loss_expert", "L_expert", "math", "7 4")],
       x_label: "step", y_label: "loss per answer token",
@@ -43,9 +42,7 @@ function charts() {
   const of_pairs = [
     chart.lines({
       id: "chart-cdpo", title: "Phase 2, Eq. (3): margin and bias.",
-      text: `The margin is the router's own part (${first_and_last(pair.margin)}). The bias is the
-        picked experts' part. No gradient trains it, and yet it moves: which experts are picked
-        changes with the router's hidden state, and each batch has other pairs.`,
+      text: "The margin is the router's own part and grows. The bias is the picked experts' part.",
       lines: [line(pair, "margin", "margin", "router"),
         line(pair, "bias", "bias", "math", "7 4")],
       x_label: "step", y_label: "margin and bias, as they enter Eq. (3)",
@@ -62,7 +59,7 @@ function charts() {
       x_label: "step", y_label: "share of the pairs", y_range: [0, 1],
     }),
   ];
-  return [of_sft, of_pairs].map((two) => h("div", { class: "columns" }, two));
+  return [0, 1].map((i) => h("div", { class: "columns" }, of_sft[i], of_pairs[i]));
 }
 
 // --- one preference pair -------------------------------------------------------------------------
@@ -110,14 +107,13 @@ function eq3_bars(name, { margin, bias, loss }, most) {
         style: `left: ${left}%; width: ${width}%` })),
       h("span", { class: "value" }, number(value, 3)));
   };
-  const pull = 1 / (1 + Math.exp(margin + bias));  // minus the derivative of the loss
   return h("div", { class: "eq3" },
     h("h3", {}, name),
     bar("margin (router)", margin, "router"),
     bar("bias (experts)", bias, "math striped"),
     bar("margin + bias", margin + bias, "plain"),
     h("p", {}, `loss = −log σ(${number(margin + bias, 3)}) = `, h("b", {}, number(loss, 3)),
-      `; the pair pulls with ${percent(pull)} of its largest force.`));
+      `; the pair pulls with ${percent(pull(margin + bias))} of its largest force.`));
 }
 
 function pair() {
@@ -149,10 +145,7 @@ function pair() {
       " + ", term("math", ["β [difference of π", sub("expert"), "]"]), " ) ",
       h("span", { class: "number" }, "Eq. (3)")),
     h("p", { class: "small" }, `β = ${BETA}. The first part is the margin, the second the bias. The
-      margin grows when the router comes to prefer the chosen answer more than it did after phase 1.
-      The bias is how much the picked experts prefer it. No gradient flows through the bias: it only
-      decides how hard a pair pulls at the router. σ is the logistic function; with a sum of 0 the
-      loss is log 2 = 0.693.`),
+      margin grows when the router comes to prefer the chosen answer more than after phase 1.`),
     h("div", { class: "columns" },
       eq3_bars("Before phase 2: the margin is 0", before, most),
       eq3_bars("After phase 2", after, most)),
@@ -170,19 +163,61 @@ function pair() {
   ];
 }
 
+// --- the bias, dragged ---------------------------------------------------------------------------
+
+const BIASES = Array.from({ length: 81 }, (_, i) => (i - 40) / 10);
+
+/** How hard a pair pulls at the router: minus the derivative of the loss by the margin. */
+const pull = (sum) => 1 / (1 + Math.exp(sum));
+
+/** The loss of the pair and its pull, for any bias; the slider's is pointed out. */
+function show_bias() {
+  const { margin, bias: own } = worked(state.pair).after, bias = state.bias ?? own;
+  const sum = margin + bias, loss = Math.log1p(Math.exp(-sum));
+  if (document.activeElement !== $("bias") || state.bias === null) $("bias").value = bias;
+  $("bias-value").textContent = number(bias);
+  $("bias-own").disabled = state.bias === null;
+  rebuild($("bias-words"), h("p", { class: "lead" }, "The gradient has ",
+    h("b", { id: "pull" }, percent(pull(sum))), " of its full size. ", bias < 0
+      ? "The experts prefer the rejected answer: the pair pulls hard at the router."
+      : "The experts prefer the chosen answer: there is less to correct."),
+  h("p", { class: "small" }, `margin ${number(margin)} + bias ${number(bias)} = ${number(sum)};
+    loss = −log σ(${number(sum)}) = ${number(loss, 3)}`));
+  rebuild($("bias-figure"), chart.lines({
+    id: "chart-bias", title: "This pair, for any bias.", text: "Drag the bias through zero.",
+    lines: [{ name: "size of the gradient", color: "router", x: BIASES,
+      y: BIASES.map((b) => pull(margin + b)) }],
+    x_label: "bias", y_label: "share of the gradient's full size", y_range: [0, 1], mark: bias,
+  }));
+}
+
 // --- the tab -------------------------------------------------------------------------------------
 
 function build() {
   $("pair").append(...view.data.pairs.map(({ prompt }, i) =>
     h("option", { value: i }, `${i + 1}: ${prompt}`)));
-  $("pair").addEventListener("change", (event) => update({ pair: Number(event.target.value) }));
+  $("pair").addEventListener("change", (event) =>
+    update({ pair: Number(event.target.value), bias: null }));
+  $("bias-panel").append(h("div", { id: "bias-figure" }), h("div", {},
+    h("div", { id: "bias-words" }),
+    h("label", { for: "bias" }, view.term("bias", "Bias"), ": ",
+      h("output", { id: "bias-value", for: "bias" })),
+    h("input", { type: "range", id: "bias", min: "-4", max: "4", step: "0.05",
+      oninput: (event) => update({ bias: Number(event.target.value) }) }),
+    h("button", { type: "button", id: "bias-own", onclick: () => update({ bias: null }) },
+      "the pair's own")));
   view.renderers.push(render);
 }
 
 function render() {
   if (state.tab !== "training") return;
-  if (!$("charts").children.length) rebuild($("charts"), charts());
+  if (!$("charts").children.length) {
+    const [two, more] = charts();
+    rebuild($("charts"), two);
+    $("more-charts").append(more);
+  }
   $("pair").value = state.pair;
+  show_bias();
   rebuild($("pair-panel"), pair());
 }
 
