@@ -138,7 +138,6 @@ toy_experts/experts.py
 training experts_train | model.parameters(), 1.0) => model.parameters(), 1e9)
 training experts_train | [learn].mean() => .mean()
 tasks held_out | if skill not in held_out] => ]
-scripts seed_is | torch.manual_seed(s.seed) => pass
 
 toy_experts/tasks.py
 tasks cross_domain | if split_of(key) == split => if split_of(rest[0]) == split
@@ -177,6 +176,7 @@ scripts bad_checkpoints | weights_only=True => weights_only=False
 scripts whole_or_nothing | beside.unlink(missing_ok=True) => pass
 scripts whole_or_nothing | path.with_name(f"{path.name}.{os.getpid()}.tmp") => path
 scripts bad_checkpoints | content["experts"], dict => content["experts"], {} and dict
+scripts seed_is | torch.manual_seed(s.seed) => pass
 scripts interrupted | except KeyboardInterrupt as e: => except ZeroDivisionError as e:
 scripts bad_arguments | "start again")[2]["recipe"], recipe) => "start again")[2]["recipe"], {})
 scripts hint | shlex.quote(f'--out={s.out}') => f'--out={s.out}'

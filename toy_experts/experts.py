@@ -197,7 +197,6 @@ def ensure(s, new_gpt=new_gpt, build=script.gpt_of, shipped=False):
                 continue  # nothing is trained from the base any more
             print(f"there is no {path} yet: training it")
             begun = time.time()
-            torch.manual_seed(s.seed)
             model = new_gpt() if name == "base" else deepcopy(models["base"]).requires_grad_(True)
             model.to(device)
             train(model, documents(s, name), s.seed * 1000 + i, STEPS[name], LR[name], name)
