@@ -32,9 +32,11 @@ from toy_experts.script import EXPERTS
 
 ROOT = Path(__file__).parents[2]
 RESULTS, PAGE = ROOT / "extra" / "results" / "tokenizers.json", ROOT / "docs" / "tokenizers.md"
-# Which experts are replaced, and by which tokenizer. "toy": the same tokens, but a base of its own.
+# Which experts are replaced, and by which tokenizer. "toy": the same tokens, other random weights.
+# "same" and "swap" keep the lesson's router; for the others a router is trained.
 WORLDS = {
     "same": {},
+    "swap": {"math": "trailing"},
     "one": {"math": "trailing"},
     "all": {"math": "trailing", "code": "pieces", "instruct": "pieces"},
     "own": {"math": "toy"},
@@ -49,8 +51,7 @@ class Settings:
     out: str = "out"  # runs are kept in OUT/seedN/
     device: str = "cpu"  # the models are tiny, and read one text at a time
     prompts: int = 20  # test prompts of each benchmark
-    worlds: str = "same,one,all,own"  # which experts are replaced, see WORLDS
-    split: str = "test"  # test, or validation (the split to tune on)
+    worlds: str = "same,swap,one,all,own"  # which experts are replaced, see WORLDS
 
 
 class World:
@@ -69,7 +70,7 @@ class World:
         ]
         readers = [Reader(e, e.new_cache(1)) for e in self.experts]
         self.models = list(zip(readers, map(tokenizer_of, self.kinds)))
-        if name == "same":
+        if name in ("same", "swap"):
             return self.use(load("router.pt", router=True))
         self.use(Router(load("instruct.pt"), len(EXPERTS)))  # as in the lesson
         self.trained("router_sft", self.phase1)
@@ -155,23 +156,21 @@ class World:
 
 
 def changed(tokens, by_bytes, items):
-    """Answers by tokens against those by bytes: how many differ, how many first in a space."""
-    differ = [(a, b, item) for a, b, item in zip(tokens, by_bytes, items) if a != b]
-    first = [next((y for x, y in zip(a, b) if x != y), "") for a, b, _ in differ]
-    worse = sum(judge.check(i, a) > judge.check(i, b) for a, b, i in differ)
-    better = sum(judge.check(i, a) < judge.check(i, b) for a, b, i in differ)
-    counts = {"differ": len(differ), "space": first.count(" "), "worse": worse, "better": better}
-    return counts | {"answers": len(items)}
+    """How many answers by tokens and by bytes differ, and how many became wrong or right."""
+    both = [(judge.check(i, a), judge.check(i, b)) for a, b, i in zip(tokens, by_bytes, items)]
+    differ = sum(a != b for a, b in zip(tokens, by_bytes))
+    counts = {"answers": len(items), "differ": differ}
+    return counts | {"worse": both.count((True, False)), "better": both.count((False, True))}
 
 
 def measure(s, name):
     """What the page says of one world, a dict; kept beside the world's router."""
-    path = script.run_dir(s) / name / f"{s.split}{s.prompts}.json"
+    path = script.run_dir(s) / name / f"answers{s.prompts}.json"
     if path.exists():
         return json.loads(path.read_text())
     world, items = World(s, name), []
     for b in tasks.BENCHMARKS:
-        items += tasks.dataset(b, s.split, s.prompts, Random(f"{s.split} {b} {s.seed}"))
+        items += tasks.dataset(b, "test", s.prompts, Random(f"test {b} {s.seed}"))
     texts, passes = world.answers(items)
     right = {m: sum(map(judge.check, items, t)) / len(items) for m, t in texts.items()}
     result = {"right": right, "passes": passes, "prompts": len(items)}
@@ -184,21 +183,20 @@ def measure(s, name):
 def figures(results):
     """The page's marked places, {key: text}, from {seed: {world: what measure found}}."""
     methods = ["by tokens", "by spans", *(m for m in METHODS if m != "sft_only")]
-    out, rows = {}, [["", *WORLDS], *([m] for m in methods), ["seeds"]]
-    for world in WORLDS:
+    worlds = [world for world in WORLDS if any(world in r for r in results.values())]
+    out, rows = {}, [["", *worlds], *([m] for m in methods), ["seeds"]]
+    for world in worlds:
         found = [r[world] for r in results.values() if world in r]
         for row in rows[1:-1]:
             shares = [f["right"][row[0]] for f in found if row[0] in f["right"]]
-            low, mean, high = (
-                percent(f(shares) if shares else None)
-                for f in (min, lambda x: sum(x) / len(x), max)
-            )
-            row.append(f"{mean} ({low}-{high})" if shares else "-")
+            mean = percent(sum(shares) / len(shares) if shares else None)
+            spread = f" ({percent(min(shares))}-{percent(max(shares))})" if shares[1:] else ""
+            row.append(mean + spread)
             out[f"{world} {row[0]}"] = mean
             passes = [f["passes"][row[0]] for f in found if row[0] in f["passes"]]
             out[f"{world} {row[0]} passes"] = f"{sum(passes) / max(1, len(passes)):.0f}"
         rows[-1].append(str(len(found)))
-        for key in ("answers", "differ", "space", "worse", "better"):
+        for key in ("answers", "differ", "worse", "better"):
             out[f"{world} {key}"] = str(sum(f["changed"][key] for f in found if "changed" in f))
     return out | {"table": "\n".join(table(rows))}
 
@@ -208,8 +206,6 @@ def main(argv=None):
     script.prepare(s)
     torch.set_num_threads(1)
     found = {name: measure(s, name) for name in s.worlds.split(",") if name}
-    if s.split != "test":
-        return print(json.dumps(found, indent=1))
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results[f"seed {s.seed}"] = results.get(f"seed {s.seed}", {}) | found
     script.write(RESULTS, json.dumps(dict(sorted(results.items())), indent=1) + "\n")

@@ -1,0 +1,39 @@
+"""The toy's other tokenizers, and the page."""
+
+import json
+
+import pytest
+
+from docs.tools.pages import fill
+from extra.tokenizers.__main__ import PAGE, RESULTS, figures
+from extra.tokenizers.toy import tokenizer_of
+from toy_experts import experts, tokenizer
+
+
+@pytest.mark.parametrize("kind", ["toy", "trailing", "pieces"])
+def test_documents_in_other_tokens_say_the_same_and_teach_the_same(kind, monkeypatch):
+    monkeypatch.setitem(experts.STEPS, "math", 4)
+    tok = tokenizer_of(kind)
+    learned = [0, 0]
+    for ids, learn in experts.documents(experts.Settings(), "math"):
+        new, new_learn = tok.translate((ids, learn))
+        assert tok.encoding.decode(new) == tokenizer.encoding.decode(ids)
+        if kind == "toy":
+            assert (new, new_learn) == (ids, learn)
+        for i, (words, flags) in enumerate([(ids, learn), (new, new_learn)]):
+            own = tokenizer.encoding if i == 0 else tok.encoding
+            learned[i] += sum(len(own.decode_bytes([t])) for t, flag in zip(words, flags) if flag)
+    assert learned[1] == pytest.approx(learned[0], rel=0.05)  # bytes
+
+
+def test_an_end_token_ends_an_answer_and_prompts_are_between_their_marks():
+    tok = tokenizer_of("trailing")
+    assert tok.encoding.decode(tok.prompt("Say me.")) == "<|user|>Say me.<|assistant|>"
+    assert tok.answer("12 apples now.")[-1] == tok.end
+    assert tok.words[tok.answer("apples now.")[0]] == b"apples "
+
+
+def test_the_page_has_the_figures_of_its_json_file():
+    page = PAGE.read_text(encoding="utf-8")
+    assert fill(page, figures(json.loads(RESULTS.read_text())).__getitem__) == page
+    assert len(page.split()) <= 900
