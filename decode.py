@@ -38,7 +38,7 @@ from model import sample
 from toy_experts import script, show, tokenizer
 
 MAX_NEW = 96  # longest answer, in tokens
-# Every method is a limit of one decoder: what each leaves out of Eq. (1).
+# Every method is a special case of one decoder: what each leaves out of Eq. (1).
 METHODS = {
     "fusionroute": {},  # router and picked expert, Eq. (1)
     "sft_only": {},  # the same with the router as phase 1 left it

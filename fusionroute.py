@@ -1,6 +1,6 @@
 """FusionRoute (arXiv 2601.05106): the router, Eq. (1), and the losses of Eq. (2) and Eq. (3).
 
-Everything here is a pure function: tensors in, tensors out. Nothing knows about the toy.
+Everything but the Router is a pure function: tensors in, tensors out. Nothing knows about the toy.
 
 Choices that the paper leaves open, and departures from it:
 1. w = W h, but in log pi_agg = sum_i w_i log pi_i(y_t) the weights are softmax(w)_i. With raw
@@ -110,7 +110,10 @@ def informative(choice):
 
 
 def log_pi_agg(w, logp):
-    """log pi_agg(y_t) = sum_i w_i log pi_i(y_t), w through softmax. (..., n), (..., n) -> (...)."""
+    """log pi_agg(y_t) = sum_i w_i log pi_i(y_t), w through softmax. (..., n), (..., n) -> (...).
+
+    A weighted mean of logs, not the log of a mixture.
+    """
     return (w.softmax(-1) * logp).sum(-1)
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 @dataclass
 class GPTConfig:
-    vocab_size: int = 512
+    vocab_size: int = 512  # V; the toy's tokenizer sets its own
     d_model: int = 96  # width d
     n_layer: int = 3
     n_head: int = 4  # query heads H

@@ -113,7 +113,7 @@ def train(s, router, sft, pairs, ref, plan, pair_loss_fn=pair_loss, loss_fn=sft_
         data = pairs if kind == "pair" else sft
         x, mask, logp, choice = data.batch(rows, device)  # (.., T), (.., T-1), (.., T-1, n) * 2
         logits, w = router(x[:, :-1])  # (B or 2B, T-1, V), (.., T-1, n)
-        if kind == "pair":  # moves theta_LM, never W: argmax has no gradient, W.grad is None
+        if kind == "pair":  # moves theta_LM, but not W: argmax has no gradient, W.grad is None
             this_ref = ref[rows].to(device)  # (B, 2)
             loss, terms = pair_loss_fn(logits, w, x[:, 1:], mask, logp, this_ref, s.beta)
         else:
