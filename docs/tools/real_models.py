@@ -52,15 +52,17 @@ def routing(results):
 
 
 def took(results):
-    """CPU minutes and peak memory of each step."""
+    """CPU minutes and peak memory of the steps."""
     runs = [(results[k]["took"], name) for k, name in KINDS.items() if k in results]
     rows = [["CPU minutes, GB", *(name for _, name in runs)]]
-    for step in results["full"]["took"]:
-        cells = [f"{t[step]['cpu_minutes']:.1f}, {t[step]['peak_gb']:.1f}" for t, _ in runs]
-        rows.append([step, *cells])
-    totals = [sum(x["cpu_minutes"] for x in t.values()) for t, _ in runs]
-    peaks = [max(x["peak_gb"] for x in t.values()) for t, _ in runs]
-    rows.append(["sum, most", *(f"{a:.1f}, {b:.1f}" for a, b in zip(totals, peaks))])
+    experts = [f"{e} expert" for e in tasks.DOMAINS]
+    for row in (experts, ["phase 1"], ["pairs"], ["phase 2"], ["one answer"], ["evaluation"]):
+        cells = []
+        for steps, _ in runs:
+            minutes = sum(steps[step]["cpu_minutes"] for step in row)
+            peak = max(steps[step]["peak_gb"] for step in row)
+            cells.append(f"{minutes:.1f}, {peak:.1f}")
+        rows.append(["experts" if row == experts else row[0], *cells])
     return "\n".join(table(rows))
 
 

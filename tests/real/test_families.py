@@ -33,6 +33,7 @@ def test_a_family(family, tmp_path):
     assert seen == {0, 1}
 
     want, picks = by_definition(model, ids[:1], NEW)
+    model.router.generation_config.assistant_confidence_threshold = 1e-9  # it drafts on
     drafted = model.generate(ids[:1], assistant_model=model.router, **GREEDY)
     assert torch.equal(drafted, want) and model.trace.picks[0].tolist() == picks
     looked_up = model.generate(ids[:1], prompt_lookup_num_tokens=2, **GREEDY)
