@@ -196,6 +196,7 @@ def figures(results):
             passes = [f["passes"][row[0]] for f in found if row[0] in f["passes"]]
             out[f"{world} {row[0]} passes"] = f"{sum(passes) / max(1, len(passes)):.0f}"
         rows[-1].append(str(len(found)))
+        out[f"{world} prompts"] = str(sum(f["prompts"] for f in found))
         for key in ("answers", "differ", "worse", "better"):
             out[f"{world} {key}"] = str(sum(f["changed"][key] for f in found if "changed" in f))
     return out | {"table": "\n".join(table(rows))}
