@@ -165,8 +165,7 @@ def cdpo_loss(
     y_w ("win") is the chosen answer and y_l ("lose") the rejected one. The arguments are the six
     sequence log-probabilities (B,): of the router's language model, of the frozen reference, and of
     the routed experts. Without the second line it is DPO of the router. The second line is the
-    experts' part of what is decoded, log pi_theta + log pi_expert, without a normalizer and without
-    a reference of its own: a fused reference would cancel it. See docs/dpo.md.
+    experts' part of what is decoded, log pi_theta + log pi_expert. See section 5 of docs/dpo.md.
 
     If the experts already prefer y_w, the bias is large and the gradient small. If they prefer y_l,
     the bias is negative, and the router is pushed to correct them. beta, usually 0.1 to 0.5, says
