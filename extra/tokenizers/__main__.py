@@ -181,7 +181,12 @@ def measure(s, name):
 
 
 def figures(results):
-    """The page's marked places, {key: text}, from {seed: {world: what measure found}}."""
+    """The page's marked places, {key: text}, from {seed: {world: what measure found}}.
+
+    results["smollm2"]: probabilities of its first token, and of first bytes, read once by hand.
+    """
+    smollm2 = {f"smollm2 {key}": str(value) for key, value in results["smollm2"].items()}
+    results = {key: r for key, r in results.items() if key.startswith("seed")}
     methods = ["by tokens", "by spans", *(m for m in METHODS if m != "sft_only")]
     worlds = [world for world in WORLDS if any(world in r for r in results.values())]
     out, rows = {}, [["", *worlds], *([m] for m in methods), ["seeds"]]
@@ -199,7 +204,7 @@ def figures(results):
         out[f"{world} prompts"] = str(sum(f["prompts"] for f in found))
         for key in ("answers", "differ", "worse", "better"):
             out[f"{world} {key}"] = str(sum(f["changed"][key] for f in found if "changed" in f))
-    return out | {"table": "\n".join(table(rows))}
+    return out | smollm2 | {"table": "\n".join(table(rows))}
 
 
 def main(argv=None):
