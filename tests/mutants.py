@@ -143,7 +143,7 @@ toy_experts/tasks.py
 tasks cross_domain | if split_of(key) == split => if split_of(rest[0]) == split
 tasks splits_are_disjoint | if split_of(key) == split => if split_of(rest[0]) == split
 judge gold | re.sub(r" (Begin|Finish) .*", "", prompt) => prompt
-tasks held_out | sample(skills[2:] => sample(skills[:6]
+tasks held_out | sample(skills[2:], => sample(skills,
 
 toy_experts/judge.py
 judge grade | len(item.answer) / max(1, len(text)) => len(text) / max(1, len(item.answer))
@@ -279,7 +279,9 @@ paper/results say_what | -->+10.8 [+8.2 => -->+10.9 [+8.2
 
 toy_experts/pairs.py
 structure does_not_know | import json => import json↵import extra.paper.train
-structure loads | from toy_experts import judge => from toy_experts import judge, nothing
+
+train_sft.py
+structure loads | import time => import time↵import toy_experts.show
 """
 
 

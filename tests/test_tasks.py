@@ -146,6 +146,8 @@ def test_held_out_sub_skills():
         held, covered = tasks.held_out(bench, s.gap, s.seed), experts.covered(s, bench)
         assert len(held) == 4 == len(covered)
         assert sorted(held + covered) == sorted(tasks.SKILLS[bench])
+        for seed in range(20):  # a word problem's first event is one of the first two
+            assert not set(tasks.held_out(bench, 0.75, seed)) & set(tasks.SKILLS[bench][:2])
     assert tasks.held_out("toy-mbpp", 0.25, 0) != tasks.held_out("toy-mbpp", 0.25, 1)
     assert tasks.held_out("toy-mbpp", 0.0, 0) == [] == tasks.held_out("general", 0.5, 0)
 
@@ -213,6 +215,7 @@ def test_batches_have_all_samples_in_random_order():
     falls = sum(a > b for a, b in zip(longest, longest[1:]))
     assert 20 < falls < 44  # of 65 batches; sorted they would fall 0 to 5 times
     assert 350 < float(seen[:256].float().mean()) < 670  # not only those of the beginning
+    assert max(int(b.max() - b.min()) for b in got) > 500  # nor a batch of neighbours
 
 
 def test_a_batch_is_cut_to_its_longest_and_pairs_keep_their_sides():
