@@ -118,6 +118,10 @@ class Settings:
     def __post_init__(self):
         script.positive(self, "temperature", or_zero=True)
         script.one_of(self, "method", METHODS)
+        if 0 < self.temperature < 1e-3:
+            raise script.UserError(
+                f"--temperature is {self.temperature}, and must be 0 or 0.001 up"
+            )
         if not 0 < self.top_p <= 1:
             raise script.UserError(f"--top_p is {self.top_p}, and must be above 0 and at most 1")
 

@@ -195,7 +195,8 @@ def sample(logits, temperature=0.0, top_p=1.0, u=None):
         return logits.argmax(-1)  # (B,)
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # (B, V), no overflow
     p, order = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)  # (B, V) both
-    p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0)  # drop a token if those before it suffice
+    others = p[:, 1:].masked_fill((p.cumsum(-1) - p)[:, 1:] >= top_p, 0)  # those before suffice
+    p = torch.cat([p[:, :1], others], -1)  # (B, V)
     cdf = p.cumsum(-1)  # (B, V)
     index = (cdf <= u[:, None] * cdf[:, -1:]).sum(-1)  # the token whose share of the cdf has u
     index = index.minimum((p > 0).sum(-1) - 1)  # rounding must not reach a dropped token

@@ -142,9 +142,9 @@ def main(argv=None):
     pairs, ref = scored_pairs(found, experts, router.lm)
     print(f"{len(found)} pairs from {s.prompts} prompts; one of them: {found[len(found) // 2]}")
 
-    items = progress.validation_items(s.seed, 40)
+    items = progress.validation_items(s.seed, phase1["recipe"]["gap"], 40)
     item, before = preference.first_mistake(router, experts, items)
-    print(f"a validation prompt, of a kind that no expert knows: {item.prompt}")
+    print(f"a validation prompt that phase 1 may get wrong: {item.prompt}")
     print(f"a right answer: {item.answer!r}")
     print(f"before: {before!r}")
     print(

@@ -91,8 +91,9 @@ def main(argv=None):
     sft = scored(sft_samples(s.samples, s.seed), experts)
     router = Router(deepcopy(experts[EXPERTS.index("instruct")]), len(experts)).to(device)
 
-    (item,) = progress.validation_items(s.seed, 1)
-    print(f"a validation prompt, of a kind that no expert knows: {item.prompt}")
+    (item,) = progress.validation_items(s.seed, s.gap, 1)
+    kind = "of a kind that no expert knows" if s.gap else "of a kind that an expert knows"
+    print(f"a validation prompt, {kind}: {item.prompt}")
     print(f"a right answer: {item.answer!r}")
     print(f"before: {progress.answer_of(router, experts, item)!r}")
     progress.expect_losses(sft.batch(batches(sft.lengths, BATCH, s.seed * 1000)[0], "cpu"))

@@ -322,7 +322,13 @@ def test_links_of_the_pages_for_classes():
 
 def test_one_owner_in_all_addresses():
     """Whoever hosts the repository replaces OWNER; in one file alone it would be forgotten."""
-    pages = ("README.md", "docs/README.zh.md", "docs/lesson.py", "CITATION.cff")
+    pages = (
+        "README.md",
+        "docs/README.zh.md",
+        "docs/lesson.py",
+        "CITATION.cff",
+        "page/template.html",
+    )
     texts = [(ROOT / page).read_text(encoding="utf-8") for page in pages]
     address = r"https://(?:github\.com/)?([\w-]+)(?:\.github\.io)?/fusionroute\b"
     owners = [re.findall(address, text) for text in texts]

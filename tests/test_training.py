@@ -329,7 +329,7 @@ def test_what_a_training_shows(tiny_run):
     for words in said.values():
         assert words.index("before: ") < words.index("step            1") < words.index("after: ")
         assert "expect at the end" in words
-    items = progress.validation_items(0, 40)
+    items = progress.validation_items(0, 0.25, 40)
     assert items[0].prompt in said["train_sft"]
     for item in items:
         assert tasks.split_of(item.key) == "validation"
@@ -354,7 +354,7 @@ def test_what_a_training_shows(tiny_run):
 
 
 def test_the_first_mistake(monkeypatch):
-    items = progress.validation_items(0, 3)
+    items = progress.validation_items(0, 0.25, 3)
     for wrong in (0, 2, None):
         texts = ["no idea" if i == wrong else item.answer for i, item in enumerate(items)]
         traces = [Trace(tokens=tokenizer.encode_answer(text)) for text in texts]

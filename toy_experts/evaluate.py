@@ -173,8 +173,9 @@ def main(argv=None):
     s = script.settings(Settings, __doc__, argv)
     folder = script.run_dir(s)
     result, path = evaluate(s, folder), folder / "evaluate.json"
+    print(report(result))
     script.write(path, json.dumps(result, indent=1) + "\n")
-    print(f"{report(result)}\n\nsaved {path}")
+    print(f"\nsaved {path}")
 
 
 if __name__ == "__main__":

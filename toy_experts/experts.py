@@ -166,14 +166,16 @@ def train(model, samples, seed, steps, lr, name):
 
 
 def copy_shipped(folder, recipe):
-    """Copy the experts of toy_experts/weights into a run's folder, where they are missing."""
+    """Copy the experts of toy_experts/weights into a run's folder. UserError if it has others."""
     for path in [script.WEIGHTS / f"{name}.pt" for name in EXPERTS]:
         theirs = script.load(path, ["recipe"], "get the repository again")["recipe"]
         if theirs != recipe:
             flags = " ".join(f"--{k} {v}" for k, v in theirs.items())
             raise script.UserError(f"--experts shipped: these were trained with {flags}")
-        if not (folder / path.name).exists():
-            script.write(folder / path.name, lambda f: f.write(path.read_bytes()))
+        own = folder / path.name
+        if own.exists() and own.read_bytes() != path.read_bytes():
+            raise script.UserError(f"--experts shipped: {own} is another expert; use another --out")
+        script.write(own, lambda f: f.write(path.read_bytes()))
 
 
 def ensure(s, new_gpt=new_gpt, build=script.gpt_of, shipped=False):
@@ -201,7 +203,9 @@ def ensure(s, new_gpt=new_gpt, build=script.gpt_of, shipped=False):
             model.to(device)
             train(model, documents(s, name), s.seed * 1000 + i, STEPS[name], LR[name], name)
             script.save_model(path, model, recipe, time.time() - begun)
-        models[name], content = script.load_model(path, "start again", device, build=build)
+        models[name], content = script.load_model(
+            path, "run this command again", device, build=build
+        )
         script.check_same(path, content["recipe"], recipe, remove=f"the folder {folder}")
     return [models[name] for name in EXPERTS]
 

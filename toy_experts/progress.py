@@ -70,10 +70,10 @@ def expect_losses(batch):
     )
 
 
-def validation_items(seed, n):
-    """n validation prompts of word problems, of a sub-skill that no expert was trained on."""
-    skill = tasks.held_out("toy-gsm8k", 0.25, seed)[0]
-    return tasks.dataset("toy-gsm8k", "validation", n, Random(f"show {seed}"), [skill])
+def validation_items(seed, gap, n):
+    """n validation prompts: word problems, of a sub-skill that no expert knows if there is one."""
+    skills = tasks.held_out("toy-gsm8k", gap, seed)[:1] or None
+    return tasks.dataset("toy-gsm8k", "validation", n, Random(f"show {seed}"), skills)
 
 
 def answer_of(router, experts, item):

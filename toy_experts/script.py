@@ -154,8 +154,10 @@ def each_line(respond, echo):
     typed, failed = sys.stdin.isatty(), False
     sys.stdin.reconfigure(errors="replace")
     while True:
+        if typed:
+            print("prompt> ", end="", file=sys.stderr, flush=True)  # stdout may be a file
         try:
-            line = input("prompt> " if typed else "")
+            line = input("").removeprefix("\ufeff").rstrip("\r")  # of a file made on Windows
         except EOFError:
             break
         if not line.strip():
@@ -298,9 +300,11 @@ def save_model(path, model, recipe, seconds, experts=None):
 
 def save_router(folder, name, router, experts, recipe, seconds, log):
     """Save a trained router as NAME.pt, and what its training logged as NAME.log.jsonl."""
-    write(folder / f"{name}.log.jsonl", "".join(json.dumps(record) + "\n" for record in log))
+    if not all(p.isfinite().all() for p in router.parameters()):
+        raise UserError("the weights are not finite: the training has diverged; lower --lr")
     names = dict(zip(EXPERTS, map(fingerprint, experts)))
     save_model(folder / f"{name}.pt", router, recipe, seconds, names)
+    write(folder / f"{name}.log.jsonl", "".join(json.dumps(record) + "\n" for record in log))
 
 
 def gpt_of(config):
@@ -357,9 +361,9 @@ def load_router_or_shipped(s, name):
     """load_router of the run that the settings s select, or of the shipped run if there is none."""
     folder = run_dir(s)
     if not flags(s) and not (folder / f"{name}.pt").exists():
-        folder = WEIGHTS
-        note = "(there is no run in out/seed0 yet: this is the one in toy_experts/weights)"
+        note = f"(there is no {folder}/{name}.pt yet: this is the one in toy_experts/weights)"
         print(note, file=sys.stderr)
+        folder = WEIGHTS
     hint = f"run python train_sft.py{flags(s)}, then python train_cdpo.py{flags(s)}"
     return load_router(folder, name, device(s.device), hint)
 
@@ -372,6 +376,8 @@ def is_there(folder, name, recipe):
     path = folder / f"{name}.pt"
     if not path.exists():
         return False
-    check_same(path, load_router(folder, name, "cpu", "start again")[2]["recipe"], recipe)
+    check_same(
+        path, load_router(folder, name, "cpu", "run this command again")[2]["recipe"], recipe
+    )
     print(f"{path} is there already; remove it to see its training again")
     return True

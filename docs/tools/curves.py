@@ -29,7 +29,10 @@ class Settings:
 
 def read(path, hint):
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        if not rows or "loss" not in rows[0]:
+            raise ValueError("no training log")
+        return rows
     except FileNotFoundError as e:
         raise script.UserError(f"there is no {path}: {hint}") from e
     except ValueError as e:

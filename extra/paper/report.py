@@ -315,7 +315,7 @@ def current(rows):
 
 
 def main(argv=None):
-    parser = script.Parser(description=__doc__.splitlines()[0])
+    parser = script.Parser(description="Fills docs/results.md and README.md from extra/results.")
     parser.add_argument("--check", action="store_true", help="write nothing")
     check = parser.parse_args(argv).check
     files = current(load())

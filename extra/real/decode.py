@@ -66,10 +66,15 @@ class Settings:
 
 def load(s):
     """The FusionRoute in --router, set to --method."""
+    if not os.path.exists(s.router):
+        half = " yet: its training is unfinished, start it again"
+        raise UserError(f"there is no {s.router}" + half * os.path.exists(f"{s.router}.state"))
     if not os.path.exists(f"{s.router}/W.safetensors"):
         raise UserError(f"{s.router} has no W.safetensors: it is no trained router")
     how = {"dtype": getattr(torch, s.dtype), "device_map": {"": script.device(s.device)}}
     model = FusionRoute.from_pretrained(s.router, expert_paths=s.experts, **how)
+    if s.method == "fusionroute" and s.fuse == "tokens":
+        s.fuse = model.config.fuse  # as it was trained
     names = [name for name, _ in model.config.experts]
     script.one_of(s, "method", ("fusionroute", "routing_only", "router", *names))
     model.use_expert = s.method != "router"

@@ -60,6 +60,7 @@ class FusionRouteConfig(PreTrainedConfig):
     experts: list | None = None  # [name, path], in the order of W's rows
     n_tokens: int = 0  # V; a model's rows above it are padding
     ignore: list | None = None  # fields of config.json that may be unknown
+    fuse: str = "tokens"  # "bytes" or "spans": trained with experts that have other tokens
 
     def get_text_config(self, **_):  # what generate() asks about sizes is the router's
         return self.router
@@ -233,6 +234,7 @@ class FusionRoute(PreTrainedModel, GenerationMixin):
             experts=[[name, same(path)] for name, path in experts.items()],
             n_tokens=shared_tokens(tokenizers),
             ignore=[*ignore],
+            fuse=fuse,
         )
         model = cls(config, lm, tokenizers["the router"])
         return model.ready(train, **expert_how or {})
@@ -323,6 +325,11 @@ class FusionRoute(PreTrainedModel, GenerationMixin):
             w = self.W(hidden.to(self.W.weight))  # (B, t, n)
         if not self.experts or not self.use_expert:
             return FusionRouteOutput(logits=logits, w=w, cache=cache)
+        if self.config.fuse != "tokens":
+            raise Unusable(
+                f"this router was trained with --fuse {self.config.fuse}: its experts have other "
+                "tokens, and only python -m extra.real.decode can add theirs"
+            )
 
         pick = w.argmax(-1)  # (B, t): I*
         if self.only is not None:

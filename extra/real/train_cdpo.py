@@ -88,7 +88,10 @@ def main(argv=None):
     phase1 = script.run_dir(s) / s.phase1
     if not (phase1 / "W.safetensors").exists():
         raise UserError(f"there is no router {phase1}: python -m extra.real.train_sft makes it")
-    theirs = dict(FusionRouteConfig.from_pretrained(phase1).experts)
+    config = FusionRouteConfig.from_pretrained(phase1)
+    theirs = dict(config.experts)
+    if s.fuse == "tokens":
+        s.fuse = config.fuse  # as phase 1 was trained
     if s.experts and list(s.experts) != list(theirs):
         raise UserError(f"{phase1} routes among {', '.join(theirs)}, in this order")
     s.experts = theirs | s.experts

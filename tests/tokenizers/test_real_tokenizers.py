@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from extra.real import decode as real_decode
 from extra.real import train_cdpo, train_sft
 from extra.real.loading import Unusable
+from extra.real.modeling import FusionRoute
 from extra.tokenizers import decode, spans
 from extra.tokenizers.bytewise import END, ByteModel
 from extra.tokenizers.real import ChatTokenizer, ModelReader
@@ -166,12 +167,17 @@ def test_the_commands_of_extra_real_with_fuse(tmp_path, capsys):
     with pytest.raises(Unusable, match="--fuse bytes can do without"):
         train_sft.main([*where, *init])
     train_sft.main([*where, *init, "--fuse", "bytes"])
-    train_cdpo.main([*where, "--pairs", f"{tmp_path}/pairs.jsonl", "--fuse", "bytes"])
+    train_cdpo.main([*where, "--pairs", f"{tmp_path}/pairs.jsonl"])  # fuses as phase 1 did
     log = (tmp_path / "out/seed0/router/log.jsonl").read_text().splitlines()
     kinds = {json.loads(line)["kind"] for line in log}
     assert kinds == {"sft", "pair"}
-    for fuse in ("bytes", "spans"):
-        router = ["--router", f"{tmp_path}/out/seed0/router", "--max_new", "6", "--fuse", fuse]
+    router = ["--router", f"{tmp_path}/out/seed0/router", "--max_new", "6"]
+    said = []
+    for fuse in ([], ["--fuse", "bytes"], ["--fuse", "spans"]):  # unless given, as it was trained
         capsys.readouterr()
-        real_decode.main(["Nina has 2 apples.", *router])
-        assert capsys.readouterr().out.strip()
+        real_decode.main(["Nina has 2 apples.", *router, *fuse])
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] and all(text.strip() for text in said)
+    model = FusionRoute.from_pretrained(f"{tmp_path}/out/seed0/router")
+    with pytest.raises(Unusable, match="trained with --fuse bytes"):
+        model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=2)
