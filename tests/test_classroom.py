@@ -252,6 +252,9 @@ def test_the_shipped_experts_are_copied_and_nothing_is_trained(tmp_path, monkeyp
     assert script.recipe(own) == script.recipe(s)  # so this is the same run
     with pytest.raises(script.UserError, match="trained with --seed 0"):
         experts.ensure(train_sft.Settings(seed=1, out=str(tmp_path), device="cpu"), shipped=True)
+    (tmp_path / "seed0/math.pt").write_bytes((tmp_path / "seed0/code.pt").read_bytes())
+    with pytest.raises(script.UserError, match="math.pt is another expert"):
+        experts.ensure(s, shipped=True)
     assert not list((tmp_path / "seed1").iterdir())
 
 

@@ -178,6 +178,7 @@ def test_sample_limits():
     """p = (.04, .69, .25, .01): the second token alone has 0.5; 0.9 needs the third one too."""
     logits, u = torch.tensor([[0.1, 3.0, 2.0, -1.0]]).repeat(500, 1), torch.rand(500)
     assert set(sample(logits, 1.0, top_p=0.5, u=u).tolist()) == {1}
+    assert set(sample(logits, 1.0, top_p=1e-300, u=u).tolist()) == {1}  # at least one token stays
     assert set(sample(logits, 1.0, top_p=0.9, u=u).tolist()) == {1, 2}
     assert set(sample(logits, 1.0, u=u).tolist()) >= {0, 1, 2}
     rounded_up = torch.ones(1)  # even then a dropped token is not reached

@@ -108,7 +108,7 @@ def test_prompts_from_a_file(world, monkeypatch, capsys):
     assert stop.value.code == 2 and said.err.count("error: ") == 1
     assert said.out.count("the experts disagree at") == 2
     assert said.out.index(f"prompt> {PROMPT}\n") < said.out.index("prompt> What is 38 mod 5?\n")
-    typed(monkeypatch, b"What is \xff?\n\nWhat is 38 mod 5?")
+    typed(monkeypatch, b"\xef\xbb\xbfWhat is \xff?\r\n\r\nWhat is 38 mod 5?\r\n")  # made on Windows
     decode.main(["--out", str(world), "--json"])
     said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [r["prompt"] for r in said if "answer" in r] == ["What is \ufffd?", "What is 38 mod 5?"]
