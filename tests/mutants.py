@@ -26,6 +26,28 @@ LIMIT = 60  # seconds of CPU time: a test that hangs has noticed something
 # Below a file's name, a breakage a line: the test | old text => new text. ↵ is a line break. The
 # old text is in the file once.
 MUTANTS = r"""
+extra/tokenizers/bytewise.py
+tokenizers/bytewise overruled | (1 - self.least) * p + self.least / NONE => p
+tokenizers/bytewise covers | p[END] += b.weight * b.p[-1] => pass
+tokenizers/bytewise covers | for k in range(first, lo): => for k in range(first, first):
+tokenizers/bytewise covers | if hi > lo:  # a word goes on => if hi < lo:  # a word goes on
+tokenizers/bytewise spine or any_last | SPINE = 0.01 => SPINE = 1.01
+tokenizers/bytewise spine | if known or mass > least * total => if mass > least * total
+tokenizers/bytewise covers | and self.have[same] == tokens[same]: => and True:
+tokenizers/bytewise bound | lost = (state.lost + total => lost = (total
+
+extra/tokenizers/scores.py
+tokenizers/bytewise spans_of | starts, at = [0, *ends[:-1]] => starts, at = [0, *(ends[:-1] - 1)]
+tokenizers/bytewise spine | symbols = [*answer.encode(), END] => symbols = [*answer.encode(), 0]
+
+extra/tokenizers/decode.py
+tokenizers/bytewise bytes_as | second.argmax() => second.argmin()
+tokenizers/bytewise bytes_as | logp = logp + router.next(mine) => logp = logp
+
+extra/tokenizers/spans.py
+tokenizers/bytewise finds | if own <= best: => if own <= best + 2:
+tokenizers/bytewise finds | if other is not None: => if found is None:
+
 fusionroute.py
 losses fuse | F.log_softmax(router_logits, -1) + F => F.log_softmax(router_logits, -1) - F
 losses informative | .any(-1) => .all(-1)
@@ -55,7 +77,7 @@ model different_numbers | cache.rows] = pos[:, -1] + 1 => cache.rows] = pos[:, 0
 model some_rows | (kv if self.rows is None else kv[:, rows]).unbind() => kv[:, : len(rows)].unbind()
 model too_long | if end > self.config.max_len => if end > 999
 model right_distribution | keepdim=True)) / t => keepdim=True)) * t
-model sample_limits | - p >= top_p => >= top_p
+model sample_limits | (p.cumsum(-1) - p)[:, 1:] >= top_p => p.cumsum(-1)[:, 1:] >= top_p
 model sample_limits | index.minimum((p > 0).sum(-1) - 1) => index
 
 decode.py
@@ -178,7 +200,7 @@ scripts whole_or_nothing | path.with_name(f"{path.name}.{os.getpid()}.tmp") => p
 scripts bad_checkpoints | content["experts"], dict => content["experts"], {} and dict
 scripts seed_is | torch.manual_seed(s.seed) => pass
 scripts interrupted | except KeyboardInterrupt as e: => except ZeroDivisionError as e:
-scripts bad_arguments | "start again")[2]["recipe"], recipe) => "start again")[2]["recipe"], {})
+scripts bad_arguments | check_same(path, saved, recipe) => check_same(path, saved, {})
 scripts hint | shlex.quote(f'--out={s.out}') => f'--out={s.out}'
 small_table method_of_decode | for e in EXPERTS]↵    path => for e in EXPERTS[::-1]]↵    path
 weights first_answer | if not flags(s) and not => if not

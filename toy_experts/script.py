@@ -376,8 +376,7 @@ def is_there(folder, name, recipe):
     path = folder / f"{name}.pt"
     if not path.exists():
         return False
-    check_same(
-        path, load_router(folder, name, "cpu", "run this command again")[2]["recipe"], recipe
-    )
+    saved = load_router(folder, name, "cpu", "run this command again")[2]["recipe"]
+    check_same(path, saved, recipe)
     print(f"{path} is there already; remove it to see its training again")
     return True
