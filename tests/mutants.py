@@ -191,7 +191,7 @@ training shows | "validation", n => "test", n
 training shows | splitlines()[-EVERY:] => splitlines()[:EVERY]
 training shows | max_new=96 => max_new=9
 training printed_line | if r["kind"] == kind] => ]
-scripts diverged | if not loss.isfinite(): => if False:
+scripts diverged | if not loss.isfinite(): => if loss.isfinite():
 
 toy_experts/script.py
 scripts bad_checkpoints | weights_only=True => weights_only=False
