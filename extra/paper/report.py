@@ -59,6 +59,7 @@ def load(folder=RESULTS):
         groups = files["delta"]["groups"].items()
         rows["delta"] = {at(group, who): v for group, both in groups for who, v in both.items()}
         rows["tuning"] = of_tuning(files["tuning"]["llama"])
+        rows["outvoted"] = of_outvoted(files["outvoted"]["groups"])
     except KeyError as e:
         raise script.UserError(f"{folder} lacks {e}: restore its JSON files with git") from e
     return rows
@@ -90,6 +91,17 @@ def of_tuning(checkpoints):
         for tried in content["tried"]:
             settings = ", ".join(f"{field} {value}" for field, value in tried["settings"].items())
             rows[at(name, settings)] = {"average": tried["accuracy"]}
+    return rows
+
+
+def of_outvoted(groups):
+    """Of the prompts that only one of the two methods answers rightly: shares, and how many."""
+    rows = {}
+    for part, counts in groups.items():
+        totals = [sum(seed) for seed in zip(*counts.values())]
+        rows[part] = {"prompts": totals}
+        for who, seeds in counts.items():
+            rows[f"{part}, {who}"] = {"average": [n / all_ for n, all_ in zip(seeds, totals)]}
     return rows
 
 
