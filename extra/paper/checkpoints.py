@@ -34,6 +34,12 @@ class Settings:
         script.one_of(self, "family", FAMILIES)
 
 
+def made_with(runs, split="test"):
+    """What a JSON file of extra/results says of the runs (Settings, one a seed) it was made of."""
+    seeds = [s.seed for s in runs]
+    return {"seeds": seeds, "split": split, "prompts per benchmark": runs[0].prompts}
+
+
 def place(s, gap=experts.Settings.gap):
     """The settings, as the lesson understands them, of the run of s."""
     out = s.out if s.family == "llama" else str(Path(s.out) / s.family)

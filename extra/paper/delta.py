@@ -86,10 +86,5 @@ def files(runs, results):
         for who, columns in results[0][group].items():
             each = {c: [round(r[group][who][c], 4) for r in results] for c in columns}
             rows[group][who] = each
-    meta = {
-        "seeds": [s.seed for s in runs],
-        "split": "test",
-        "prompts per benchmark": runs[0].prompts,
-        "seconds": round(sum(r["seconds"] for r in results)),
-    }
-    return {"delta": {"groups": rows}}, meta
+    seconds = {"seconds": round(sum(r["seconds"] for r in results))}
+    return {"delta": {"groups": rows}}, checkpoints.made_with(runs) | seconds

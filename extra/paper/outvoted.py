@@ -73,10 +73,5 @@ def files(runs, results):
     rows = {}
     for part in ("lost", "won"):
         rows[part] = {who: [r[part][who] for r in results] for who in results[0][part]}
-    meta = {
-        "seeds": [s.seed for s in runs],
-        "split": "test",
-        "prompts per benchmark": runs[0].prompts,
-        "seconds": round(sum(r["seconds"] for r in results)),
-    }
-    return {"outvoted": {"groups": rows}}, meta
+    seconds = {"seconds": round(sum(r["seconds"] for r in results))}
+    return {"outvoted": {"groups": rows}}, checkpoints.made_with(runs) | seconds

@@ -100,12 +100,7 @@ def files(name, runs, results):
     """file -> its content, from the results of several seeds; and what these were made with."""
     ablation = name.startswith("ablation")
     seconds = {s.seed: round(sum(r["seconds"] for r in rows)) for s, rows in zip(runs, results)}
-    meta = {
-        "seeds": [s.seed for s in runs],
-        "run time in seconds": seconds,
-        "split": "test",
-        "prompts per benchmark": runs[0].prompts,
-    }
+    meta = checkpoints.made_with(runs) | {"run time in seconds": seconds}
     meta |= {"win_rate": "against fine_tuned beside it, ties half"} if ablation else {}
     rows = by_label(results) if ablation else merged(results)
     return {name: {"rows": rows}}, meta

@@ -254,11 +254,8 @@ def meta(runs, results):
     """What the figures were made with."""
     seeds = [s.seed for s in runs]
     untrained = {name: row.settings for name, row in METHODS.items() if row.settings}
-    return {
-        "seeds": seeds,
+    return checkpoints.made_with(runs) | {
         "seeds of the other rows": seeds[: runs[0].rest or len(seeds)],
-        "split": "test",
-        "prompts per benchmark": runs[0].prompts,
         "general prompts": runs[0].general or runs[0].prompts,
         "gap": results[0]["gap"],
         "torch": torch.__version__.split("+")[0],

@@ -110,9 +110,4 @@ def files(runs, results):
         for k, (settings, _) in enumerate(tried):
             rows.append({"settings": settings, "accuracy": [r[what][k][1] for r in results]})
         out[what] = {"won": max(rows, key=lambda t: sum(t["accuracy"]))["settings"], "tried": rows}
-    meta = {
-        "seeds": [s.seed for s in runs],
-        "split": "validation",
-        "prompts per benchmark": runs[0].prompts,
-    }
-    return {"tuning": out}, meta
+    return {"tuning": out}, checkpoints.made_with(runs, "validation")
