@@ -81,10 +81,13 @@ def conversation(row, sides, ignore):
         raise Wrong(f"must be a JSON object, and is {json.dumps(row)[:60]}")
     whole = "messages" in row if len(sides) == 1 else row.get("prompt") is None
     known = ("messages",) if whole and len(sides) == 1 else sides if whole else ("prompt", *sides)
-    check_others(row, {*known, "prompt"} if len(sides) == 2 else known, ignore)
     if missing := [name for name in known if row.get(name) is None]:
         form = "chosen and rejected" if len(sides) == 2 else "completion, or only messages"
-        raise Wrong(f"must have prompt and {form}; the field {missing[0]} is missing")
+        there = ", ".join(row) or "no fields"
+        raise Wrong(
+            f"must have prompt and {form}; the field {missing[0]} is missing, it has {there[:80]}"
+        )
+    check_others(row, {*known, "prompt"} if len(sides) == 2 else known, ignore)
     if whole:  # conversations, which begin alike
         talks = [turns(name, row[name], None, ignore) for name in known]
         prompt, given = talks[0][:-1], [talk[-1:] for talk in talks]
@@ -102,12 +105,14 @@ def conversation(row, sides, ignore):
 
 def check_others(value, known, ignore):
     """Wrong if a row or a message has other fields, with a value, than the known ones."""
-    for name, content in value.items():
-        if name not in known and name not in ignore and content not in (None, "", [], {}):
-            raise Wrong(
-                f"the field {name!r} = {json.dumps(content)[:60]} is not used, and may change what "
-                f"should be learned; if not, let it pass: --ignore {name}"
-            )
+    empty = (None, "", [], {})
+    others = {k: v for k, v in value.items() if k not in {*known, *ignore} and v not in empty}
+    if others:
+        shown = ", ".join(f"{name!r} = {json.dumps(v)[:60]}" for name, v in others.items())
+        raise Wrong(
+            f"is not used, and may change what should be learned: {shown}; if not, let it pass: "
+            f"--ignore {' '.join(others)}"
+        )
 
 
 def turns(name, value, role, ignore):

@@ -219,7 +219,8 @@ def load_tokenizer(path):
     adapter = adapter_config(path)
     try:
         with reading(path, "a tokenizer"):
-            return AutoTokenizer.from_pretrained(str(folder), **gguf)
+            # `generate` goes on at the right end of each row, so padding stands on the left.
+            return AutoTokenizer.from_pretrained(str(folder), padding_side="left", **gguf)
     except Unusable:
         if adapter is None:
             raise

@@ -232,10 +232,12 @@ class Run:
         )
         self.model, self.optimizer = self.acc.prepare(model, optimizer)
         self.acc.register_for_checkpointing(self.scheduler)
-        self.log, self.printed = [], set()
+        self.log, self.printed, self.steps = [], set(), steps
         if states := self.states():
             self.acc.load_state(states[-1])
             self.log = json.loads((states[-1] / "log.json").read_text())
+            if self.main:
+                note(f"{self.path}: going on after step {len(self.log)} of {steps}")
         return self.model
 
     def share(self, rows):
@@ -261,10 +263,15 @@ class Run:
             raise UserError(f"the loss is {means_[0]}: the training has diverged; lower --lr")
         terms = dict(zip(values, (round(x, 5) for x in means_.tolist())))
         self.log.append({"step": len(self.log), "kind": kind} | terms)
-        kinds = {"sft", "pair"} if len(self.log) % EVERY == 0 else {kind} - self.printed
+        done = len(self.log)
+        if done % EVERY == 0 or done == self.steps:  # the steps since the last line
+            shown = self.log[-((done - 1) % EVERY + 1) :]
+            kinds = {r["kind"] for r in shown}
+        else:  # the first step of a kind
+            shown, kinds = self.log[-1:], {kind} - self.printed
         self.printed |= kinds
-        for k in sorted(kinds & {r["kind"] for r in self.log[-EVERY:]}) if self.main else ():
-            tqdm.write(means(self.log[-EVERY if len(self.log) % EVERY == 0 else -1 :], k))
+        for k in sorted(kinds) if self.main else ():
+            tqdm.write(means(shown, k))
         if len(self.log) % self.s.save_every == 0:
             self.save_state()
 

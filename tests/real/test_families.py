@@ -41,6 +41,7 @@ def test_a_family(family, tmp_path):
 
     model.save_pretrained(tmp_path / "out")
     again = FusionRoute.from_pretrained(tmp_path / "out")
+    assert again.tokenizer.padding_side == "left"
     assert [name for name, _ in again.config.experts] == ["zebra", "ant"]
     assert torch.equal(again.generate(ids, attention_mask=mask, **GREEDY), out)
 

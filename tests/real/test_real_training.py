@@ -256,13 +256,18 @@ STOPS = [  # what is killed, at which call: in scoring, in steps, in saving a st
 
 @pytest.mark.parametrize("place, name, times", STOPS)
 def test_a_killed_run_goes_on_to_the_same_result(
-    place, name, times, trained, flags, tmp_path, monkeypatch
+    place, name, times, trained, flags, tmp_path, monkeypatch, capsys
 ):
     how = [*flags["train_sft"], "--out", tmp_path, "--save_every", "1"]
     killed(monkeypatch, place, name, times, how, "train_sft")
     folder = tmp_path / "seed0"
     assert not (folder / "router_sft").exists()
+    had = [int(p.name[4:]) for p in (folder / "router_sft.state").glob("step*")]
+    capsys.readouterr()
     main("train_sft", *how)
+    notes = capsys.readouterr().err
+    assert ("going on" in notes) == bool(had)
+    assert not had or f"going on after step {max(had)} of" in notes
     assert same(weights(folder / "router_sft"), weights(trained / "seed0/router_sft"))
     assert log(folder / "router_sft") == log(trained / "seed0/router_sft")
     assert {p.name for p in folder.iterdir()} == {".router_sft.lock", "router_sft", "scores"}
