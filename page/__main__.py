@@ -62,20 +62,6 @@ def models(folder, hint):
     return packed, asdict(router.lm.config), gap
 
 
-def read_lines(path, hint, keys):
-    """The objects of a .jsonl file, each with `keys`. UserError when it is missing or damaged."""
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        rows = [{key: row[key] for key in keys} | row for row in rows]
-    except FileNotFoundError as e:
-        raise script.UserError(f"there is no {path}: {hint}") from e
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise script.UserError(f"{path} is not lines of JSON with {', '.join(keys)}: {hint}") from e
-    if not rows:
-        raise script.UserError(f"{path} is empty: {hint}")
-    return rows
-
-
 def curve(rows):
     """{"step": [...], name: [...], ...}: the rows of a log thinned to POINTS means."""
     size = -(-len(rows) // POINTS)
@@ -86,8 +72,10 @@ def curve(rows):
 
 def curves(folder, hint):
     """The curves of both phases: sft (phase 1), and pair (the steps of phase 2 with pairs)."""
-    phase1 = read_lines(folder / "router_sft.log.jsonl", hint, ["step", "loss_lm", "loss_expert"])
-    phase2 = read_lines(folder / "router.log.jsonl", hint, ["step", "kind"])
+    phase1 = script.read_lines(
+        folder / "router_sft.log.jsonl", hint, ["step", "loss_lm", "loss_expert"]
+    )
+    phase2 = script.read_lines(folder / "router.log.jsonl", hint, ["step", "kind"])
     pair_steps = [row for row in phase2 if row["kind"] == "pair"]
     if not pair_steps or not {"margin", "bias"} <= set(pair_steps[0]):
         raise script.UserError(f"{folder / 'router.log.jsonl'} has no steps with pairs: {hint}")
@@ -100,7 +88,7 @@ def preference_pairs(folder, hint):
     From page/pairs.jsonl for the shipped weights, otherwise from the run's own pairs.
     """
     path = HERE / "pairs.jsonl" if folder == WEIGHTS else folder / "pairs.jsonl"
-    pairs = read_lines(path, hint, ["prompt", "chosen", "rejected"])
+    pairs = script.read_lines(path, hint, ["prompt", "chosen", "rejected"])
     kinds = {}
     for pair in pairs:
         kinds.setdefault(pair["prompt"].split(" ")[0], pair)

@@ -227,8 +227,9 @@ def test_another_phase_1_is_another_phase_2(copy):
     content = torch.load(copy / "router_sft.pt", weights_only=True)
     content["model"]["W.weight"][0, 0] += 1e-3
     torch.save(content, copy / "router_sft.pt")
-    flags = ["--out", copy.parent, *TINY["train_cdpo"].split()]
-    assert "router.pt was made with phase1 = " in mistake("train_cdpo", *flags)
+    flags, says = ["--out", copy.parent], "router.pt was made with phase1 = "
+    assert says in mistake("train_cdpo", *flags, *TINY["train_cdpo"].split())
+    assert says in mistake("toy_experts.evaluate", *flags)
 
 
 def test_an_interrupted_script_says_so(capsys):

@@ -93,6 +93,8 @@ def evaluate(s, folder):
     hint = f"run bash run.sh{script.flags(s)}"
     router, experts, last = load_router(folder, "router", device, hint)
     router_sft, _, first = load_router(folder, "router_sft", device, hint)
+    phase1 = {"phase1": script.fingerprint(router_sft)}
+    script.check_same(folder / "router.pt", last["recipe"], phase1)
     frozen = {
         name: script.load(folder / f"{name}.pt", ("recipe", "seconds"), hint)
         for name in ["base"] + EXPERTS
@@ -128,7 +130,7 @@ def evaluate(s, folder):
         "machine": torch.cuda.get_device_name() if gpu else f"{os.cpu_count()} CPU cores",
         "seconds": seconds | {"evaluation": round(time.time() - begun)},
         "router": script.fingerprint(router),
-        "router_sft": script.fingerprint(router_sft),
+        "router_sft": phase1["phase1"],
     }
     return {"meta": meta, "methods": methods, "routing": picks}
 

@@ -256,6 +256,20 @@ def load(path, keys, hint):
     return content
 
 
+def read_lines(path, hint, keys):
+    """The objects of a .jsonl file, each with `keys`. UserError when it is missing or damaged."""
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [{key: row[key] for key in keys} | row for row in rows]
+    except FileNotFoundError as e:
+        raise UserError(f"there is no {path}: {hint}") from e
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path} is not lines of JSON with {', '.join(keys)}: {hint}") from e
+    if not rows:
+        raise UserError(f"{path} is empty: {hint}")
+    return rows
+
+
 def check_same(path, saved, asked, remove="that file"):
     """UserError unless a file's settings (a dict) have the asked values."""
     for name in asked:

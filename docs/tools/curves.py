@@ -5,7 +5,6 @@ python -m docs.tools.curves --shipped        those of toy_experts/weights: docs/
 """
 
 import io
-import json
 from dataclasses import dataclass
 
 from toy_experts import script
@@ -27,18 +26,6 @@ class Settings:
     out: str = "out"  # runs are kept in OUT/seedN/
 
 
-def read(path, hint):
-    try:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        if not rows or "loss" not in rows[0]:
-            raise ValueError("no training log")
-        return rows
-    except FileNotFoundError as e:
-        raise script.UserError(f"there is no {path}: {hint}") from e
-    except ValueError as e:
-        raise script.UserError(f"{path} is damaged: remove it, then {hint}") from e
-
-
 def line(axis, records, key, label):
     """One curve: the mean of the last WINDOW records at each step."""
     values = [r[key] for r in records]
@@ -50,8 +37,10 @@ def line(axis, records, key, label):
 
 def draw(folder, hint):
     """The picture as SVG text."""
-    sft = read(folder / "router_sft.log.jsonl", hint)
-    mixed = read(folder / "router.log.jsonl", hint)
+    sft, mixed = (
+        script.read_lines(folder / f"{name}.log.jsonl", hint, ["step", "kind", "loss"])
+        for name in ("router_sft", "router")
+    )
     pairs = [r for r in mixed if r["kind"] == "pair"]
     plt.rcParams.update(
         {
