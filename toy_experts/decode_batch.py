@@ -70,7 +70,7 @@ class Uniform:
         return torch.stack([torch.rand((), generator=self.streams[b]) for b in rows]).to(device)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def decode_batch(
     router,
     experts,
