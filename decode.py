@@ -71,7 +71,7 @@ def read_on(model, cache, ids):
     return logits[0, -1], w_or_hidden[0, -1]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def decode(
     router,
     experts,

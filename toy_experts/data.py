@@ -23,11 +23,10 @@ def pack(samples):
     ([[7, 8, 9], [5, 6, 0]], [[0, 0, 1], [0, 1, 0]])
     """
     lengths = torch.tensor([len(ids) for ids, _ in samples])  # (N,)
-    ids = torch.zeros(len(samples), int(lengths.max()), dtype=torch.long)  # (N, T)
-    mask = torch.zeros_like(ids, dtype=torch.bool)  # (N, T)
-    for i, (x, learn) in enumerate(samples):
-        ids[i, : len(x)] = torch.tensor(x)
-        mask[i, : len(x)] = torch.tensor(learn)
+    there = torch.arange(int(lengths.max())) < lengths[:, None]  # (N, T), False where padded
+    ids, mask = there.long().zero_(), torch.zeros_like(there)  # (N, T) both
+    ids[there] = torch.tensor([token for x, _ in samples for token in x])
+    mask[there] = torch.tensor([wanted for _, learn in samples for wanted in learn])
     return ids, mask, lengths
 
 
