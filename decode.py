@@ -26,6 +26,7 @@ changed is underlined, or in «».
 import json
 import sys
 from dataclasses import dataclass
+from itertools import count
 
 try:
     import torch
@@ -137,11 +138,11 @@ def encode(prompt, max_len):
     return ids
 
 
-def respond(prompt, router, experts, s, as_json):
-    """Answer one prompt on the terminal."""
+def respond(prompt, router, experts, s, as_json, seed):
+    """Answer one prompt on the terminal. seed: of the random numbers of --temperature."""
     prompt = prompt.encode(errors="replace").decode().replace("\\n", "\n")
     ids = encode(prompt, router.lm.config.max_len)
-    how = {"temperature": s.temperature, "top_p": s.top_p, "seed": s.seed}
+    how = {"temperature": s.temperature, "top_p": s.top_p, "seed": seed}
     steps = list(decode(router, experts, ids, **METHODS[s.method], **how))
     rows = show.records(experts, ids, steps, s.method)  # runs all experts, for the display only
     if unseen := tokenizer.unseen(prompt):
@@ -164,10 +165,12 @@ def main(argv=None):
     s = Settings(**args)
     which = "router_sft" if s.method == "sft_only" else "router"
     router, experts, _ = script.load_router_or_shipped(s, which)
+    seeds = count(s.seed)  # each prompt of a session draws other random numbers
+    say = lambda line: respond(line, router, experts, s, as_json, next(seeds))
     if prompt is not None:
-        respond(prompt, router, experts, s, as_json)
+        say(prompt)
     else:
-        script.each_line(lambda line: respond(line, router, experts, s, as_json), echo=not as_json)
+        script.each_line(say, echo=not as_json)
 
 
 if __name__ == "__main__":

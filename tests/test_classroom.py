@@ -342,7 +342,7 @@ MAKERS = ["docs.tools." + p.stem for p in (ROOT / "docs/tools").glob("*.py") if 
 TRAINERS = ["train_sft", "train_cdpo", "toy_experts.experts", "toy_experts.evaluate"]
 
 
-@pytest.mark.parametrize("name", [*MAKERS, *TRAINERS, "toy_experts.device", "exercises.grade"])
+@pytest.mark.parametrize("name", [*MAKERS, *TRAINERS, "exercises.grade"])
 def test_help_writes_nothing(name, monkeypatch, capsys):
     if name == "docs.tools.real_models":
         pytest.importorskip("transformers")

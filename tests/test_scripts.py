@@ -112,6 +112,10 @@ def test_prompts_from_a_file(world, monkeypatch, capsys):
     decode.main(["--out", str(world), "--json"])
     said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [r["prompt"] for r in said if "answer" in r] == ["What is \ufffd?", "What is 38 mod 5?"]
+    typed(monkeypatch, f"{PROMPT}\n{PROMPT}\n".encode())  # asked twice, other random numbers
+    decode.main(["--out", str(world), "--json", "--temperature", "2"])
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len({r["answer"] for r in said if "answer" in r}) == 2
 
 
 def test_a_conversation_in_a_terminal(world, monkeypatch, capsys):

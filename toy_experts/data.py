@@ -79,6 +79,7 @@ def batches(lengths, size, seed):
 
 def schedule(step, steps, warmup):
     """The learning rate's factor: a linear rise, then a cosine down to a tenth."""
+    warmup = min(warmup, steps // 10 + 1)  # a short training must come down, too
     if step < warmup:
         return (step + 1) / warmup
     t = torch.tensor((step - warmup) / max(1, steps - warmup))

@@ -48,13 +48,14 @@ def records(experts, prompt, steps, method):
     tokens = [step.token for step in steps]
     rows = []
     for step, inside, text in zip(steps, in_S(experts, prompt, tokens), pieces(tokens)):
-        weights = dict(zip(EXPERTS, (round(w, 4) for w in step.weights)))
+        routed = method not in ("router", *EXPERTS)
+        weights = dict(zip(EXPERTS, (round(w, 4) for w in step.weights))) if routed else {}
         rows.append(
             {
                 "token": text,
                 "id": step.token,
                 "expert": "router" if method == "router" else EXPERTS[step.pick],
-                "weights": {} if method == "router" else weights,
+                "weights": weights,
                 "expert_choice": tokenizer.encoding.decode([step.expert_choice]),
                 "changed": step.token != step.expert_choice,
                 "in_S": inside,
@@ -83,11 +84,11 @@ def visible(row):
     return row["token"].replace("\n", "↵\n") if row["changed"] else row["token"]
 
 
-def coloured(rows):
-    """The answer with ANSI colours: S in colour, what the router changed underlined."""
+def coloured(rows, colours=COLOURS):
+    """The answer with ANSI colours: S in its expert's, what the router changed underlined."""
     out = ""
     for r in rows:
-        codes = [COLOURS[r["expert"]]] * r["in_S"] + [4] * r["changed"]
+        codes = [colours[r["expert"]]] * r["in_S"] + [4] * r["changed"]
         style = f"\033[{';'.join(map(str, codes))}m" if codes else ""
         text = visible(r)
         out += f"{style}{text}\033[0m" if style and text else text

@@ -18,6 +18,7 @@ import os
 import re
 import sys
 from dataclasses import dataclass
+from itertools import cycle
 
 import torch
 
@@ -139,18 +140,6 @@ def pieces(tokenizer, ids):
     return out
 
 
-def coloured(rows, names):
-    """The answer with ANSI colours: S in its expert's, what the router changed underlined."""
-    colours = [34, 32, 33, 36, 31, 94, 92, 93]  # blue, green, yellow, ...
-    colour = {name: colours[i % len(colours)] for i, name in enumerate(names)} | {"router": 35}
-    out = ""
-    for r in rows:
-        codes = [colour[r["expert"]]] * r["in_S"] + [4] * r["changed"]
-        style = f"\033[{';'.join(map(str, codes))}m"
-        out += f"{style}{show.visible(r)}\033[0m" if codes else r["token"]
-    return out
-
-
 def legend(rows, names):
     """One line: how many tokens, who was picked in S, what the router changed."""
     picked = [r["expert"] for r in rows if r["in_S"]]
@@ -176,8 +165,9 @@ def respond(model, messages, s):
         return text
     for r in rows:
         r["token"] = CONTROL.sub(lambda c: repr(c[0])[1:-1], r["token"])
+    colours = dict(zip(names, cycle([34, 32, 33, 36, 31, 94]))) | {"router": 35}  # blue, green, ...
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    print(coloured(rows, names) if colour else show.plain(rows))
+    print(show.coloured(rows, colours) if colour else show.plain(rows))
     print(legend(rows, names) + ("" if ended else f" (stopped: {s.max_new} tokens)"))
     return text
 

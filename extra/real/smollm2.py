@@ -238,15 +238,18 @@ def run(s):
     path = Path(s.out) / "run.json"
     steps = json.loads(path.read_text()) if path.exists() else {}
     for label, arguments in commands(s):
-        if label not in steps:
+        if label in steps:
+            script.check_same(path, steps[label], {"arguments": arguments}, s.out)
+        else:
             print(f"\n{label}: python -m {' '.join(arguments)}", flush=True)
-            steps[label] = measured(arguments)
+            steps[label] = measured(arguments) | {"arguments": arguments}
             script.write(path, json.dumps(steps, indent=1))
     result = json.loads((Path(s.out) / "evaluation.json").read_text())
     result["pairs"] = len((Path(s.out) / "pairs.jsonl").read_text().splitlines())
     result["answer"] = steps["one answer"]["output"].strip()
     result["took"] = {
-        label: {k: v for k, v in x.items() if k != "output"} for label, x in steps.items()
+        label: {k: v for k, v in x.items() if k not in ("output", "arguments")}
+        for label, x in steps.items()
     }
     result["settings"] = asdict(s)
     result["made_with"] = {

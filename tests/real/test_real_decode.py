@@ -86,7 +86,7 @@ def test_a_file_and_a_conversation(ask, capsys, monkeypatch):
 def test_colours_and_brackets():
     row = {"expert": "law", "in_S": True, "changed": True, "token": "\x1b[31m"}
     plain = {"expert": "math", "in_S": False, "changed": False, "token": "cat"}
-    out = decode.coloured([plain, row | {"token": "x"}], ["math", "law"])
+    out = decode.show.coloured([plain, row | {"token": "x"}], {"math": 34, "law": 32})
     assert out == "cat\033[32;4mx\033[0m"
     assert decode.CONTROL.sub(lambda c: repr(c[0])[1:-1], row["token"]) == "\\x1b[31m"
 

@@ -109,9 +109,9 @@ def test_both_phases_are_the_lesson_s(tmp_path, world, monkeypatch):
     ref = -5 * torch.rand(20, 2, generator=g)
 
     router = Router(deepcopy(lm), 2)
-    s = lesson_sft.Settings(epochs=2, lr=1e-3, lr_w=1e-2)
+    s = lesson_sft.Settings(epochs=2, lr=2e-4, lr_w=2e-3)
     expected = lesson_sft.train(s, router, sft)
-    s2 = lesson_cdpo.Settings(epochs=2, lr=1e-3, lr_w=1e-2)
+    s2 = lesson_cdpo.Settings(epochs=2, lr=2e-4, lr_w=2e-3)
     plan = lesson_cdpo.make_plan(s2, sft.lengths, pairs.lengths)
     expected += lesson_cdpo.train(s2, router, sft, pairs, ref, plan)
 
@@ -120,7 +120,7 @@ def test_both_phases_are_the_lesson_s(tmp_path, world, monkeypatch):
     names = {"math": world / "math", "code": world / "code"}
     model = FusionRoute.start(llama(lm), names, train=True)
     how = {"experts": [f"{n}={p}" for n, p in names.items()], "device": "cpu", "epochs": 2}
-    how |= {"lr": 1e-3, "lr_w": 1e-2, "out": str(tmp_path), "data": "d"}
+    how |= {"lr": 2e-4, "lr_w": 2e-3, "out": str(tmp_path), "data": "d"}
     run = runs.Run(train_sft.Settings(init="i", **how))
     train_sft.train(run, model, ours(sft))
     found = run.log

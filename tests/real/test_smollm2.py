@@ -57,6 +57,7 @@ def test_the_whole_run_with_all_weights_and_with_adapters(small_run, monkeypatch
     monkeypatch.setattr(smollm2, "measured", lambda arguments: done.append(arguments))
     small_run()
     assert not done  # started again, it does nothing twice
+    assert "run.json was made with arguments" in refused(small_run, "--tests", "2")
 
 
 def test_no_expert_sees_what_is_kept_from_it(tmp_path):
