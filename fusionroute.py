@@ -100,8 +100,8 @@ def score(experts, ids, lengths, batch=128):
 def informative(choice):
     """The set S: positions at which the experts do not all choose the same token.
 
-    choice (..., n) -> bool (...). Elsewhere each expert alone would write the same token. (In
-    training, each expert has read the right answer up to there.)
+    choice (..., n) -> bool (...). At all other positions the experts agree, so the pick
+    does not matter there. (In training, each expert has read the right answer up to there.)
 
     >>> informative(torch.tensor([[3, 3, 3], [3, 3, 8]])).tolist()
     [False, True]

@@ -9,7 +9,8 @@ the vocabulary. An expert sees questions and answers of its own domain, and a li
 data, so that it still speaks the others' language.
 
 The sub-skills in tasks.held_out are in no question-answer document of any of these models. This is
-the coverage gap: only the router's data closes it. Writes base.pt, math.pt, code.pt and instruct.pt
+the coverage gap: only the router's data closes it. (Prompts alone and answers alone of these
+sub-skills are among the base's halves.) Writes base.pt, math.pt, code.pt and instruct.pt
 into OUT/seedN.
 """
 

@@ -11,6 +11,9 @@ Departures from the papers of the baselines:
    experts at every token (co_llm). co_llm_self adds the router's own language model as a choice,
    which is closer to the original.
 3. DARE drops entries of the task vectors by a seeded coin for each entry, in every tensor alike.
+4. The Fine-tuned Model is trained on CDPO's pairs, as in the paper: their rejected answers are
+   mistakes of FusionRoute, not its own. Half of its DPO's steps are SFT batches, as in CDPO.
+5. Sequence Selection's and Collab's judge is trained here, on checked mistakes of the experts.
 """
 
 import functools
