@@ -24,7 +24,7 @@ def each(one_seed):
 
 COMMANDS = {  # name: (several settings -> a result each, (settings, results) -> files, meta)
     "table1": (table.several_seeds, table.files),
-    "spread": (each(spread.one_seed), spread.files),
+    "spread": (spread.several_seeds, spread.files),
     "tuning": (each(tune.one_seed), tune.files),
     "delta": (each(delta.one_seed), delta.files),
     "outvoted": (each(outvoted.one_seed), outvoted.files),

@@ -1,46 +1,50 @@
-"""Twenty more seeds of the headline rows, and what explains that the seeds differ so much.
+"""More seeds of the headline rows, and what explains that the seeds differ so much.
 
-The ten seeds of table1.json lie closer together than other people's seeds. So the rows that the
-README shows are measured on twenty more; report.py joins both files.
+The ten seeds of table1.json lay closer together than two that a referee ran. So the rows that the
+README shows are measured on further seeds. report.py joins both files.
 
 What may explain FusionRoute's average was written down before these seeds were there:
-1. math expert: its share of right answers to the covered prompts of its own benchmarks;
-2. router alone: the average of the router's language model, after both phases;
-3. held-out skills: how hard they are. A sub-skill is as hard as the Fine-tuned Model of the other
-   seeds often misses it, whose data has every sub-skill; the mean over the ten that are held out.
+1. math expert: how good it is on what it was trained on. Its right answers to its own benchmarks,
+   divided by their covered prompts (its few right answers to uncovered ones count too, because of
+   the first ten seeds only averages are kept).
+2. router alone: the average of the router's language model, after both phases.
+3. held-out skills: how hard they are. A sub-skill is as hard as the further seeds' Fine-tuned
+   Models often miss it, the seed's own one left out; the mean over the ten that are held out.
 """
+
+import json
+from dataclasses import replace
 
 import numpy as np
 
 from extra.paper import checkpoints, evaluate, table
-from toy_experts import tasks
-from toy_experts.script import EXPERTS
+from toy_experts import script, tasks
 
 # All have 4 passes, or none.
 ROWS = ("fusionroute", "sft_only", "routing_only", "router", "fine_tuned", "co_llm_self")
-ROWS += ("fused_sft", *(f"{e}_expert" for e in EXPERTS))
+ROWS += ("fused_sft", *(f"{e}_expert" for e in script.EXPERTS))
 
 
-def one_seed(s):
-    skills = {b: [i.skill for i in items] for b, items in evaluate.draw(s).items()}
-    return table.one_seed(s, ROWS) | {"held out": evaluate.held_out(s), "skills": skills}
+def first_seeds():
+    """The seeds of table1.json, and its rows."""
+    content = json.loads((checkpoints.RESULTS / "table1.json").read_text())
+    return content["meta"]["llama"]["seeds"], content["llama"]
 
 
-def hardness(results):
-    """Of each seed's held-out sub-skills: how often the other seeds' Fine-tuned Models miss them."""
-    missed = []  # one dict a seed: (benchmark, sub-skill) -> share of wrong answers
-    for r in results:
-        wrong = {}
-        for b in tasks.BENCHMARKS:
-            for skill, right in zip(r["skills"][b], r["right"]["fine_tuned"][b]):
-                wrong.setdefault((b, skill), []).append(right == "0")
-        missed.append({key: np.mean(values) for key, values in wrong.items()})
-    out = []
-    for r in results:
-        held = [(b, skill) for b, skills in r["held out"].items() for skill in skills]
-        others = [m for m, other in zip(missed, results) if other is not r]
-        out.append(float(np.mean([np.mean([m[key] for m in others if key in m]) for key in held])))
-    return out
+def several_seeds(runs):
+    again = {s.seed for s in runs} & set(first_seeds()[0])
+    if again:
+        raise script.UserError(f"--seeds: {sorted(again)[0]} is in table1.json already")
+    return [table.one_seed(s, ROWS) for s in runs]
+
+
+def missed(r, items):
+    """{(benchmark, sub-skill): the share of its prompts that the Fine-tuned Model misses}"""
+    wrong = {}
+    for b in tasks.BENCHMARKS:
+        for item, right in zip(items[b], r["right"]["fine_tuned"][b]):
+            wrong.setdefault((b, item.skill), []).append(right == "0")
+    return {key: np.mean(values) for key, values in wrong.items()}
 
 
 def explained(y, *predictors):
@@ -52,39 +56,61 @@ def explained(y, *predictors):
     """
     y, n, k = np.array(y), len(y), len(predictors)
     X = np.column_stack([np.ones(n), *predictors])  # (n, 1 + k)
-    weights = np.linalg.lstsq(X, y, rcond=None)[0]  # (1 + k,)
-    residual = y - X @ weights  # (n,)
-    # Without seed i the fit misses it by residual_i / (1 - H_ii), and the mean by n / (n - 1).
-    H = X @ np.linalg.pinv(X)  # (n, n)
-    left_out = residual / (1 - np.diag(H))  # (n,)
-    total = ((y - y.mean()) ** 2).sum()
-    r2 = 1 - (residual**2).sum() / total
+
+    def slopes(rows):
+        return np.linalg.lstsq(X[rows], y[rows], rcond=None)[0]  # (1 + k,)
+
+    fit = slopes(np.arange(n))
+    others = [np.arange(n) != i for i in range(n)]
+    left_out = np.array([y[i] - X[i] @ slopes(rows) for i, rows in enumerate(others)])  # (n,)
+    by_mean = np.array([y[i] - y[rows].mean() for i, rows in enumerate(others)])  # (n,)
+    r2 = 1 - ((y - X @ fit) ** 2).sum() / ((y - y.mean()) ** 2).sum()
     return {
-        "R2": [float(r2)],
-        "adjusted": [float(1 - (1 - r2) * (n - 1) / (n - 1 - k))],
-        "left out": [float(1 - (left_out**2).sum() / (total * (n / (n - 1)) ** 2))],
-        "slopes": weights[1:].tolist(),
+        "R2": rounded([r2]),
+        "adjusted": rounded([1 - (1 - r2) * (n - 1) / (n - 1 - k)]),
+        "left out": rounded([1 - (left_out**2).sum() / (by_mean**2).sum()]),
+        "slopes": rounded(fit[1:]),
     }
+
+
+def rounded(numbers):
+    return [round(float(x), 4) for x in numbers]
 
 
 def files(runs, results):
     """{"spread": its content}, and what it was made with."""
     rows = table.columns(results, [m for m in table.METHODS if m in results[0]["right"]])
-    own = {
-        f"{e}_expert": [table.share(r, f"{e}_expert", True, tasks.DOMAINS[e]) for r in results]
-        for e in EXPERTS
-    }
+    seeds, first = first_seeds()
+    both = lambda m, column: first[m][column] + rows[m][column]
+    every = [replace(runs[0], seed=seed) for seed in seeds] + runs
+    problems = [evaluate.draw(s) for s in every]
+    misses = [missed(r, items) for r, items in zip(results, problems[len(seeds) :])]
+    expert, hard, held_out = [], [], {}
+    for k, (s, items) in enumerate(zip(every, problems)):
+        held = {b: tasks.held_out(b, results[0]["gap"], s.seed) for b in tasks.BENCHMARKS}
+        covered = lambda b: np.mean([i.skill not in held[b] for i in items[b]])
+        expert.append(
+            np.mean([both("math_expert", b)[k] / covered(b) for b in tasks.DOMAINS["math"]])
+        )
+        others = [m for i, m in enumerate(misses) if i != k - len(seeds)]
+        skills = [(b, skill) for b in held for skill in held[b]]
+        hard.append(np.mean([np.mean([m[x] for m in others if x in m]) for x in skills]))
+        held_out[s.seed] = held
+    own = {}  # exact, of the further seeds only
+    for e in script.EXPERTS:
+        m = f"{e}_expert"
+        own[m] = rounded(table.share(r, m, True, tasks.DOMAINS[e]) for r in results)
     predictors = {
-        "math expert": own["math_expert"],
-        "router alone": rows["router"]["average"],
-        "held-out skills": hardness(results),
+        "math expert": rounded(expert),
+        "router alone": both("router", "average"),
+        "held-out skills": rounded(hard),
     }
-    y = rows["fusionroute"]["average"]
+    y = both("fusionroute", "average")
     fits = {name: explained(y, x) for name, x in predictors.items()}
     content = {
         "rows": rows,
-        "own covered": own,
-        "held out": {s.seed: r["held out"] for s, r in zip(runs, results)},
+        "covered, own benchmarks": own,
+        "held out": held_out,
         "predictors": predictors,
         "explained": fits | {"all three": explained(y, *predictors.values())},
     }
