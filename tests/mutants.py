@@ -310,7 +310,7 @@ paper/results verdicts or seeds | if d["mean"] > 0 else => if True else
 paper/results correction | if first.startswith("gemma") else "llama" => if False else "llama"
 paper/results figures_by_hand | sum(d > 0 for d in => sum(d < 0 for d in
 paper/results all_seeds | c: shares + its.get(c, []) => c: its.get(c, []) + shares
-paper/results every_seed | [m]["average"][10:]) => [m]["average"][11:])
+paper/results every_seed | averages[10:]) => averages[11:])
 paper/results order_needs | if min(d) >= MARGIN => if max(d) >= MARGIN
 paper/results verdicts | < BROKEN => < 0
 

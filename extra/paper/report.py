@@ -29,8 +29,8 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "extra" / "results"
 PAGES = (ROOT / "docs/results.md", ROOT / "README.md", ROOT / "docs/README.zh.md")
 FAMILIES = ("llama", "gemma")
-HEADLINE = ("co_llm_self", "fused_sft", "fusionroute", "sft_only", "fine_tuned", "routing_only")
-HEADLINE += ("router", "code_expert", "math_expert", "instruct_expert")  # those of spread.json
+PLOTTED = ("co_llm_self", "fused_sft", "fusionroute", "sft_only", "fine_tuned", "routing_only")
+PLOTTED += ("router",)  # the rows of spread.json without the experts, which are far below
 CODING, MATHS = ("toy-mbpp", "toy-humaneval", "toy-ifeval"), ("toy-gsm8k", "toy-math500")
 MARGIN = 0.02  # two rows have an order where every seed shows it by this much
 BROKEN = 0.02  # a model below this answers nothing: a comparison with it says nothing
@@ -113,8 +113,9 @@ def of_family(files, family):
 
     The rows of spread.json go on with its seeds: other rows have the first ones of all seeds.
     """
-    rows, further = {}, files["spread"]["rows"] if family == "llama" else {}
-    for method, columns in files["table1"][family].items():
+    rows, first = {}, files["table1"][family]
+    further = files["spread"]["rows"] if family == "llama" else {}
+    for method, columns in first.items():
         its = further.get(method, {})
         columns = {c: shares + its.get(c, []) for c, shares in columns.items()}
         a_seed = zip(*(columns[b] for b in CODING + MATHS))
@@ -332,10 +333,11 @@ def values(rows, page):
 
 def plots(rows):
     """path -> SVG text: all seeds of the headline rows, each ablation, each open question."""
-    first = [(m, "seeds 2 to 11", rows["llama"][m]["average"][:10]) for m in HEADLINE]
-    more = [(m, "seeds 12 to 31", rows["llama"][m]["average"][10:]) for m in HEADLINE]
-    both = [row for pair in zip(first, more) for row in pair]
-    out = {RESULTS / "spread.svg": draw(both, "Accuracy in per cent of all seeds")}
+    seeds = []
+    for m in PLOTTED:
+        averages = rows["llama"][m]["average"]
+        seeds += [(m, "seeds 2 to 11", averages[:10]), (m, "further seeds", averages[10:])]
+    out = {RESULTS / "spread.svg": draw(seeds, "Accuracy in per cent: every seed")}
     for name, there in rows.items():
         if name.startswith(("ablation_", "open_")):
             shown = [(*apart(row), columns["average"]) for row, columns in there.items()]
