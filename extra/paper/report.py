@@ -60,7 +60,6 @@ def load(folder=RESULTS):
         rows["near"] = {bench: {"average": shares} for bench, shares in near.items()}
         groups = files["delta"]["groups"].items()
         rows["delta"] = {at(group, who): v for group, both in groups for who, v in both.items()}
-        rows["tuning"] = of_tuning(files["tuning"]["llama"])
         rows["spread"] = files["spread"]["explained"]
         rows["outvoted"] = of_outvoted(files["outvoted"]["groups"])
     except KeyError as e:
@@ -85,15 +84,6 @@ def of_ablation(cells):
         if {"fusionroute", "fine_tuned"} <= set(methods):
             pairs = zip(methods["fusionroute"]["average"], methods["fine_tuned"]["average"])
             methods["fusionroute"]["over fine_tuned"] = [x - y for x, y in pairs]
-    return rows
-
-
-def of_tuning(checkpoints):
-    rows = {}
-    for name, content in checkpoints.items():
-        for tried in content["tried"]:
-            settings = ", ".join(f"{field} {value}" for field, value in tried["settings"].items())
-            rows[at(name, settings)] = {"average": tried["accuracy"]}
     return rows
 
 

@@ -95,14 +95,13 @@ def invented(monkeypatch, tmp_path):
         return {"all": share, "S": share, "S_share": len(items[-1].prompt) / 1000}
 
     monkeypatch.setattr(table, "routing", routing)
-    monkeypatch.setattr(tasks, "mixed", lambda split, n, rng: [split, n])
-    monkeypatch.setattr(
-        table,
-        "neighbours",
-        lambda items, training: (
-            len(items[0].prompt) / 1000 if training == ["train", Sft.samples] else 0
-        ),
-    )
+    monkeypatch.setattr(tasks, "mixed", lambda split, n, rng: [split, n, rng.random()])
+
+    def neighbours(items, training):
+        of_seed = ["train", Sft.samples, Random(f"sft {now['seed']}").random()]
+        return len(items[0].prompt) / 1000 if training == of_seed else 0
+
+    monkeypatch.setattr(table, "neighbours", neighbours)
     monkeypatch.setattr(table, "cost", lambda s: {"of seed": s.seed})
     return log, prints, tmp_path
 
@@ -219,6 +218,7 @@ def test_every_figure_in_the_files_by_hand(invented):
     assert r["cost"] == {"of seed": SEEDS[0]}
     meta = files["table1"]["meta"]["llama"]
     assert (meta["seeds"], meta["seeds of the other rows"]) == (list(SEEDS), list(SEEDS[:REST]))
+    assert (meta["prompts per benchmark"], meta["general prompts"]) == (PROMPTS, GENERAL)
     near = {b: [len(items[x][b][0].prompt) / 1000 for x in SEEDS] for b in BENCHES}
     assert meta["share with a neighbour in the SFT data"] == near
     assert meta["settings"]["router_sft_long"] == {"epochs": 16}
