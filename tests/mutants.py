@@ -292,6 +292,7 @@ paper/paper_table figure | Random(f"sft {s.seed}") => Random("sft 0")
 paper/paper_table figure | runs[0].general or runs[0].prompts => runs[0].prompts
 paper/paper_table routing | informative(choice)[mask[:, 1:]] => informative(choice)[mask[:, :-1]]
 paper/paper_table costs | id(e): "expert" for e => id(e): "router" for e
+paper/paper_table costs | one = np.median( => one = np.max(
 
 extra/paper/spread.py
 paper/paper_table spread | right == "0" => right == "1"

@@ -346,8 +346,8 @@ def test_what_a_token_costs(monkeypatch):
     monkeypatch.setattr(table, "MAX_NEW", 3)
     monkeypatch.setattr(table, "TIMED", 2)
     monkeypatch.setattr(table, "load_all", lambda s, names: m)
-    clock = iter(range(10**6))  # every answer takes one second
-    monkeypatch.setattr(table.time, "perf_counter", lambda: float(next(clock)))
+    clock = (float(k * k) for k in range(10**6))  # answer i takes 4 i + 1 seconds
+    monkeypatch.setattr(table.time, "perf_counter", lambda: next(clock))
     cost = table.cost(checkpoints.Settings(seed=3, device="cpu"))
     kinds = ("router", "expert", "reward", "merged")
     of = lambda name: {k: v for k, v in cost[name].items() if k in kinds}
@@ -361,10 +361,13 @@ def test_what_a_token_costs(monkeypatch):
     assert of("router_mean") == of("router_random") == {"router": 1, "expert": 3}
     assert of("collab")["expert"] > 3 and of("collab")["reward"] > 0
     assert "reward" not in of("collab_lm") and of("collab_lm")["router"] > 0
-    for row in cost.values():
+    took = [8 * k + 2 + 4 * len(cost) for k in range(len(cost))]  # two prompts, 3 tokens each
+    one = took[list(cost).index("code_expert")]  # the second of the three experts in a row
+    for row, seconds in zip(cost.values(), took):
         total = sum(row.get(k, 0) for k in kinds)
         assert row["passes_per_token"] == pytest.approx(total, abs=1e-3)
-        assert row["seconds_per_token"] == pytest.approx(1 / 3) and row["over_one_expert"] == 1
+        assert row["seconds_per_token"] == pytest.approx(seconds / 6)
+        assert row["over_one_expert"] == pytest.approx(seconds / one, abs=1e-3)
 
 
 def test_routing_shares_by_hand():
