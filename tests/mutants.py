@@ -298,6 +298,7 @@ extra/paper/spread.py
 paper/paper_table spread | right == "0" => right == "1"
 paper/paper_table spread | if i != k - len(seeds)] => if True]
 paper/paper_table spread | i.skill not in held[b] for => i.skill in held[b] for
+paper/paper_table spread | (a - (1 - c) * uncovered) / c => a / c
 paper/paper_table spread | both("router", "average") => both("sft_only", "average")
 paper/paper_table spread | if again: => if False:
 paper/paper_table regression | X[i] @ slopes(rows) => X[i] @ fit

@@ -4,9 +4,8 @@ The ten seeds of table1.json lay closer together than two that a referee ran. So
 README shows are measured on further seeds. report.py joins both files.
 
 What may explain FusionRoute's average was written down before these seeds were there:
-1. math expert: how good it is on what it was trained on. Its right answers to its own benchmarks,
-   divided by their covered prompts (its few right answers to uncovered ones count too, because of
-   the first ten seeds only averages are kept).
+1. math expert: how good it is at what it was trained on, the covered prompts of its benchmarks.
+   (Of the first ten seeds only averages are kept: `covered_of` estimates it, within a point.)
 2. router alone: the average of the router's language model, after both phases.
 3. held-out skills: how hard they are. A sub-skill is as hard as the further seeds' Fine-tuned
    Models often miss it, the seed's own one left out; the mean over the ten that are held out.
@@ -47,6 +46,17 @@ def missed(r, items):
     return {key: np.mean(values) for key, values in wrong.items()}
 
 
+def covered_of(accuracy, covered, uncovered_average):
+    """The share of right answers to the covered prompts of an expert's own benchmarks.
+
+    accuracy and covered: a number a benchmark, of right answers and of covered prompts.
+    uncovered_average: of right answers to uncovered prompts, over all five benchmarks. An expert
+    has hardly any in others' benchmarks, so all are counted to its own ones.
+    """
+    uncovered = uncovered_average * len(tasks.BENCHMARKS) / len(accuracy)
+    return np.mean([(a - (1 - c) * uncovered) / c for a, c in zip(accuracy, covered)])
+
+
 def explained(y, *predictors):
     """How much of y, one number a seed, a linear function of the predictors explains.
 
@@ -80,28 +90,29 @@ def rounded(numbers):
 def files(runs, results):
     """{"spread": its content}, and what it was made with."""
     rows = table.columns(results, [m for m in table.METHODS if m in results[0]["right"]])
+    own = {}
+    for e in script.EXPERTS:
+        m = f"{e}_expert"
+        own[m] = rounded(table.share(r, m, True, tasks.DOMAINS[e]) for r in results)
     seeds, first = first_seeds()
-    both = lambda m, column: first[m][column] + rows[m][column]
     every = [replace(runs[0], seed=seed) for seed in seeds] + runs
     problems = [evaluate.draw(s) for s in every]
     misses = [missed(r, items) for r, items in zip(results, problems[len(seeds) :])]
-    expert, hard, held_out = [], [], {}
+    estimated, hard, held_out = [], [], {}
     for k, (s, items) in enumerate(zip(every, problems)):
         held = {b: tasks.held_out(b, results[0]["gap"], s.seed) for b in tasks.BENCHMARKS}
-        covered = lambda b: np.mean([i.skill not in held[b] for i in items[b]])
-        expert.append(
-            np.mean([both("math_expert", b)[k] / covered(b) for b in tasks.DOMAINS["math"]])
-        )
+        if s.seed in seeds:
+            math = {b: first["math_expert"][b][k] for b in tasks.DOMAINS["math"]}
+            covered = [np.mean([i.skill not in held[b] for i in items[b]]) for b in math]
+            average = first["math_expert"]["uncovered"][k]
+            estimated.append(covered_of(math.values(), covered, average))
         others = [m for i, m in enumerate(misses) if i != k - len(seeds)]
         skills = [(b, skill) for b in held for skill in held[b]]
         hard.append(np.mean([np.mean([m[x] for m in others if x in m]) for x in skills]))
         held_out[s.seed] = held
-    own = {}  # exact, of the further seeds only
-    for e in script.EXPERTS:
-        m = f"{e}_expert"
-        own[m] = rounded(table.share(r, m, True, tasks.DOMAINS[e]) for r in results)
+    both = lambda m, column: first[m][column] + rows[m][column]
     predictors = {
-        "math expert": rounded(expert),
+        "math expert": rounded(estimated) + own["math_expert"],
         "router alone": both("router", "average"),
         "held-out skills": rounded(hard),
     }
