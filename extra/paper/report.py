@@ -186,12 +186,6 @@ def number(rows, row, column="average", digits="2"):
     return f"{mean(numbers(rows, row, column)):.{digits}f}"
 
 
-def seeds_range(rows, row, column="average"):
-    """The lowest and the highest seed."""
-    values = numbers(rows, row, column)
-    return f"{100 * min(values):.1f} to {100 * max(values):.1f}"
-
-
 def cells(rows, row, head):
     """Of a row of the main table: seeds, average, its groups, and the leads of `head` over it."""
     file, _, name = row.partition(":")
@@ -206,7 +200,7 @@ def all_seeds(rows, row, head):
     """The same of a headline row: with its lowest and highest seed for the number of seeds, and on
     how many seeds `head` is ahead."""
     _, average, *shown, its_lead, general_lead = cells(rows, row, head).split(" | ")
-    ends = seeds_range(rows, row).split(" to ")
+    ends = [f"{100 * f(numbers(rows, row)):.1f}" for f in (min, max)]
     ahead = "" if row == head else str(sum(d > 0 for d in differences(rows, head, row)))
     return " | ".join([average, *ends, *shown, its_lead, ahead, general_lead])
 
@@ -273,7 +267,7 @@ def level(rows, first, second, column="average"):
     return "reproduced" if d["low"] <= 0 <= d["high"] else "not shown"
 
 
-KINDS = (share, spread, each, number, seeds_range, cells, all_seeds, brief, seed_0)
+KINDS = (share, spread, each, number, cells, all_seeds, brief, seed_0)
 KINDS += (lead, points, order, differ, always, level)
 FIGURES = {kind.__name__: kind for kind in KINDS}
 

@@ -199,7 +199,6 @@ def test_figures_by_hand():
     assert figure("each;llama:a") == "50 and 70"
     assert figure("number;llama:a") == "0.60"
     assert figure("number;llama:a;general;1") == "0.2"
-    assert figure("seeds_range;llama:b") == "40.0 to 90.0"
     # On the two seeds that both have: +0.1 and +0.3, sd .1414, t(1) = 12.7062.
     assert figure("lead;llama:a;llama:b") == "+20.0 [-107.1, +147.1]"
     assert figure("points;llama:a;llama:b") == "+10 and +30"
