@@ -173,6 +173,12 @@ toy_experts/judge.py
 judge grade | len(item.answer) / max(1, len(text)) => len(text) / max(1, len(item.answer))
 judge numbers | return shaped(item, text) and right(item, text) => return shaped(item, text)
 judge cross_domain | return shaped(item, text) and right(item, text) => return right(item, text)
+judge cross_domain | return text.endswith("\ndone") => return text.endswith("done")
+judge bullets | len(steps(item.gold[1])) - 1 => 0
+judge code_by_hand | return "`" not in text  # => return True  #
+judge code_by_hand | [(i, j) for i in range(-3, 13) for => [(i, j) for i in range(13) for
+judge words | re.escape(FORMATS[skill][1](words)) => FORMATS[skill][1](words)
+judge code_by_hand | [([],)]↵ => []↵
 
 toy_experts/evaluate.py
 small_table counts | tasks.dataset(b, s.split, => tasks.dataset(b, "train",
@@ -187,6 +193,15 @@ small_table counts | if method == "fusionroute": => if method == "sft_only":
 small_table shares | informative(choice)[mask[:, 1:]] => informative(choice)[mask[:, :-1]]
 small_table report | row["general"]["all"]] => row["average"]["all"]]
 small_table report | -kv[1] => kv[1]
+small_table report | -kv[1]["average"]["all"] => -kv[1]["average"]["covered"]
+small_table command | prompts: int = 200 => prompts: int = 100
+small_table counts | tasks.held_out(b, gap, s.seed) => tasks.held_out(b, gap, 0)
+small_table counts | {s.split} {b} {s.seed} => {s.split} {b} 0
+small_table counts | gap = frozen["math"]["recipe"]["gap"] => gap = 0.25
+small_table counts | answers(model, experts, items => answers(model, experts[::-1], items
+small_table counts | script.fingerprint(router), => script.fingerprint(router_sft),
+small_table counts | {"router_sft": first, "router": last} => {"router_sft": last, "router": first}
+small_table counts | "held_out": held_out => "held_out": {}
 
 toy_experts/progress.py
 training shows | "validation", n => "test", n
@@ -275,8 +290,21 @@ paper/paper_table figure | "".join(map(max, column)) => "".join(map(min, column)
 paper/paper_table difference | accuracy(r, ours, b) - acc => -accuracy(r, ours, b) + acc
 paper/paper_table wins | (1 + np.mean(s)) / 2 for s => np.mean([x >= 0 for x in s]) for s
 paper/paper_table what_is_kept | shared + [prints[name] for name in row.checkpoints] => []
+paper/paper_table figure | Random(f"sft {s.seed}") => Random("sft 0")
+paper/paper_table figure | runs[0].general or runs[0].prompts => runs[0].prompts
 paper/paper_table routing | informative(choice)[mask[:, 1:]] => informative(choice)[mask[:, :-1]]
 paper/paper_table costs | id(e): "expert" for e => id(e): "router" for e
+paper/paper_table costs | one = np.median( => one = np.max(
+
+extra/paper/spread.py
+paper/paper_table spread | right == "0" => right == "1"
+paper/paper_table spread | if i != k - len(seeds)] => if True]
+paper/paper_table spread | i.skill not in held[b] for => i.skill in held[b] for
+paper/paper_table spread | (a - (1 - c) * uncovered) / c => a / c
+paper/paper_table spread | both("router", "average") => both("sft_only", "average")
+paper/paper_table spread | if again: => if False:
+paper/paper_table regression | X[i] @ slopes(rows) => X[i] @ fit
+paper/paper_table regression | (n - 1 - k) => (n - 1)
 
 extra/paper/tune.py
 paper/paper_command tuning | evaluate.draw(s, "validation") => evaluate.draw(s)
@@ -286,6 +314,9 @@ extra/paper/report.py
 paper/results verdicts or seeds | if p < 0.05 => if p < 0.5
 paper/results verdicts or seeds | if d["mean"] > 0 else => if True else
 paper/results correction | if first.startswith("gemma") else "llama" => if False else "llama"
+paper/results figures_by_hand | sum(d > 0 for d in => sum(d < 0 for d in
+paper/results all_seeds | c: shares + its.get(c, []) => c: its.get(c, []) + shares
+paper/results every_seed | averages[10:]) => averages[11:])
 paper/results order_needs | if min(d) >= MARGIN => if max(d) >= MARGIN
 paper/results verdicts | < BROKEN => < 0
 
@@ -299,7 +330,7 @@ paper/results plot | x(mean(shares)) => x(max(shares))
 
 docs/results.md
 paper/results say_what | bias off-->not shown<! => bias off-->reproduced<!
-paper/results say_what | -->+10.8 [+8.2 => -->+10.9 [+8.2
+paper/results say_what | -->+5.8 [+1.3 => -->+5.9 [+1.3
 
 toy_experts/pairs.py
 structure does_not_know | import json => import json↵import extra.paper.train

@@ -80,6 +80,8 @@ def test_words_by_hand():
     assert judge.right(i, " ".join(i.gold[0][::-1])) and not judge.right(i, " ".join(i.gold[0]))
     i = item("general", "list-count")
     assert not judge.check(i, i.answer.replace(f"are {len(i.gold[0])}.", "are 9."))
+    i = item("general", "list-count", lambda i: i.gold[1] == "numbers")
+    assert judge.check(i, i.answer) and not judge.shaped(i, i.answer.replace("1. ", "1) "))
 
 
 def test_code_by_hand():
@@ -88,11 +90,13 @@ def test_code_by_hand():
     i = tasks.Item("toy-humaneval", "larger", "", "", body, "code", (head, head + body, "rate"))
     for right in ("max(a, b)", "a if a > b else b", "max(b, a)", "max([a, b])"):
         assert judge.check(i, f"    return {right}"), right
-    for wrong in ("min(a, b)", "max(a)", "None", "a", "max(a, b)\n    return 1", "b + 0 * a"):
+    for wrong in ("min(a, b)", "max(a)", "None", "a", "max(a, b)\n    return 1", "max(a, b, 0)"):
         assert not judge.check(i, f"    return {wrong}"), wrong
+    assert judge.right(i, body + "  # `") and not judge.check(i, body + "  # `")
     assert not judge.check(i, "return max(a, b)") and not judge.check(i, f"```\n{body}\n```")
     i = item("toy-mbpp", "sum")
     assert not judge.check(i, i.answer.replace(f"def {i.gold[2]}(", "def other("))
+    assert not judge.check(i, i.answer + " if xs else 1")  # of an empty list
 
 
 def test_hidden_cases_tell_near_misses_apart():
@@ -122,6 +126,7 @@ def test_hidden_cases_tell_near_misses_apart():
         ("code-block", "```python\n", ""),
         ("code-block", "\n```", ""),
         ("code-done", "\ndone", ""),
+        ("code-done", "\ndone", "\n done"),
         ("list-count", "\nThere", " There"),
     ],
 )
@@ -137,6 +142,13 @@ def test_cross_domain_answers_need_their_form(skill, old, new):
     if skill.startswith("math"):
         other = i.answer.replace(str(i.gold[0]), f"{i.gold[0]}1")
         assert judge.shaped(i, other) and not judge.right(i, other) and not judge.check(i, other)
+
+
+def test_bullets_are_as_many_as_the_worked_answer_has_sentences():
+    i = item("general", "math-bullets", lambda i: i.answer.count("\n") > 1)
+    fewer = i.answer.partition("\n")[2]
+    assert judge.shaped(i, "- One more.\n" + i.answer) and judge.right(i, fewer)
+    assert not judge.shaped(i, fewer)
 
 
 def test_grade_by_hand():

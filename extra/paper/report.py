@@ -29,6 +29,8 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "extra" / "results"
 PAGES = (ROOT / "docs/results.md", ROOT / "README.md", ROOT / "docs/README.zh.md")
 FAMILIES = ("llama", "gemma")
+PLOTTED = ("co_llm_self", "fused_sft", "fusionroute", "sft_only", "fine_tuned", "routing_only")
+PLOTTED += ("router",)  # the rows of spread.json without the experts, which are far below
 CODING, MATHS = ("toy-mbpp", "toy-humaneval", "toy-ifeval"), ("toy-gsm8k", "toy-math500")
 MARGIN = 0.02  # two rows have an order where every seed shows it by this much
 BROKEN = 0.02  # a model below this answers nothing: a comparison with it says nothing
@@ -58,7 +60,7 @@ def load(folder=RESULTS):
         rows["near"] = {bench: {"average": shares} for bench, shares in near.items()}
         groups = files["delta"]["groups"].items()
         rows["delta"] = {at(group, who): v for group, both in groups for who, v in both.items()}
-        rows["tuning"] = of_tuning(files["tuning"]["llama"])
+        rows["spread"] = files["spread"]["explained"]
         rows["outvoted"] = of_outvoted(files["outvoted"]["groups"])
     except KeyError as e:
         raise script.UserError(f"{folder} lacks {e}: restore its JSON files with git") from e
@@ -85,15 +87,6 @@ def of_ablation(cells):
     return rows
 
 
-def of_tuning(checkpoints):
-    rows = {}
-    for name, content in checkpoints.items():
-        for tried in content["tried"]:
-            settings = ", ".join(f"{field} {value}" for field, value in tried["settings"].items())
-            rows[at(name, settings)] = {"average": tried["accuracy"]}
-    return rows
-
-
 def of_outvoted(groups):
     """Of the prompts that only one of the two methods answers rightly: shares, and how many."""
     rows = {}
@@ -106,9 +99,15 @@ def of_outvoted(groups):
 
 
 def of_family(files, family):
-    """table1.json, with the columns of winrate.json, cost.json and routing.json beside its own."""
-    rows = {}
-    for method, columns in files["table1"][family].items():
+    """table1.json, with the columns of winrate.json, cost.json and routing.json beside its own.
+
+    The rows of spread.json go on with its seeds: other rows have the first ones of all seeds.
+    """
+    rows, first = {}, files["table1"][family]
+    further = files["spread"]["rows"] if family == "llama" else {}
+    for method, columns in first.items():
+        its = further.get(method, {})
+        columns = {c: shares + its.get(c, []) for c, shares in columns.items()}
         a_seed = zip(*(columns[b] for b in CODING + MATHS))
         more = [mean(x[: len(CODING)]) - mean(x[len(CODING) :]) for x in a_seed]
         rows[method] = columns | {"coding minus maths": more}
@@ -123,6 +122,8 @@ def of_family(files, family):
         rows |= {f"{bench}, {part}": share for part, share in parts.items() if part != "S_share"}
     for method in {"fusionroute", "fusionroute_long"} & set(rows):
         rows[f"{method}, four seeds"] = {"average": rows[method]["average"][:4]}
+    ten, further = rows["fusionroute"]["average"][:10], rows["fusionroute"]["average"][10:]
+    rows |= {"fusionroute, ten": {"average": ten}, "fusionroute, further": {"average": further}}
     rows["half"] = dict.fromkeys(("win", "code", "instruct"), [0.5] * len(lost))
     return rows
 
@@ -185,12 +186,6 @@ def number(rows, row, column="average", digits="2"):
     return f"{mean(numbers(rows, row, column)):.{digits}f}"
 
 
-def seeds_range(rows, row, column="average"):
-    """The lowest and the highest seed."""
-    values = numbers(rows, row, column)
-    return f"{100 * min(values):.1f} to {100 * max(values):.1f}"
-
-
 def cells(rows, row, head):
     """Of a row of the main table: seeds, average, its groups, and the leads of `head` over it."""
     file, _, name = row.partition(":")
@@ -201,10 +196,20 @@ def cells(rows, row, head):
     return " | ".join([str(len(averages)), spread(rows, row), *shown, *leads])
 
 
+def all_seeds(rows, row, head):
+    """The same of a headline row: with its lowest and highest seed for the number of seeds, and on
+    how many seeds `head` is ahead."""
+    _, average, *shown, its_lead, general_lead = cells(rows, row, head).split(" | ")
+    ends = [f"{100 * f(numbers(rows, row)):.1f}" for f in (min, max)]
+    ahead = "" if row == head else str(sum(d > 0 for d in differences(rows, head, row)))
+    return " | ".join([average, *ends, *shown, its_lead, ahead, general_lead])
+
+
 def brief(rows, row, head):
-    """The same for the README: average, uncovered, general, and the lead of `head` on average."""
-    _, average, _, uncovered, general, its_lead, _ = cells(rows, row, head).split(" | ")
-    return " | ".join([average, uncovered, general, its_lead])
+    """The same for the README: average, its range, uncovered, general, and the lead on average."""
+    parts = all_seeds(rows, row, head).split(" | ")
+    average, low, high, _, uncovered, general, its_lead, _, _ = parts
+    return " | ".join([average, f"{low}–{high}", uncovered, general, its_lead])
 
 
 def seed_0(rows, method):
@@ -262,7 +267,7 @@ def level(rows, first, second, column="average"):
     return "reproduced" if d["low"] <= 0 <= d["high"] else "not shown"
 
 
-KINDS = (share, spread, each, number, seeds_range, cells, brief, seed_0)
+KINDS = (share, spread, each, number, cells, all_seeds, brief, seed_0)
 KINDS += (lead, points, order, differ, always, level)
 FIGURES = {kind.__name__: kind for kind in KINDS}
 
@@ -311,8 +316,12 @@ def values(rows, page):
 
 
 def plots(rows):
-    """path -> SVG text, for each ablation and each open question."""
-    out = {}
+    """path -> SVG text: all seeds of the headline rows, each ablation, each open question."""
+    seeds = []
+    for m in PLOTTED:
+        averages = rows["llama"][m]["average"]
+        seeds += [(m, "seeds 2 to 11", averages[:10]), (m, "further seeds", averages[10:])]
+    out = {RESULTS / "spread.svg": draw(seeds, "Accuracy in per cent: every seed")}
     for name, there in rows.items():
         if name.startswith(("ablation_", "open_")):
             shown = [(*apart(row), columns["average"]) for row, columns in there.items()]

@@ -151,10 +151,10 @@ def average(r, method, benches=tasks.BENCHMARKS):
     return float(np.mean([accuracy(r, method, b) for b in benches]))
 
 
-def share(r, method, covered):
+def share(r, method, covered, benches=tasks.BENCHMARKS):
     """Mean accuracy over the prompts whose sub-skill some expert was trained on, or none was."""
     per = []
-    for b in tasks.BENCHMARKS:
+    for b in benches:
         pairs = zip(r["right"][method][b], r["covered"][b])
         values = [x == "1" for x, is_covered in pairs if is_covered == covered]
         per += [np.mean(values)] if values else []
@@ -270,18 +270,19 @@ def meta(runs, results):
     }
 
 
-def files(runs, results):
-    """file -> its content, from the results of several seeds; and what these were made with."""
-
-    def row(method, of):
-        return [round(of(r), 4) for r in results if method in r["right"]]
-
-    columns = {b: lambda r, m, b=b: accuracy(r, m, b) for b in BENCHES} | {
+def columns(results, names):
+    """{method: {column: its numbers, one a seed that has the method}}"""
+    of_column = {b: lambda r, m, b=b: accuracy(r, m, b) for b in BENCHES} | {
         "average": average,
         "covered": lambda r, m: share(r, m, True),
         "uncovered": lambda r, m: share(r, m, False),
     }
-    table1 = {m: {c: row(m, lambda r: of(r, m)) for c, of in columns.items()} for m in METHODS}
+    row = lambda m, of: [round(of(r, m), 4) for r in results if m in r["right"]]
+    return {m: {c: row(m, of) for c, of in of_column.items()} for m in names}
+
+
+def files(runs, results):
+    """file -> its content, from the results of several seeds; and what these were made with."""
     routes = {}
     for b, parts in results[0]["routing"].items():
         there = [r["routing"][b] for r in results]
@@ -292,7 +293,7 @@ def files(runs, results):
     rates = {m: wins(results, m, "fine_tuned_long") for m in METHODS if m != "fine_tuned_long"}
     rates["sft_only against fusionroute"] = wins(results, "sft_only", "fusionroute")
     return {
-        "table1": table1,
+        "table1": columns(results, METHODS),
         "routing": routes,
         "differences": differences(results),
         "cost": cost(runs[0]),

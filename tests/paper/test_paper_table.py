@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from extra.paper import __main__ as command
-from extra.paper import checkpoints, evaluate, methods, table
+from extra.paper import checkpoints, evaluate, methods, spread, table
 from extra.paper.evaluate import BENCHES
 from extra.paper.methods import HEADLINE, METHODS
 from extra.paper.recipes import TRAINING, Expert, Sft, needed
@@ -95,14 +95,13 @@ def invented(monkeypatch, tmp_path):
         return {"all": share, "S": share, "S_share": len(items[-1].prompt) / 1000}
 
     monkeypatch.setattr(table, "routing", routing)
-    monkeypatch.setattr(tasks, "mixed", lambda split, n, rng: [split, n])
-    monkeypatch.setattr(
-        table,
-        "neighbours",
-        lambda items, training: (
-            len(items[0].prompt) / 1000 if training == ["train", Sft.samples] else 0
-        ),
-    )
+    monkeypatch.setattr(tasks, "mixed", lambda split, n, rng: [split, n, rng.random()])
+
+    def neighbours(items, training):
+        of_seed = ["train", Sft.samples, Random(f"sft {now['seed']}").random()]
+        return len(items[0].prompt) / 1000 if training == of_seed else 0
+
+    monkeypatch.setattr(table, "neighbours", neighbours)
     monkeypatch.setattr(table, "cost", lambda s: {"of seed": s.seed})
     return log, prints, tmp_path
 
@@ -219,10 +218,90 @@ def test_every_figure_in_the_files_by_hand(invented):
     assert r["cost"] == {"of seed": SEEDS[0]}
     meta = files["table1"]["meta"]["llama"]
     assert (meta["seeds"], meta["seeds of the other rows"]) == (list(SEEDS), list(SEEDS[:REST]))
+    assert (meta["prompts per benchmark"], meta["general prompts"]) == (PROMPTS, GENERAL)
     near = {b: [len(items[x][b][0].prompt) / 1000 for x in SEEDS] for b in BENCHES}
     assert meta["share with a neighbour in the SFT data"] == near
     assert meta["settings"]["router_sft_long"] == {"epochs": 16}
     assert meta["settings"]["fine_tuned"]["sampler"] == "router_sft"
+
+
+def test_every_figure_of_the_spread_by_hand(invented, monkeypatch):
+    """Further seeds: the same columns as table 1's, what is held out, and the predictors."""
+    *_, folder = invented
+    further = (30, 31, 32)
+    flags = ["--device", "cpu", "--out", str(folder / "out"), "--results", str(folder)]
+    flags += ["--prompts", "40", "--general", "5", "--seeds"]
+    command.main(["spread", *flags, *map(str, further)])
+    r = json.loads((folder / "spread.json").read_text())
+    known = json.loads((checkpoints.RESULTS / "table1.json").read_text())
+    first, known = known["meta"]["llama"]["seeds"], known["llama"]
+    assert set(r["rows"]) == {*spread.ROWS, "oracle_expert"}
+    assert r["meta"]["seeds"] == list(further) and r["meta"]["general prompts"] == 5
+    seeds = [*first, *further]
+    items = {seed: drawn(seed, 40, 5) for seed in seeds}
+    held = {seed: {b: tasks.held_out(b, 0.25, seed) for b in tasks.BENCHMARKS} for seed in seeds}
+    assert r["held out"] == {str(seed): held[seed] for seed in seeds}
+    rate = lambda m, seed, there: np.mean([right(m, seed, i) for i in there])
+    covered = lambda x, b: [i for i in items[x][b] if i.skill not in held[x][b]]
+    for m in spread.ROWS:
+        general = [rate(m, seed, items[seed]["general"]) for seed in further]
+        average = [np.mean([rate(m, x, items[x][b]) for b in tasks.BENCHMARKS]) for x in further]
+        assert r["rows"][m]["general"] == pytest.approx(general, abs=1e-4)
+        assert r["rows"][m]["average"] == pytest.approx(average, abs=1e-4)
+    for e, benches in tasks.DOMAINS.items():
+        own = [np.mean([rate(f"{e}_expert", x, covered(x, b)) for b in benches]) for x in further]
+        assert r["covered, own benchmarks"][f"{e}_expert"] == pytest.approx(own, abs=1e-4)
+
+    expert, hard = [], []
+    for k, seed in enumerate(seeds):
+        per = []
+        for b in ("toy-gsm8k", "toy-math500"):
+            c = len(covered(seed, b)) / 40
+            if seed in first:  # all right answers to uncovered prompts are of its two benchmarks
+                uncovered = 5 / 2 * known["math_expert"]["uncovered"][k]
+                per.append((known["math_expert"][b][k] - uncovered * (1 - c)) / c)
+            else:
+                per.append(rate("math_expert", seed, covered(seed, b)))
+        expert.append(np.mean(per))
+        wrong = []  # the Fine-tuned Models of the other further seeds miss so much
+        for b, skill in ((b, skill) for b, skills in held[seed].items() for skill in skills):
+            there = [[i for i in items[x][b] if i.skill == skill] for x in further if x != seed]
+            among = [x for x in further if x != seed]
+            rates = [rate("fine_tuned", x, y) for x, y in zip(among, there) if y]
+            wrong.append(1 - np.mean(rates))
+        hard.append(np.mean(wrong))
+    alone = known["router"]["average"] + r["rows"]["router"]["average"]
+    expected = {"math expert": expert, "router alone": alone, "held-out skills": hard}
+    for name, values in expected.items():
+        assert r["predictors"][name] == pytest.approx(values, abs=2e-4), name
+    y, x = known["fusionroute"]["average"] + r["rows"]["fusionroute"]["average"], r["predictors"]
+    assert r["explained"]["all three"] == spread.explained(y, *x.values())
+    assert r["explained"]["math expert"] == spread.explained(y, x["math expert"])
+    with pytest.raises(script.UserError, match="--seeds: 11 is in table1.json already"):
+        command.main(["spread", *flags, "11", "12"])
+
+
+def test_what_a_regression_explains():
+    """Against fits by the normal equations, anew without each seed, and exact cases."""
+    rng = np.random.default_rng(0)
+    x, z = rng.normal(size=(2, 9))
+    y = x - 2 * z + 2 * rng.normal(size=9)
+
+    def fit(rows):
+        X = np.stack([np.ones(9), x, z], 1)
+        return X @ np.linalg.solve(X[rows].T @ X[rows], X[rows].T @ y[rows])
+
+    every, r = np.arange(9), spread.explained(list(y), list(x), list(z))
+    r2 = 1 - np.var(y - fit(every)) / np.var(y)
+    assert r["R2"] == pytest.approx([r2], abs=1e-4) and 0.1 < r2 < 0.95
+    assert r["adjusted"] == pytest.approx([1 - (1 - r2) * 8 / 6], abs=1e-4)
+    missed = [y[i] - fit(every[every != i])[i] for i in range(9)]
+    by_mean = [y[i] - y[every != i].mean() for i in range(9)]
+    left_out = 1 - np.dot(missed, missed) / np.dot(by_mean, by_mean)
+    assert r["left out"] == pytest.approx([left_out], abs=1e-4)
+    exact = spread.explained(list(3 - 2 * x), list(x))
+    assert exact["R2"] == exact["left out"] == pytest.approx([1])
+    assert exact["slopes"] == pytest.approx([-2])
 
 
 def test_what_is_kept_follows_weights_and_settings(invented, monkeypatch):
@@ -270,8 +349,8 @@ def test_what_a_token_costs(monkeypatch):
     monkeypatch.setattr(table, "MAX_NEW", 3)
     monkeypatch.setattr(table, "TIMED", 2)
     monkeypatch.setattr(table, "load_all", lambda s, names: m)
-    clock = iter(range(10**6))  # every answer takes one second
-    monkeypatch.setattr(table.time, "perf_counter", lambda: float(next(clock)))
+    clock = (float(k * k) for k in range(10**6))  # answer i takes 4 i + 1 seconds
+    monkeypatch.setattr(table.time, "perf_counter", lambda: next(clock))
     cost = table.cost(checkpoints.Settings(seed=3, device="cpu"))
     kinds = ("router", "expert", "reward", "merged")
     of = lambda name: {k: v for k, v in cost[name].items() if k in kinds}
@@ -285,10 +364,13 @@ def test_what_a_token_costs(monkeypatch):
     assert of("router_mean") == of("router_random") == {"router": 1, "expert": 3}
     assert of("collab")["expert"] > 3 and of("collab")["reward"] > 0
     assert "reward" not in of("collab_lm") and of("collab_lm")["router"] > 0
-    for row in cost.values():
+    took = [8 * k + 2 + 4 * len(cost) for k in range(len(cost))]  # two prompts, 3 tokens each
+    one = took[list(cost).index("code_expert")]  # the second of the three experts in a row
+    for row, seconds in zip(cost.values(), took):
         total = sum(row.get(k, 0) for k in kinds)
         assert row["passes_per_token"] == pytest.approx(total, abs=1e-3)
-        assert row["seconds_per_token"] == pytest.approx(1 / 3) and row["over_one_expert"] == 1
+        assert row["seconds_per_token"] == pytest.approx(seconds / 6)
+        assert row["over_one_expert"] == pytest.approx(seconds / one, abs=1e-3)
 
 
 def test_routing_shares_by_hand():

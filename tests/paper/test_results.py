@@ -89,7 +89,7 @@ def other(numbers, rng):
     """Other numbers of the same kind; text stays."""
     if not isinstance(numbers, list):
         return numbers
-    return [0.31 + 1.7 * x + 0.2 * rng.random() for x in numbers]
+    return [1.31 + 1.7 * x + 0.2 * rng.random() for x in numbers]
 
 
 def test_the_files_of_table_1_agree(rows):
@@ -101,11 +101,32 @@ def test_the_files_of_table_1_agree(rows):
         for name, stored in files["differences"][family].items():
             pair, _, column = name.partition(", ")
             first, second = (f"{family}:{m}" for m in pair.split(" - "))
-            d = stats.interval(report.differences(rows, first, second, column or "average"))
+            seeds = report.differences(rows, first, second, column or "average")
+            d = stats.interval(seeds[: len(stored["seeds"])])  # spread.json has more
             for end in ("mean", "low", "high"):
                 assert d[end] == pytest.approx(stored[end], abs=2e-4), name
         half = [0.5] * len(rows[family]["fusionroute"]["win"])
         assert rows[family]["half"]["win"] == half
+
+
+def test_the_headline_rows_have_all_seeds(rows):
+    """Seeds 2 to 11 are of table1.json, and those of spread.json follow, in every column."""
+    read = lambda name: report.json.loads((report.RESULTS / f"{name}.json").read_text())
+    first, more = read("table1"), read("spread")
+    seeds = first["meta"]["llama"]["seeds"] + more["meta"]["seeds"]
+    assert seeds == list(range(2, 2 + len(seeds))) and len(seeds) > 10
+    assert set(report.PLOTTED) < set(more["rows"])
+    for m, columns in more["rows"].items():
+        for column, shares in columns.items():
+            assert rows["llama"][m][column] == first["llama"][m][column] + shares, (m, column)
+            assert len(rows["llama"][m][column]) == len(seeds)
+    assert len(rows["llama"]["fusionroute_long"]["average"]) == 10
+    assert len(rows["gemma"]["fusionroute"]["average"]) == 5
+    said = f"{len(seeds)} seeds"
+    assert all(said in page.read_text() for page in report.PAGES[:2])
+    assert f"{len(seeds)} 个种子" in report.PAGES[2].read_text()
+    for same in ("prompts per benchmark", "general prompts", "split"):
+        assert more["meta"][same] == first["meta"]["llama"][same]
 
 
 def test_the_rows_of_each_table_fall(rows):
@@ -114,11 +135,10 @@ def test_the_rows_of_each_table_fall(rows):
     blocks = {}
     for place, _ in PLACE.findall(page):
         kind, row, *head = place.split(";")
-        if kind == "cells":
-            passes = re.search(rf"\| ([\d-]+) \| <!--={re.escape(place)}-->", page)[1]
-            block = blocks.setdefault((head[0], passes == "-"), [])
+        if kind in ("cells", "all_seeds"):
+            block = blocks.setdefault((kind, head[0], f"| - | <!--={place}-->" in page), [])
             block.append(np.mean(report.numbers(rows, row)))
-    assert len(blocks) == 4 and min(map(len, blocks.values())) >= 4
+    assert len(blocks) == 5 and min(map(len, blocks.values())) >= 4
     for block, averages in blocks.items():
         assert averages == sorted(averages, reverse=True), block
 
@@ -134,8 +154,8 @@ def test_links_plots_and_commands_exist():
     assert set(re.findall(r"\]\(#([^)]+)\)", page)) <= headings
     for module in re.findall(r"python -m ([\w.]+)", page):
         assert importlib.util.find_spec(module), module
-    drawn = {f"{name}.svg" for name in report.load() if name.startswith(("ablation_", "open_"))}
-    assert len(drawn) == 16 and all(f"extra/results/{name})" in page for name in drawn)
+    drawn = {path.name for path in report.plots(report.load())}
+    assert len(drawn) == 17 and all(f"extra/results/{name})" in page for name in drawn)
 
 
 def test_the_page_keeps_its_length():
@@ -156,6 +176,7 @@ HAND = {
         "a": {"average": [0.5, 0.7], "general": [0.2, 0.2], "covered": [0.9, 0.8]},
         "b": {"average": [0.4, 0.4, 0.9], "general": [0.1, 0.3]},
         "x": {"average": [0.6, 0.8], "general": [0.2, 0.2]},
+        "y": {"average": [0.5, 0.8], "general": [0.1, 0.1]},
     },
     "open_x": {
         "1": {"average": [0.5, 0.5]},
@@ -178,7 +199,6 @@ def test_figures_by_hand():
     assert figure("each;llama:a") == "50 and 70"
     assert figure("number;llama:a") == "0.60"
     assert figure("number;llama:a;general;1") == "0.2"
-    assert figure("seeds_range;llama:b") == "40.0 to 90.0"
     # On the two seeds that both have: +0.1 and +0.3, sd .1414, t(1) = 12.7062.
     assert figure("lead;llama:a;llama:b") == "+20.0 [-107.1, +147.1]"
     assert figure("points;llama:a;llama:b") == "+10 and +30"
@@ -186,6 +206,11 @@ def test_figures_by_hand():
     assert figure("cells;llama:a;llama:a") == "2 | 60.0 ± 14.1 | 85 |  | 20 |  | "
     row = figure("cells;llama:a;llama:x").split(" | ")
     assert row[0] == "2" and [x.split()[0] for x in row[-2:]] == ["+10.0", "+0.0"]
+    row = figure("all_seeds;llama:a;llama:y").split(" | ")  # y is ahead on the second seed only
+    assert row[:6] == ["60.0 ± 14.1", "50.0", "70.0", "85", "", "20"]
+    assert row[6].startswith("+5.0 [") and row[7] == "1" and row[8].startswith("-10.0 [")
+    assert figure("all_seeds;llama:a;llama:a").endswith("20 |  |  | ")
+    assert figure("brief;llama:a;llama:a") == "60.0 ± 14.1 | 50.0–70.0 |  | 20 | "
 
 
 def test_an_order_needs_both_seeds_and_two_points():
@@ -249,7 +274,7 @@ def test_columns_that_the_report_adds(rows):
     by_hand = [
         (ours["toy-mbpp"][k] + ours["toy-humaneval"][k] + ours["toy-ifeval"][k]) / 3
         - (ours["toy-gsm8k"][k] + ours["toy-math500"][k]) / 2
-        for k in range(10)
+        for k in range(len(ours["average"]))
     ]
     assert ours["coding minus maths"] == pytest.approx(by_hand)
     both = zip(
@@ -290,7 +315,13 @@ def test_the_plot_draws_its_rows():
 
 
 def test_every_plot_has_every_seed_and_is_small(rows):
-    for path, text in report.plots(rows).items():
+    drawn = report.plots(rows)
+    headline = drawn.pop(report.RESULTS / "spread.svg")
+    for m in report.PLOTTED:
+        both = re.findall(rf">{m}, [a-z0-9 ]+: [^(]+\(([\d., ]+)\)</title>", headline)
+        averages = [f"{100 * x:.1f}" for x in rows["llama"][m]["average"]]
+        assert len(both) == 2 and ", ".join(both).split(", ") == averages, m
+    for path, text in drawn.items():
         there = rows[path.stem]
         assert text.count("<title>") == len(there)
         seeds = re.findall(r"\(([\d., ]+)\)</title>", text)
