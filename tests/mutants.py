@@ -287,7 +287,6 @@ paper/variations is_kept | [prints(s, recipe) for recipe in recipes]] => []]
 
 extra/paper/table.py
 paper/paper_table figure | "".join(map(max, column)) => "".join(map(min, column))
-paper/paper_table difference | accuracy(r, ours, b) - acc => -accuracy(r, ours, b) + acc
 paper/paper_table wins | (1 + np.mean(s)) / 2 for s => np.mean([x >= 0 for x in s]) for s
 paper/paper_table what_is_kept | shared + [prints[name] for name in row.checkpoints] => []
 paper/paper_table figure | Random(f"sft {s.seed}") => Random("sft 0")

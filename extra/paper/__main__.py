@@ -3,7 +3,7 @@
     python -m extra.paper open_data --seed 2       one seed, kept in OUT/seed2/open_data.json
     python -m extra.paper open_data --seeds 2 3    two seeds or more; writes extra/results too
 
-NAME is what the JSON file is called. table1 writes differences, winrate, cost and routing as well;
+NAME is what the JSON file is called. table1 writes winrate, cost and routing as well;
 its published figures have --prompts 300 --general 500 and --rest 4. What is finished is kept, so a
 killed run continues, and seeds can be spread over processes: one --seed N each, then --seeds.
 """

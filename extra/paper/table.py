@@ -1,7 +1,7 @@
 """The paper's tables: every method on the five benchmarks and the general prompts.
 
 What `one_seed` finds is kept in OUT/seedN/table1.json, method by method. From several seeds `files`
-makes the JSON files: accuracies, differences, win rates, routing, and what a token costs. Test
+makes the JSON files: accuracies, win rates, routing, and what a token costs. Test
 prompts are split from all others by content, and no setting was chosen on them.
 """
 
@@ -161,14 +161,6 @@ def share(r, method, covered, benches=tasks.BENCHMARKS):
     return float(np.mean(per))
 
 
-def difference(results, ours, other, benches=tasks.BENCHMARKS):
-    """Accuracy of one method minus another's on the same prompts, on the seeds that have both."""
-    both = [r for r in results if ours in r["right"] and other in r["right"]]
-    return interval(
-        [np.mean([accuracy(r, ours, b) - accuracy(r, other, b) for b in benches]) for r in both]
-    )
-
-
 def wins(results, ours, other):
     """Wins, ties and losses per seed on the general prompts, by grade; the rate has ties half."""
     both = [r["grades"] for r in results if ours in r["grades"] and other in r["grades"]]
@@ -180,35 +172,6 @@ def wins(results, ours, other):
     return {name: [s.count(v) for s in signs] for name, v in counts.items()} | {
         "rate": shifted | {"p": half["p"], "seeds": [round(float(x), 4) for x in rate]}
     }
-
-
-# What the paper says of two methods, besides FusionRoute's difference to every other one.
-PAIRS = [
-    ("co_llm_self", "sft_only"),
-    ("collab", "sequence_selection"),
-    ("task_arithmetic_paper", "dare_paper"),
-    ("sequence_selection", "fine_tuned"),
-    ("fused_sft", "sft_only"),
-    ("fused_full", "fused_sft"),
-    ("fine_tuned_long", "fine_tuned_sft_long"),
-    ("sft_all", "sft_only"),
-    ("selection_lm", "sequence_selection"),
-    ("collab_lm", "collab"),
-]
-HEADS = ("fusionroute", "fusionroute_long")  # what the others are compared with
-
-
-def differences(results):
-    """ "a - b" -> difference, over all benchmarks; "a - b, BENCHMARK" -> on this one."""
-    out = {}
-    for a, b in [(head, m) for head in HEADS for m in METHODS if m != head] + PAIRS:
-        out[f"{a} - {b}"] = difference(results, a, b)
-    for b in tasks.BENCHMARKS:
-        specialists = [f"{e}_expert" for e in EXPERTS if b in tasks.DOMAINS[e]]
-        for head in HEADS:
-            for m in ("fine_tuned_long", "routing_only", *specialists):
-                out[f"{head} - {m}, {b}"] = difference(results, head, m, [b])
-    return out
 
 
 def cost(s):
@@ -295,7 +258,6 @@ def files(runs, results):
     return {
         "table1": columns(results, METHODS),
         "routing": routes,
-        "differences": differences(results),
         "cost": cost(runs[0]),
         "winrate": rates,
     }, meta(runs, results)

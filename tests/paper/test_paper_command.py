@@ -46,15 +46,8 @@ def tiny(tmp_path_factory):
         patch.setattr(module, "MAX_NEW", 8)  # untrained models never stop
     patch.setattr(pairs, "MAX_NEW", 8)
     patch.setattr(table, "TIMED", 1)
-    patch.setattr(table, "PAIRS", [("collab", "sequence_selection")])
-    patch.setattr(table, "HEADS", ("fusionroute",))
     for name in [m for m in methods.METHODS if m not in ONE]:
         patch.delitem(methods.METHODS, name)
-    patch.setattr(
-        table,
-        "differences",
-        lambda results: {"fusionroute - dare": table.difference(results, "fusionroute", "dare")},
-    )
     out = tmp_path_factory.mktemp("out")
     for seed in (0, 1):
         s = checkpoints.Settings(seed, str(out), "cpu")

@@ -92,23 +92,6 @@ def other(numbers, rng):
     return [1.31 + 1.7 * x + 0.2 * rng.random() for x in numbers]
 
 
-def test_the_files_of_table_1_agree(rows):
-    """differences.json was made from single answers; the page takes differences of table1.json."""
-    files = {
-        f: report.json.loads((report.RESULTS / f"{f}.json").read_text()) for f in ("differences",)
-    }
-    for family in report.FAMILIES:
-        for name, stored in files["differences"][family].items():
-            pair, _, column = name.partition(", ")
-            first, second = (f"{family}:{m}" for m in pair.split(" - "))
-            seeds = report.differences(rows, first, second, column or "average")
-            d = stats.interval(seeds[: len(stored["seeds"])])  # spread.json has more
-            for end in ("mean", "low", "high"):
-                assert d[end] == pytest.approx(stored[end], abs=2e-4), name
-        half = [0.5] * len(rows[family]["fusionroute"]["win"])
-        assert rows[family]["half"]["win"] == half
-
-
 def test_the_headline_rows_have_all_seeds(rows):
     """Seeds 2 to 11 are of table1.json, and those of spread.json follow, in every column."""
     read = lambda name: report.json.loads((report.RESULTS / f"{name}.json").read_text())
