@@ -52,18 +52,18 @@ class Settings:
         script.positive(self, "lam", or_zero=True)
 
 
-def make_plan(s, sft_lengths, pair_lengths):
-    """Algorithm 1's shuffled mix, [("sft" or "pair", rows)]: half of them SFT batches."""
+def make_plan(s, sft_lengths, pair_lengths, batch=BATCH, mix=1):
+    """Algorithm 1's shuffled mix, [("sft" or "pair", rows)]: mix SFT batches to one of pairs."""
     pairs = [
         ("pair", rows)
         for epoch in range(s.epochs)
-        for rows in batches(pair_lengths.amax(1), BATCH, s.seed * 1000 + epoch)
+        for rows in batches(pair_lengths.amax(1), batch, s.seed * 1000 + epoch)
     ]
     sft = []
-    while len(sft) < len(pairs):
+    while len(sft) < mix * len(pairs):
         seed = s.seed * 1000 + 500 + len(sft)
-        sft += [("sft", rows) for rows in batches(sft_lengths, BATCH, seed)]
-    plan = pairs + sft[: len(pairs)]
+        sft += [("sft", rows) for rows in batches(sft_lengths, batch, seed)]
+    plan = pairs + sft[: mix * len(pairs)]
     Random(f"plan {s.seed}").shuffle(plan)
     return plan
 

@@ -281,7 +281,6 @@ paper/variations own_answer | answer in zip(rows, said) => answer in zip(sorted(
 paper/variations accuracy_and | (("covered", False), => (("covered", True),
 
 extra/paper/rows.py
-paper/variations win_rates | (x > y) + (x == y) / 2 => (x > y)
 paper/variations beta_is_chosen | evaluate.draw(s, "validation") => evaluate.draw(s)
 paper/variations is_kept | [prints(s, recipe) for recipe in recipes]] => []]
 

@@ -47,7 +47,7 @@ def accuracy(s, row, router, experts):
 
 
 def ablated(s, row, router, experts):
-    """Accuracy; uncovered is over all such prompts alike. And what is needed for win rates."""
+    """Accuracy; uncovered is over all such prompts alike."""
     problems, held = evaluate.draw(s), evaluate.held_out(s)
     way = decoder(router, experts, **row.how)
     said = {b: evaluate.texts(way, items) for b, items in problems.items()}
@@ -57,8 +57,7 @@ def ablated(s, row, router, experts):
     columns |= {"general": np.mean(right["general"])}
     columns |= {"uncovered": np.mean(missing)} if missing else {}
     return {name: round(float(x), 4) for name, x in columns.items()} | {
-        "grades": [judge.grade(*x) for x in zip(problems["general"], said["general"])],
-        "parameters": parameters(experts[0]),
+        "parameters": parameters(experts[0])
     }
 
 

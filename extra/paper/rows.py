@@ -4,8 +4,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from extra.paper import checkpoints, evaluate, measures
 from extra.paper.train import load_router, train
 from extra.paper.variations import VARIATIONS
@@ -68,32 +66,24 @@ def one_seed(name, s):
     return out
 
 
-def merged(results, but=("seconds",)):
+def merged(results):
     """The rows of several seeds as one list: each column becomes a list, one figure a seed."""
     rows = []
     for same in zip(*results):
         row = {"label": same[0]["label"], "line": same[0]["line"]}
-        rows.append(row | {c: [r[c] for r in same] for c in same[0] if c not in (*row, *but)})
+        rows.append(row | {c: [r[c] for r in same] for c in same[0] if c not in (*row, "seconds")})
     return rows
 
 
 def by_label(results):
-    """An ablation's rows: one a label, with the methods in it, and win rates over fine_tuned."""
-    grades = [{(r["label"], r["line"]): r["grades"] for r in rows} for rows in results]
+    """An ablation's rows: one a label, with the methods in it."""
     out = {}
-    for row in merged(results, ("seconds", "grades")):
+    for row in merged(results):
         label, line = row.pop("label"), row.pop("line")
         size = row.pop("parameters")[0]
         out.setdefault(label, {"label": label, "parameters": size, "methods": {}})
-        if line != "fine_tuned" and (label, "fine_tuned") in grades[0]:
-            row["win_rate"] = [win_rate(g[label, line], g[label, "fine_tuned"]) for g in grades]
         out[label]["methods"][line] = row
     return list(out.values())
-
-
-def win_rate(ours, other):
-    """The share of prompts on which ours has the higher grade, ties half."""
-    return round(float(np.mean([(x > y) + (x == y) / 2 for x, y in zip(ours, other)])), 4)
 
 
 def files(name, runs, results):
@@ -101,6 +91,5 @@ def files(name, runs, results):
     ablation = name.startswith("ablation")
     seconds = {s.seed: round(sum(r["seconds"] for r in rows)) for s, rows in zip(runs, results)}
     meta = checkpoints.made_with(runs) | {"run time in seconds": seconds}
-    meta |= {"win_rate": "against fine_tuned beside it, ties half"} if ablation else {}
     rows = by_label(results) if ablation else merged(results)
     return {name: {"rows": rows}}, meta

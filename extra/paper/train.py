@@ -254,15 +254,6 @@ def sample_pairs(router, models, seed, n_prompts, source):
     return pairs.sample(router, models, seed, n_prompts, write)
 
 
-def only_pairs(seed, epochs, lengths):
-    """train_cdpo.make_plan without SFT batches. lengths (pairs,)."""
-    plan = []
-    for epoch in range(epochs):
-        plan += [("pair", rows) for rows in batches(lengths, train_cdpo.BATCH, seed * 1000 + epoch)]
-    Random(f"plan {seed}").shuffle(plan)
-    return plan
-
-
 def phase2(s, r):
     router, models, first = load_router(s, r.phase1)
     sampler = load_router(s, r.sampler)[0] if r.sampler else router
@@ -276,9 +267,7 @@ def phase2(s, r):
     data, ref = train_cdpo.scored_pairs(found, models, router.lm)
     if r.loss == "fused":
         ref = losses.fused_reference(router, models, data)
-    plan = train_cdpo.make_plan(settings, sft.lengths, data.lengths)
-    if not r.mix:
-        plan = only_pairs(s.seed, r.epochs, data.lengths.amax(1))
+    plan = train_cdpo.make_plan(settings, sft.lengths, data.lengths, mix=r.mix)
     if r.loss == "reinforce":
         data = Sampled(router, models, s.seed, plan)
         plan, ref = data.plan, data.reward

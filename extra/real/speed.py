@@ -234,7 +234,7 @@ def trainings(s, folder):
     order = torch.cat(batches(with_scores.lengths, s.batch, 0)).tolist()
     answers = [split(sft)[i] for i in order]
     labelled = [{"input_ids": p + a, "labels": [-100] * len(p) + a} for p, a in answers]
-    plan = train_cdpo.make_plan(two, with_scores.lengths, both.lengths)
+    plan = train_cdpo.make_plan(two, with_scores.lengths, both.lengths, two.batch, two.mix)
     answers = split(pairs)
     preferred = [
         {

@@ -9,7 +9,6 @@ batches to one of pairs, and these SFT samples may be those of phase 1.
 """
 
 from dataclasses import dataclass
-from random import Random
 
 import torch
 from tqdm import tqdm
@@ -21,8 +20,8 @@ from extra.real.modeling import FusionRoute, FusionRouteConfig
 from extra.tokenizers import real as other
 from fusionroute import cdpo_loss, routed_logp, sequence_logp, sft_loss
 from toy_experts import script
-from toy_experts.data import batches
 from toy_experts.script import UserError
+from train_cdpo import make_plan
 
 
 @dataclass
@@ -41,20 +40,6 @@ class Settings(runs.Settings):
             raise UserError("--data FILE and --pairs FILE are needed")
 
 
-def make_plan(s, sft_lengths, pair_lengths):
-    """Algorithm 1's shuffled mix, [("sft" or "pair", rows)]: s.mix SFT batches to one of pairs."""
-    longest = pair_lengths.amax(1)  # (pairs,)
-    seeds = [s.seed * 1000 + e for e in range(s.epochs)]
-    plan = [("pair", rows) for seed in seeds for rows in batches(longest, s.batch, seed)]
-    sft = []
-    while len(sft) < s.mix * len(plan):
-        seed = s.seed * 1000 + 500 + len(sft)
-        sft += [("sft", rows) for rows in batches(sft_lengths, s.batch, seed)]
-    plan += sft[: s.mix * len(plan)]
-    Random(f"plan {s.seed}").shuffle(plan)
-    return plan
-
-
 def pair_loss(logits, w, targets, mask, logp, ref, beta):
     """Eq. (3), as in the ground floor's train_cdpo.py, and the answers' lengths in tokens."""
     theta = sequence_logp(logits, targets, mask).view(-1, 2)  # (B, 2)
@@ -67,7 +52,7 @@ def pair_loss(logits, w, targets, mask, logp, ref, beta):
 def train(run, model, sft, pairs, ref):
     """Train a FusionRoute in place on sft and pairs (Data). ref: log pi_ref of them, (N, 2)."""
     s = run.s
-    plan = make_plan(s, sft.lengths, pairs.lengths)
+    plan = make_plan(s, sft.lengths, pairs.lengths, s.batch, s.mix)
     model = run.begin(model, len(plan))
     for kind, rows in tqdm(plan[len(run.log) :], "phase 2", disable=not run.main, mininterval=1.0):
         rows = run.share(rows)

@@ -207,7 +207,8 @@ def test_what_each_phase_2_is_fed(name, run, made, monkeypatch):
 
 def test_pairs_alone_are_shuffled_and_seen_once_a_pass():
     lengths = torch.randint(5, 60, (330,))
-    plan = train.only_pairs(0, 3, lengths)
+    s = train_cdpo.Settings(epochs=3)
+    plan = train_cdpo.make_plan(s, lengths[:9], lengths[:, None].repeat(1, 2), mix=0)
     assert torch.cat([rows for _, rows in plan]).bincount().tolist() == [3] * 330
     passes = [tuple(rows.tolist()) for e in range(3) for rows in batches(lengths, 16, e)]
     found = [tuple(rows.tolist()) for _, rows in plan]
