@@ -117,7 +117,6 @@ def of_family(files, family):
     rows["fusionroute against sft_only"] = {"win": [1 - x for x in lost]}
     for method, cost in files["cost"][family].items():
         rows[method]["time"] = [cost["over_one_expert"]]
-        rows[method]["own tokens"] = [cost.get("router", 0) - 1]  # its passes as one of the choices
     for bench, parts in files["routing"][family].items():
         rows |= {f"{bench}, {part}": share for part, share in parts.items() if part != "S_share"}
     for method in {"fusionroute", "fusionroute_long"} & set(rows):
