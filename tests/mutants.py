@@ -103,7 +103,7 @@ decode definition | alive = token != tokenizer.END => alive = token >= 0
 decode read_twice | for i in pick.unique().tolist() => for i in range(len(experts))
 decode batch_equals | sample(fused, temperature, top_p, u) => sample(fused, temperature, 1.0, u)
 decode batch_equals | manual_seed(seed + b) => manual_seed(seed)
-decode late_rows | if late.any() and not late.all(): => if False:
+decode late_rows | > PADDING and not late.all(): => > 10**9 and not late.all():
 decode late_rows | (~late).nonzero()])[:, 0].argsort() => (~late).nonzero()])[:, 0]
 decode order_of_the_items | traces[i] = trace => traces[len(items) - 1 - i] = trace
 decode order_of_the_items | prompts, **how)): => prompts)):

@@ -13,7 +13,7 @@ from fusionroute import fuse
 from model import sample
 from toy_experts import tokenizer
 
-FEW = 4  # tokens that a row may have missed and still be read beside rows that missed one
+PADDING = 128  # tokens read in vain in one pass; more than these cost more than a second pass
 
 
 @dataclass
@@ -41,17 +41,18 @@ def read_on(model, cache, rows, text, have):
     (b, n) of a router or the hidden states (b, d) of an expert.
 
     Rows miss different numbers of tokens. A row that misses fewer reads its last one several times,
-    in the same place, which changes nothing. To read few tokens so often, rows that missed more
-    than FEW are read apart.
+    in the same place, which changes nothing. If that is too much padding, the rows that missed
+    more than half of the most are read apart.
     """
     missed = have[rows] - cache.length[rows]  # (b,)
-    late = missed > FEW  # (b,)
-    if late.any() and not late.all():
+    most = int(missed.max())
+    late = missed > most // 2  # (b,)
+    if len(rows) * most - int(missed.sum()) > PADDING and not late.all():
         said = [read_on(model, cache, rows[part], text, have) for part in (late, ~late)]
         order = torch.cat([late.nonzero(), (~late).nonzero()])[:, 0].argsort()  # (b,)
         return tuple(torch.cat(x)[order] for x in zip(*said))
     part = cache if len(rows) == len(have) else cache.select(rows)
-    offset = torch.arange(int(missed.max()), device=rows.device)  # (t,)
+    offset = torch.arange(most, device=rows.device)  # (t,)
     pos = torch.minimum(cache.length[rows, None] + offset, have[rows, None] - 1)  # (b, t)
     logits, w_or_hidden = model(text[rows[:, None], pos], part, pos)  # (b, t, V), (b, t, ...)
     return logits[:, -1], w_or_hidden[:, -1]
