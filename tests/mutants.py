@@ -159,6 +159,8 @@ tasks random_order | order.split(16 * size) => order.split(len(order))
 training phase_1_equals | 0.1 + 0.9 * 0.5 => 0.5
 
 toy_experts/experts.py
+training side_by_side | ["base", *EXPERTS].index(name) => EXPERTS.index(name)
+training side_by_side | if any(process.exitcode for => if False and any(process.exitcode for
 training experts_train | model.parameters(), 1.0) => model.parameters(), 1e9)
 training experts_train | [learn].mean() => .mean()
 tasks held_out | if skill not in held_out] => ]
@@ -211,6 +213,7 @@ training printed_line | if r["kind"] == kind] => ]
 scripts diverged | if not loss.isfinite(): => if loss.isfinite():
 
 toy_experts/script.py
+scripts one_thread | if "OMP_NUM_THREADS" not in os.environ: => if True:
 scripts bad_checkpoints | weights_only=True => weights_only=False
 scripts whole_or_nothing | beside.unlink(missing_ok=True) => pass
 scripts whole_or_nothing | path.with_name(f"{path.name}.{os.getpid()}.tmp") => path

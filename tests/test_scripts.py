@@ -76,6 +76,24 @@ def test_the_same_run_to_the_bit(copy, world):
     assert (copy / log).read_bytes() == (world / "seed0" / log).read_bytes()
 
 
+def test_one_thread_unless_asked(world, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    s = experts.Settings(out=str(world), device="cpu")
+    for start in (
+        lambda: script.prepare(s),
+        lambda: script.load_router(world / "seed0", "router", "cpu", ""),
+    ):
+        torch.set_num_threads(2)
+        start()
+        assert torch.get_num_threads() == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    torch.set_num_threads(2)
+    script.prepare(s)
+    asked = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert asked == 2
+
+
 @pytest.mark.parametrize("seed", [0, 7])
 def test_a_seed_is_a_run_of_its_own(copy, monkeypatch, seed):
     """All random numbers follow from it: trained elsewhere, equal to the bit, or another run."""

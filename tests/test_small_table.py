@@ -156,7 +156,7 @@ def test_a_report_by_hand():
     )
     row = lambda start: {b: all_of(start + i / 100, 0.5) for i, b in enumerate(benches)}
     shares = {"all": dict(zip(EXPERTS, (0.5, 0.3, 0.2))), "S": dict(zip(EXPERTS, (0.6, 0.4, 0)))}
-    seconds = {"base": 1, "math": 2, "code": 4, "instruct": 8, "router_sft": 16, "router": 32}
+    seconds = {"base": 1, "experts": 2, "router_sft": 16, "router": 32}
     text = evaluate.report(
         {
             "meta": {
@@ -185,7 +185,7 @@ def test_a_report_by_hand():
     assert [row[0] for row in cells[6:]] == [*names, "general"]
     assert cells[6][1:] == ["50", "30", "20", "60", "40", "0", "17"]
     assert "No expert was trained on 25% of the sub-skills (gsm8k: first, second;" in text
-    assert "base and experts 15, phase 1 16, pairs and phase 2 32, evaluation 64." in text
+    assert "base 1, experts 2, phase 1 16, pairs and phase 2 32, evaluation 64." in text
 
 
 def test_the_command(world, tmp_path, monkeypatch, capsys):

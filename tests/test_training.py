@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from copy import deepcopy
 from random import Random
 
@@ -13,6 +16,7 @@ import train_cdpo
 import train_sft
 from fusionroute import Router
 from model import GPT, GPTConfig
+from tests.conftest import ROOT, STEPS
 from toy_experts import data, experts, pairs, progress, script, tasks, tokenizer
 from toy_experts.decode_batch import Trace, answers
 from toy_experts.script import EXPERTS
@@ -163,6 +167,46 @@ def test_experts_train_equals_a_slow_training():
 
 
 # --- what the trainings are fed -----------------------------------------------------------------
+
+
+SIDE_BY_SIDE = f"""
+import os
+from functools import partial
+from toy_experts import experts, script
+experts.STEPS = {STEPS}
+experts.GPTConfig = partial(experts.GPTConfig, d_model=24, n_layer=1)
+def full(*given):
+    raise script.UserError("the disk is full")
+if "FULL" in os.environ:
+    script.save_model = full
+if __name__ == "__main__":
+    script.run(experts.main)
+"""
+
+
+def test_experts_side_by_side_equal_those_one_after_another(world, tmp_path):
+    """To the bit, each made in a process of its own. If one fails, so does the command."""
+    file, folder = tmp_path / "train.py", tmp_path / "seed0"
+    file.write_text(SIDE_BY_SIDE)
+    command = [sys.executable, str(file), f"--out={tmp_path}", "--device=cpu"]
+
+    def start(**more):
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | more
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+
+    first = start()
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.count("saved") == 4 and "code: 100%" not in first.stderr
+    for name in ("base", *EXPERTS):
+        made = [script.load_model(p / f"{name}.pt", "")[0] for p in (folder, world / "seed0")]
+        assert script.fingerprint(made[0]) == script.fingerprint(made[1])
+    (folder / "code.pt").unlink()
+    failed = start(FULL="1")
+    assert failed.returncode == 2 and "saved" not in failed.stdout
+    assert failed.stderr.splitlines()[-2:] == [
+        "error: the disk is full",
+        "error: an expert's training has ended early; run this command again",
+    ]
 
 
 def test_algorithm_1_is_a_shuffled_mix():

@@ -14,9 +14,11 @@ sub-skills are among the base's halves.) Writes base.pt, math.pt, code.pt and in
 into OUT/seedN.
 """
 
+import multiprocessing
 import time
-from copy import deepcopy
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 import torch
@@ -138,8 +140,8 @@ def new_gpt():
     return GPT(GPTConfig(vocab_size=tokenizer.VOCAB_SIZE))
 
 
-def train(model, samples, seed, steps, lr, name):
-    """Ordinary language-model training, in place. lr: the peak learning rate."""
+def train(model, samples, seed, steps, lr, name, shown=True):
+    """Ordinary language-model training, in place. lr: the peak learning rate. shown: its bar."""
     ids, mask, lengths = pack(samples)
     device = model.embed.weight.device
     optimizer = torch.optim.AdamW(
@@ -151,7 +153,7 @@ def train(model, samples, seed, steps, lr, name):
     plan = []
     while len(plan) < steps:
         plan += batches(lengths, BATCH, seed + len(plan))
-    bar = tqdm(plan[:steps], desc=name, mininterval=1.0)
+    bar = tqdm(plan[:steps], desc=name, mininterval=1.0, disable=not shown)
     for step, rows in enumerate(bar):
         x = ids[rows, : int(lengths[rows].max())].to(device)  # (B, T)
         learn = mask[rows, 1 : x.size(1)].to(device)  # (B, T-1)
@@ -179,6 +181,42 @@ def copy_shipped(folder, recipe):
         script.write(own, lambda f: f.write(path.read_bytes()))
 
 
+def make(s, name, model, shown=True):
+    """Train the base, or an expert from a copy of the base, and save it."""
+    begun = time.time()
+    folder, device = script.prepare(s)
+    seed = s.seed * 1000 + ["base", *EXPERTS].index(name)
+    model = model.to(device).requires_grad_(True)
+    train(model, documents(s, name), seed, STEPS[name], LR[name], name, shown)
+    recipe = {"seed": s.seed, "gap": s.gap}
+    script.save_model(folder / f"{name}.pt", model, recipe, time.time() - begun)
+
+
+def make_expert(s, name, build, shown):
+    """Train one expert from the base's checkpoint."""
+    base, _ = script.load_model(script.run_dir(s) / "base.pt", "start again", build=build)
+    with redirect_stdout(None):  # another expert's bar may stand on the terminal
+        make(s, name, base, shown)
+
+
+def side_by_side(jobs):
+    """make_expert(*job) for all jobs at once, each in a process of its own with one thread.
+
+    A process that is left alone, as its parent was killed, still saves its expert.
+    """
+    spawn = multiprocessing.get_context("spawn")  # Windows, macOS and CUDA know no other way
+    processes = [
+        spawn.Process(target=script.run, args=(partial(make_expert, *job),), daemon=True)
+        for job in jobs
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        raise script.UserError("an expert's training has ended early; run this command again")
+
+
 def ensure(s, new_gpt=new_gpt, build=script.gpt_of, shipped=False):
     """Train what is missing of base and experts. Returns the experts, frozen, in EXPERTS' order.
 
@@ -189,26 +227,27 @@ def ensure(s, new_gpt=new_gpt, build=script.gpt_of, shipped=False):
     if not 0 <= s.gap <= 0.75:
         raise script.UserError(f"--gap is {s.gap}, and must be from 0 to 0.75")
     folder, device = script.prepare(s)
-    recipe, models = {"seed": s.seed, "gap": s.gap}, {}
+    recipe = {"seed": s.seed, "gap": s.gap}
     if shipped:
         copy_shipped(folder, recipe)
-    complete = all((folder / f"{name}.pt").exists() for name in EXPERTS)
-    for i, name in enumerate(["base"] + EXPERTS):
+
+    def load(name):
         path = folder / f"{name}.pt"
-        if not path.exists():
-            if complete:
-                continue  # nothing is trained from the base any more
-            print(f"there is no {path} yet: training it")
-            begun = time.time()
-            model = new_gpt() if name == "base" else deepcopy(models["base"]).requires_grad_(True)
-            model.to(device)
-            train(model, documents(s, name), s.seed * 1000 + i, STEPS[name], LR[name], name)
-            script.save_model(path, model, recipe, time.time() - begun)
-        models[name], content = script.load_model(
-            path, "run this command again", device, build=build
-        )
+        model, content = script.load_model(path, "run this command again", device, build=build)
         script.check_same(path, content["recipe"], recipe, remove=f"the folder {folder}")
-    return [models[name] for name in EXPERTS]
+        return model
+
+    is_there = lambda name: (folder / f"{name}.pt").exists()
+    there = {name: load(name) for name in ["base", *EXPERTS] if is_there(name)}
+    missing = [name for name in EXPERTS if name not in there]
+    if missing and "base" not in there:
+        print(f"there is no {folder / 'base.pt'} yet: training it")
+        make(s, "base", new_gpt())
+    if missing:
+        print(f"training {', '.join(missing)} side by side; the bar is that of {missing[0]}")
+        side_by_side([(s, name, build, name == missing[0]) for name in missing])
+        print(*(f"saved {folder / name}.pt" for name in missing), sep="\n")
+    return [there.get(name) or load(name) for name in EXPERTS]
 
 
 def main(argv=None):

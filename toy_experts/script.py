@@ -192,6 +192,16 @@ def flags(s):
     return seed + (f" {shlex.quote(f'--out={s.out}')}" if s.out != "out" else "")
 
 
+def one_thread():
+    """Use one thread, unless OMP_NUM_THREADS says otherwise.
+
+    The models are tiny, so two threads mostly wait for each other. Beside other work they are
+    several times slower than one.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
 def prepare(s):
     """What each training does first: make the run's folder, choose the device, set the seed."""
     folder, dev = run_dir(s), device(s.device)
@@ -205,6 +215,7 @@ def prepare(s):
         probe.unlink(missing_ok=True)
     except OSError as e:
         raise UserError(f"--out {s.out}: cannot write in {folder} ({e.strerror})") from e
+    one_thread()
     torch.manual_seed(s.seed)
     # AdamW's moments of rarely seen tokens become denormal numbers, which slow a CPU down.
     torch.set_flush_denormal(True)
@@ -353,6 +364,7 @@ def load_router(folder, name, device, hint, build=gpt_of):
 
     UserError unless they belong together: W's rows are about these experts' exact weights.
     """
+    one_thread()
     experts = [load_model(folder / f"{e}.pt", hint, device, build=build)[0] for e in EXPERTS]
     path = folder / f"{name}.pt"
     router, content = load_model(path, hint, device, router=True, build=build)
