@@ -77,21 +77,15 @@ def test_the_same_run_to_the_bit(copy, world):
 
 
 def test_one_thread_unless_asked(world, monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    s = experts.Settings(out=str(world), device="cpu")
-    for start in (
-        lambda: script.prepare(s),
-        lambda: script.load_router(world / "seed0", "router", "cpu", ""),
-    ):
-        torch.set_num_threads(2)
-        start()
-        assert torch.get_num_threads() == 1
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    torch.set_num_threads(2)
-    script.prepare(s)
-    asked = torch.get_num_threads()
-    torch.set_num_threads(1)
-    assert asked == 2
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    for asked in (True, False):
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        if not asked:
+            monkeypatch.delenv("OMP_NUM_THREADS")
+        script.prepare(experts.Settings(out=str(world), device="cpu"))
+        script.load_router(world / "seed0", "router", "cpu", "")
+        assert chosen == ([] if asked else [1, 1])
 
 
 @pytest.mark.parametrize("seed", [0, 7])

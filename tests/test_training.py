@@ -203,10 +203,7 @@ def test_experts_side_by_side_equal_those_one_after_another(world, tmp_path):
     (folder / "code.pt").unlink()
     failed = start(FULL="1")
     assert failed.returncode == 2 and "saved" not in failed.stdout
-    assert failed.stderr.splitlines()[-2:] == [
-        "error: the disk is full",
-        "error: an expert's training has ended early; run this command again",
-    ]
+    assert "error: the disk is full\nerror: an expert's training has ended" in failed.stderr
 
 
 def test_algorithm_1_is_a_shuffled_mix():
