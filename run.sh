@@ -2,13 +2,14 @@
 # bash run.sh          install into .venv, answer three prompts, train everything, show the table, answer again
 # bash run.sh test     install, then run the tests
 # bash run.sh [--seed N] [--out DIR] [--device auto|cuda|mps|cpu]      another run: every script gets these flags
+# OMP_NUM_THREADS=2 bash run.sh      two threads a process; the models are tiny, so one is the default
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0" || echo "$0")")"
 
 check() {  # wrong flags are refused before minutes are spent
     while [ $# -gt 0 ]; do
         case "$1" in
-            --help | -h) sed -n '2,4s/^# //p' run.sh; exit ;;
+            --help | -h) sed -n '2,5s/^# //p' run.sh; exit ;;
             --seed=* | --out=* | --device=*) shift ;;
             --seed | --out | --device)
                 [ $# -gt 1 ] || { echo "error: $1 needs a value" >&2; exit 2; }
