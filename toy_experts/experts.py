@@ -206,8 +206,7 @@ def side_by_side(jobs):
     """
     spawn = multiprocessing.get_context("spawn")  # Windows, macOS and CUDA know no other way
     processes = [
-        spawn.Process(target=script.run, args=(partial(make_expert, *job),), daemon=True)
-        for job in jobs
+        spawn.Process(target=script.run, args=(partial(make_expert, *job),)) for job in jobs
     ]
     for process in processes:
         process.start()
