@@ -7,13 +7,14 @@ const answer = (() => {
 const { h, $, rebuild, shown, quoted, number, term, state, update, edit_text, NAMES, MARKS,
   METHOD_NAMES } = view;
 const { EXPERTS, METHODS } = engine;
+const ALONE = [...EXPERTS, "router"];
 const BENCHES = {                                  // group and short name in the menu
+  general: ["Two experts' work in one answer", ""],
   "toy-gsm8k": ["Math", "word problem"],
   "toy-math500": ["Math", "algebra"],
   "toy-mbpp": ["Code", "whole function"],
   "toy-humaneval": ["Code", "function body"],
   "toy-ifeval": ["Format", "words"],
-  general: ["Two experts' work in one answer", ""],
 };
 const GROUPS = [...new Set(Object.values(BENCHES).map(([group]) => group))];
 
@@ -45,18 +46,26 @@ function wanted() {
   return found;
 }
 
+/** The example that is asked, if it is one; and what each model alone answers to it. */
+const example = () => view.data.examples.find((e) => e.prompt === state.prompt);
+const alone = () => example() ? ALONE.map((name) => lane(name, name, [])) : [];
+
 const still = window.matchMedia("(prefers-reduced-motion: reduce)");
 let turn = 0;                                      // a newer turn stops an older one
 let finished = Promise.resolve();                  // settled when nothing is being written
 let speed = "";                                    // how fast the last answer was written
 
-/** Write what is missing, a little at a time, so that the page stays responsive. */
+/** Write what is missing, a little at a time, so that the page stays responsive: the answers that
+ *  are shown, then those of each model alone. */
 async function write(answers) {
   const mine = ++turn;
   let shown_at = performance.now();
   let tokens = 0, seconds = 0;                     // without the first, which reads the prompt
-  for (const decoding of Object.values(answers)) {
-    while (!decoding.done && decoding.steps.length < state.written) {
+  const single = alone();
+  for (const decoding of [...Object.values(answers), ...single]) {
+    const aside = single.includes(decoding);
+    if (decoding === single[0]) show_answers(answers, false);
+    while (!decoding.done && (aside || decoding.steps.length < state.written)) {
       const begun = performance.now();
       decoding.step();
       if (decoding.steps.length > 1) {
@@ -64,7 +73,7 @@ async function write(answers) {
         seconds += (performance.now() - begun) / 1000;
       }
       if (performance.now() - shown_at > 30) {
-        if (!still.matches) show_answers(answers, true);
+        if (!aside && !still.matches) show_answers(answers, true);
         await new Promise((resolve) => setTimeout(resolve));
         if (mine !== turn) return;
         shown_at = performance.now();
@@ -156,8 +165,10 @@ function show_answers(answers, writing) {
   const split = beside ?? before ? first_difference(main, beside ?? before) : null;
   const same = before && first_difference(main, before) === Math.max(main.length, before.length);
   const chosen = in_beside ? beside : main, at = writing ? null : selected(chosen, split);
+  const close = () => update({ beside: "", lane: 0, at: null });
   const column = (title, decoding, list) => h("div", { class: "lane" },
-    title && h("h3", {}, title),
+    title && h("h3", {}, title, decoding === answers.beside && h("button", { type: "button",
+      id: "close", "aria-label": "Close this answer", onclick: close }, "✕")),
     token_list({ decoding, ...list }),
     list.steps.length === engine.MAX_NEW &&
       h("p", { class: "small" }, `Stopped after ${engine.MAX_NEW} tokens.`));
@@ -178,34 +189,37 @@ function show_answers(answers, writing) {
     }));
   rebuild($("facts"), !writing && facts(main, beside, answers),
     same && !writing && h("span", {}, "your changes leave the answer as it was"));
-  $("back").disabled = !main.length || (state.written === Infinity && at === 0);
+  $("back").disabled = state.written === Infinity ? at === 0 : main.length < 2;
   $("step").disabled = answers.main.done && main.length === answers.main.steps.length
     && (state.written !== Infinity || at === chosen.length - 1);
   $("status").textContent = writing ? "" : speed;
   if (!writing) stage.show(in_beside ? answers.beside : answers.main, chosen, at, in_beside);
   show_edits();
-  changed_answer = writing || !before ? "" : text_of(main);
-  for (const element of document.querySelectorAll(".changed-answer")) fill_changed(element);
 }
 
 /** The text of an answer. */
 const text_of = (steps) => toy().encoding.pieces(steps.map((step) => step.token)).join("");
 
-let changed_answer = "";                           // the text of an answer with changes
-
-/** The changed answer once more, in the card of the tour: the answer may be out of view. */
-function fill_changed(element) {
-  rebuild(element, changed_answer && ["With your changes: ", h("code", {}, changed_answer)]);
+/** What a model alone answers to an example, in short: a button that shows it below the answer. */
+function in_short(name) {
+  const text = text_of(lane(name, name, []).steps), right = text === example().answer;
+  const result = /The answer is (.+?)\./.exec(text)?.[1] ?? "";
+  const pressed = state.beside === name, beside = pressed ? "" : name;
+  return h("button", { type: "button", id: `alone-${name}`, "aria-pressed": `${pressed}`,
+    "aria-label": `${METHOD_NAMES[name]}: ${result} ${right ? "right" : "wrong"}`,
+    onclick: () => update({ beside, lane: 0, at: null }),
+  }, h("span", { class: `chip ${name}` }, MARKS[name]),
+  h("span", { class: "name" }, ` ${NAMES[name]}`), ` ${result} ${right ? "✓" : "✗"}`);
 }
 
 /** Below the answers: whether an example's is right, counts, and where two of them part. */
 function facts(main, beside, answers) {
   const item = (...children) => h("span", {}, children), parts = [];
-  const example = view.data.examples.find((e) => e.prompt === state.prompt);
-  if (example && answers.main.done && main.length === answers.main.steps.length) {
-    const right = text_of(main) === example.answer;
+  const whole = answers.main.done && main.length === answers.main.steps.length;
+  if (example() && whole) {
+    const { answer } = example(), right = text_of(main) === answer;
     parts.push(item(right ? h("b", { class: "right" }, "✓ right")
-      : [h("b", { class: "wrong" }, "✗ wrong"), ", right is: ", h("code", {}, example.answer)]));
+      : [h("b", { class: "wrong" }, "✗ wrong"), ", right is: ", h("code", {}, answer)]));
   }
   const count = (test) => h("b", {}, String(main.filter(test).length));
   parts.push(item(term("S", "in S"), " ", count((step) => step.in_S)),
@@ -215,6 +229,9 @@ function facts(main, beside, answers) {
   if (beside && t < Math.max(main.length, beside.length)) {
     parts.push(item(`the two differ from token ${t + 1} on`));
   } else if (beside) parts.push(item("the two are the same"));
+  if (example() && whole && alone().every((one) => one.done)) {
+    parts.push(item("alone:", ALONE.map(in_short)));
+  }
   return parts;
 }
 
@@ -247,7 +264,7 @@ function edit(change) {
   update({ at, lane: 0, edits: unchanged ? others : [...others, { at, rest, ...change }] });
   finished.then(() => {
     const hidden = state.tour && kind !== "scale" && place("answers").top < place("tour").bottom;
-    if (hidden) view.scroll_to($("answers"));
+    if (hidden) view.scroll_to($("answer-card"));
     else scrollBy(0, place("bars").top - top);     // what the hand is on stays under it
   });
 }
@@ -288,7 +305,9 @@ function stop() {
 /** Go through the answer by itself, a token a second. */
 function play() {
   if (player) return stop();
-  if ($("step").disabled) update({ at: 0, written: Infinity });
+  if (state.at === null && state.written === Infinity || $("step").disabled) {
+    update({ at: 0, written: Infinity });          // nobody chose a token: from the first one
+  }
   player = setInterval(() => state.tab === "answer" && !$("step").disabled ? step(1) : stop(), 900);
   $("play").textContent = "Pause";
 }
@@ -296,7 +315,7 @@ function play() {
 function build() {
   const option = (value, text) => h("option", { value }, text);
   const skill = (e) => option(e.prompt, [BENCHES[e.bench][1], e.skill].filter(Boolean).join(": ")
-    + (e.covered === false ? " (uncovered)" : ""));
+    + (e.covered === false ? " *" : ""));
   const groups = GROUPS.map((label) => h("optgroup", { label },
     view.data.examples.filter((e) => BENCHES[e.bench][0] === label).map(skill)));
   const methods = () => METHODS.map((name) => option(name, METHOD_NAMES[name]));
@@ -332,7 +351,7 @@ function build() {
     select("example", term("toy", "Examples"), (value) => value && ask({ prompt: value }),
       option("", "(your own prompt)"), groups),
     h("button", { type: "submit", id: "run", class: "primary" }, "Run")),
-    h("div", { class: "card" },
+    h("div", { class: "card", id: "answer-card" },
       h("div", { class: "card-head" },
         h("h2", {}, "Answer"),
         h("div", { class: "switch", role: "group", "aria-label": "Router after phase" },
@@ -341,10 +360,10 @@ function build() {
         h("div", { class: "buttons" },
           sign("restart", "|◀", "From the start", () => {
             stop();
-            update({ at: null, lane: 0, written: 0 });
+            update({ at: null, lane: 0, written: 1 });
           }),
           sign("back", "◀", "Step back", () => step(-1)),
-          sign("step", "Next ▶", "Next token", () => step(1)),
+          sign("step", "Token ▶", "Next token", () => step(1)),
           button("play", "Play", play))),
       h("div", { id: "answers" }),
       h("div", { id: "facts" }),
@@ -353,12 +372,12 @@ function build() {
     h("div", { class: "settings" },
       select("method", "Who writes", (value) => ask({ method: value, beside: state.beside }),
         methods()),
-      select("beside", "Beside it", (value) => update({ beside: value, lane: 0, at: null }),
+      select("beside", "Compare with", (value) => update({ beside: value, lane: 0, at: null }),
         option("", "nothing"), methods()),
       h("label", { class: "check" }, h("input", { type: "checkbox", id: "rest" }),
-        " change all later tokens too"),
+        " next expert or weight: also for later tokens"),
       h("p", { class: "small" }, h("span", { id: "status", role: "status" }), " ",
-        term("speed", "?"))));
+        term("speed", "why so fast?"))));
   view.renderers.push(render);
 }
 
@@ -371,10 +390,7 @@ function render() {
   $("method").value = state.method;
   $("beside").value = state.beside;
   $("phase-1").setAttribute("aria-pressed", state.method === "sft_only");
-  $("phase-2").setAttribute("aria-pressed", state.method !== "sft_only");
-  const unseen = toy().encoding.unseen(state.prompt);
-  $("unseen").textContent = unseen.length
-    ? `The toy has never seen: ${unseen.join(", ")}. The answer may be nonsense.` : "";
+  $("phase-2").setAttribute("aria-pressed", state.method === "fusionroute");
   let answers;
   try {
     answers = wanted();
@@ -382,14 +398,18 @@ function render() {
     turn += 1;
     $("error").textContent = error.message;
     $("prompt").setAttribute("aria-invalid", "true");
-    for (const id of ["answers", "facts", "edits"]) rebuild($(id));
+    for (const id of ["unseen", "answers", "facts", "edits"]) rebuild($(id));
     $("token-panel").hidden = true;
     return;
   }
+  const unseen = toy().encoding.unseen(state.prompt);
+  $("unseen").textContent = unseen.length
+    ? `The toy has never seen: ${unseen.join(", ")}. The answer may be nonsense.` : example() ? ""
+      : "Not one of the examples: the toy knows few wordings, and nothing checks this answer.";
   $("error").textContent = "";
   $("prompt").removeAttribute("aria-invalid");
   finished = write(answers);
 }
 
-return { build, text_of, fill_changed, get finished() { return finished; } };
+return { build, text_of, get finished() { return finished; } };
 })();

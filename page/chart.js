@@ -39,8 +39,9 @@ function lines({ id, title, text, lines, x_label, y_label, y_range, mark, format
     class: `line ${line.color}`, "stroke-dasharray": line.dash ?? null,
     d: "M" + line.x.map((x, i) => `${px(x).toFixed(1)},${py(line.y[i]).toFixed(1)}`).join("L"),
   }));
+  const at = px(Math.max(x0, Math.min(x1, mark)));
   const pointer = mark === undefined ? [] : [
-    h("line", { class: "pointer", x1: px(mark), x2: px(mark), y1: TOP, y2: HEIGHT - BOTTOM })];
+    h("line", { class: "pointer", x1: at, x2: at, y1: TOP, y2: HEIGHT - BOTTOM })];
   return h("figure", { id, class: "chart" },
     h("figcaption", {}, h("b", {}, title), " ", h("span", { class: "small" }, text)),
     h("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `${title}. ${text}` },

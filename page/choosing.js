@@ -191,8 +191,7 @@ function tree() {
   const all = levels.flat(), covered = all.filter((node) => node.covered).length;
   return { parts: [path, edges, circles, lost], text: `The first ${LEVELS} of ${theory.T} tokens.
     Some expert knows the right token after ${covered} of these ${all.length} prefixes. Choosing
-    well, where there is a choice, gets ${right} of these ${LEVELS} tokens right (the broad
-    line).` };
+    well gets ${right} of these ${LEVELS} tokens right (the broad line).` };
 }
 
 function losses() {
@@ -200,13 +199,19 @@ function losses() {
   const rows = [
     ["choosing", "choosing an expert", mean_loss(coverage, 0)],
     ["logits", `choosing, and logits up to ${number(bound)}`, mean_loss(coverage, bound)],
-    ["nobody", term("nobody", "such logits alone, with no expert"),
-      mean_loss(coverage, bound, true)],
+    ["nobody", term("nobody", "the same logits, no expert"), mean_loss(coverage, bound, true)],
   ];
-  return h("table", { class: "readout" },
-    h("caption", {}, `Tokens lost of ${theory.T} (mean over ${theory.SEEDS.length} trees)`),
-    h("tbody", {}, rows.map(([id, text, value]) => h("tr", {}, h("th", { scope: "row" }, text),
-      h("td", {}, h("b", { id: `loss-${id}` }, number(value, 4)))))));
+  const [, [, , fused], [, , nobody]] = rows, lost = (value) => number(value, 3);
+  return [
+    h("table", { class: "readout" },
+      h("caption", {}, `Tokens lost of ${theory.T} (mean over ${theory.SEEDS.length} trees)`),
+      h("tbody", {}, rows.map(([id, text, value]) => h("tr", {}, h("th", { scope: "row" }, text),
+        h("td", {}, h("b", { id: `loss-${id}` }, lost(value))))))),
+    h("p", { class: "small" }, nobody < fused && `The last line is lower: these logits know the
+      right token, and experts that are sure of a wrong one stand in their way. A router that is
+      trained knows less. `, `Experts help where they know: at coverage 100% logits of this size
+      lose ${lost(mean_loss(1, bound))} with experts, ${lost(nobody)} without.`),
+  ];
 }
 
 function curves() {
@@ -216,7 +221,7 @@ function curves() {
   return chart.lines({
     id: "coverage-chart", title: "Loss and coverage.",
     text: `To the right the experts know more. Choosing alone needs an expert that knows the right
-      token everywhere.`,
+      token everywhere. The logits of the other lines are those of a router that knows it.`,
     lines: [line("choosing", "code", null, 0),
       line(`choosing, and logits up to ${number(bound)}`, "router", "7 4", bound),
       line("the same logits, no expert", "plain", "2 4", bound, true)],
@@ -237,19 +242,19 @@ function build() {
     h("svg", { id: "triangle", viewBox: `0 0 ${SIZE} 400`, role: "group", onpointermove: drag,
       "aria-label": "Triangle of three tokens with three experts and a target" }),
     h("div", {},
-      h("p", { class: "lead" }, "Among three tokens, what a model would write is a point. ",
+      h("p", { class: "lead" }, "What a model finds likely is a point; a corner is certain. ",
         h("b", {}, "The star is what should be written."), " Drag the points, and drag B."),
       slider("B", "B, the largest size of an added logit", 4, 0.05),
       h("div", { id: "readout" })));
-  const keys = { right: "the right token", favoured: "what an expert favours",
-    taken: "choosing well",
-    lost: "lost: no expert knows" };
+  const keys = { right: "the right token", favoured: "what an expert favours (black: it is right)",
+    taken: "choosing well", lost: "lost: no expert knows" };
   $("many-tokens").append(
     h("figure", {},
       h("svg", { id: "tree", viewBox: "0 0 520 280", role: "img",
         "aria-label": "Tree of prefixes", "aria-describedby": "tree-text" }),
       h("ul", { class: "legend" }, Object.entries(keys).map(([name, text]) =>
-        h("li", {}, h("span", { class: `edge-key ${name}` }), ` ${text}`))),
+        h("li", {}, h("span", { class: `edge-key ${name}` }), ` ${text}`)),
+      h("li", {}, "1, 2: the expert that knows; ×: none")),
       h("figcaption", { id: "tree-text", class: "small" })),
     h("div", {}, slider("coverage", term("coverage", "Coverage"), 1, 0.05),
       slider("bound", "Largest size of an added logit", 6, 0.25),

@@ -80,7 +80,7 @@ function show_experts(decoding, step, fixed) {
       wants ${shown(own)}. ${picked ? "Picked" : "Pick it"}`);
     rebuild(button, h("span", { class: "who" }, h("span", { class: `chip ${name}` }, MARKS[name]),
       h("b", {}, NAMES[name]), h("span", { class: "share" }, percent(weight))),
-    h("span", { class: "own" }, pretty(own)));
+    h("span", { class: "own" }, h("span", { class: "wants" }, "wants "), pretty(own)));
     for (const wire of document.querySelectorAll(`.wire.${name}`)) {
       wire.classList.toggle("picked", picked);
       wire.style.setProperty("--weight", weight.toFixed(4));
@@ -93,8 +93,9 @@ function show_bars(decoding, step, fixed) {
   const { rows, unit } = columns(decoding, step);
   const best = (name) => Math.max(...rows.map((row) => row[name]));
   const top = { expert: best("expert"), router: best("router"), sum: best("sum") };
+  const off = !use_expert ? "expert" : step.scale === 0 ? "router" : null;  // adds nothing
   $("bars").className = `bars ${who}`;
-  $("expert-name").textContent = use_expert ? `${NAMES[who]} expert` : "no expert";
+  $("expert-name").textContent = use_expert ? NAMES[who] : "no expert";
   for (const [k, row] of rows.entries()) {
     const line = $(`row-${k}`), button = $(`candidate-${k}`), written = row.id === step.token;
     line.classList.toggle("written", written);
@@ -107,7 +108,7 @@ function show_bars(decoding, step, fixed) {
       const cell = $(`cell-${name}-${k}`), parts = name === "sum" ? ["expert", "router"] : [name];
       const drawn = parts.some((part) => row.lengths[part] > 0);
       cell.classList.toggle("best", drawn && row[name] === top[name]);
-      cell.querySelector(".value").textContent = number(row[name], 1);
+      cell.querySelector(".value").textContent = off === name ? "–" : number(row[name], 1);
       for (const part of parts) {
         cell.querySelector(`.${part}-part`).style.setProperty("--long",
           (row.lengths[part] / unit).toFixed(4));
@@ -154,7 +155,8 @@ function build(edit) {
     oninput: (event) => edit({ scale: Number(event.target.value) }) });
   const title = (sign, name, text, ...more) => h("th", { scope: "col" },
     h("span", { class: "formula" }, sign && h("span", { class: "sign" }, sign),
-      term(name, "log π", sub(text))), h("span", { class: "under" }, more));
+      term(name, "log π", sub(text)), name === "sum" && " + c"),
+    h("span", { class: "under" }, more));
   const piece = (part) => h("span", { class: `piece ${part}-part` });
   const cell = (name, k, ...parts) => h("td", { id: `cell-${name}-${k}` },
     h("span", { class: "line" }, parts.map(piece), h("span", { class: "value" })));
@@ -168,12 +170,14 @@ function build(edit) {
     h("div", { id: "token-head" }),
     h("div", { class: "stage" },
       h("div", { id: "token-opinions", class: "experts" },
-        h("p", { class: "label" }, term("weight", "Routing weights")), experts),
+        h("p", { class: "label" }, term("weight", "Routing weights"),
+          h("span", { class: "word" }, ": press to pick")), experts),
       wires(),
       h("div", { id: "token-bars", class: "frame" }, h("table", { id: "bars", class: "bars" },
-        h("thead", {}, h("tr", {}, h("td", {}),
+        h("thead", {}, h("tr", {}, h("td", {}, h("span", { class: "word" }, "press to write")),
           title(null, "expert", "expert", h("b", { id: "expert-name" })),
-          title("+", "router", "θ", slider, h("output", { id: "scale-value", for: "scale" })),
+          title("+", "router", "θ", h("b", { class: "router" }, "router"),
+            h("output", { id: "scale-value", for: "scale" }), slider),
           title("=", "sum", "final", "longest is written"))),
         h("tbody", {}, Array.from({ length: ROWS }, (_, k) => row(k)))))));
 }

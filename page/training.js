@@ -9,22 +9,23 @@ const BETA = 0.1;                                  // of Eq. (3)
 
 // --- the curves ----------------------------------------------------------------------------------
 
+const mean = (values) => values.reduce((x, y) => x + y, 0) / values.length;
+const last = (values) => mean(values.slice(-Math.ceil(values.length / 10)));
+
 /** How a curve begins and ends, in words. */
-function first_and_last(values) {
-  const tenth = Math.ceil(values.length / 10), mean = (part) =>
-    number(part.reduce((x, y) => x + y, 0) / part.length);
-  return `${mean(values.slice(0, tenth))} in the first tenth of the steps,
-    ${mean(values.slice(-tenth))} in the last`;
-}
+const first_and_last = (values) => `${number(last([...values].reverse()))} in the first tenth of the
+  steps, ${number(last(values))} in the last`;
 
 function charts() {
-  const { sft, pair } = view.data.curves;
+  const { sft, pair } = view.data.curves, sum = pair.margin.map((x, i) => x + pair.bias[i]);
   const line = (of, key, name, color, dash) => ({ name, color, dash, x: of.step, y: of[key] });
   const dashes = { math: null, code: "7 4", instruct: "2 4" };
   const of_sft = [
     chart.lines({
       id: "chart-sft", title: "Phase 1, Eq. (2): two losses.",
-      text: "L_LM: the router learns to write. L_expert: it learns to pick, inside S only.",
+      text: `L_LM: the router learns to write. L_expert: it learns to pick, inside S only
+        (${percent(mean(sft.informative))} of the tokens). It falls early and then scatters:
+        ${first_and_last(sft.loss_expert)}.`,
       lines: [line(sft, "loss_lm", "L_LM", "router"),
         line(sft, "loss_expert", "L_expert", "math", "7 4")],
       x_label: "step", y_label: "loss per answer token",
@@ -42,9 +43,13 @@ function charts() {
   const of_pairs = [
     chart.lines({
       id: "chart-cdpo", title: "Phase 2, Eq. (3): margin and bias.",
-      text: "The margin is the router's own part and grows. The bias is the picked experts' part.",
+      text: `The margin is the router's own part, the bias the picked experts' part. The rejected
+        answers are the models' own mistakes. In the last tenth of the steps the margin is
+        ${number(last(pair.margin))}, the sum ${number(last(sum))}: it is above 0 for
+        ${percent(last(pair.fused_accuracy))} of the pairs.`,
       lines: [line(pair, "margin", "margin", "router"),
-        line(pair, "bias", "bias", "math", "7 4")],
+        line(pair, "bias", "bias", "math", "7 4"),
+        { name: "margin + bias", color: "plain", dash: "2 4", x: pair.step, y: sum }],
       x_label: "step", y_label: "margin and bias, as they enter Eq. (3)",
     }),
     chart.lines({
@@ -113,7 +118,7 @@ function eq3_bars(name, { margin, bias, loss }, most) {
     bar("bias (experts)", bias, "math striped"),
     bar("margin + bias", margin + bias, "plain"),
     h("p", {}, `loss = −log σ(${number(margin + bias, 3)}) = `, h("b", {}, number(loss, 3)),
-      `; the pair pulls with ${percent(pull(margin + bias))} of its largest force.`));
+      `; the pair pulls with ${percent(pull(margin + bias))} of its full force.`));
 }
 
 function pair() {
@@ -125,6 +130,7 @@ function pair() {
     h("th", { scope: "row" }, "π", sub(name), `: ${what}`),
     [a, b, a - b].map((x) => h("td", {}, number(x, 3))));
   const why = (text) => h("span", { class: "small" }, ` (${text})`);
+  const force = `${percent(pull(before.bias))} of its full force`;
   const term = (name, parts) => h("span", { class: `underline ${name}` }, parts);
   return [
     h("dl", { class: "pair" },
@@ -141,19 +147,22 @@ function pair() {
         row("ref", "the same as phase 1 left it, frozen", after.ref),
         row("expert", "at each token the expert that the router picks", after.expert))),
     h("p", { class: "equation" }, "loss = −log σ( ",
-      term("router", ["β [difference of π", sub("θ"), " − difference of π", sub("ref"), "]"]),
-      " + ", term("math", ["β [difference of π", sub("expert"), "]"]), " ) ",
+      term("router",
+        ["β [difference of log π", sub("θ"), " − difference of log π", sub("ref"), "]"]),
+      " + ", term("math", ["β [difference of log π", sub("expert"), "]"]), " ) ",
       h("span", { class: "number" }, "Eq. (3)")),
-    h("p", { class: "small" }, `β = ${BETA}. The first part is the margin, the second the bias. The
-      margin grows when the router comes to prefer the chosen answer more than after phase 1.`),
+    h("p", { class: "small" }, `β = ${BETA}. σ is the sigmoid: the loss is small when
+      the sum is large. The first part is the margin, the second the bias. Without the bias this is
+      DPO. The margin grows when the router comes to prefer the chosen answer more than after
+      phase 1.`),
     h("div", { class: "columns" },
       eq3_bars("Before phase 2: the margin is 0", before, most),
       eq3_bars("After phase 2", after, most)),
     h("p", { id: "pair-text" }, before.bias < 0
-      ? `The bias is negative: the routed experts prefer the rejected answer. The sum starts low,
-        the loss is large, and the pair pulls hard: the router must correct the experts here.`
+      ? `The bias is negative: the routed experts prefer the rejected answer. The sum starts below
+        0, and the pair pulls with ${force}: the router must correct the experts here.`
       : `The bias is positive: the routed experts prefer the chosen answer already. The sum starts
-        high, the loss is small, and the pair pulls less: there is less to correct here.`,
+        above 0, and the pair pulls with ${force}: there is less to correct here.`,
     after.margin + after.bias < 0
       ? ` After phase 2 margin + bias is still below 0 (${number(after.margin + after.bias)}): for
         this pair phase 2 did not succeed. The router moved in the right direction, by a margin of
@@ -165,9 +174,9 @@ function pair() {
 
 // --- the bias, dragged ---------------------------------------------------------------------------
 
-const BIASES = Array.from({ length: 81 }, (_, i) => (i - 40) / 10);
+const BIASES = Array.from({ length: 161 }, (_, i) => (i - 80) / 10);
 
-/** How hard a pair pulls at the router: minus the derivative of the loss by the margin. */
+/** How hard a pair pulls at the router, 0 to 1: minus the derivative of the loss by the margin. */
 const pull = (sum) => 1 / (1 + Math.exp(sum));
 
 /** The loss of the pair and its pull, for any bias; the slider's is pointed out. */
@@ -177,17 +186,19 @@ function show_bias() {
   if (document.activeElement !== $("bias") || state.bias === null) $("bias").value = bias;
   $("bias-value").textContent = number(bias);
   $("bias-own").disabled = state.bias === null;
-  rebuild($("bias-words"), h("p", { class: "lead" }, "The gradient has ",
-    h("b", { id: "pull" }, percent(pull(sum))), " of its full size. ", bias < 0
-      ? "The experts prefer the rejected answer: the pair pulls hard at the router."
+  const enough = pull(sum) > 0.6 ? "does not make" : pull(sum) > 0.4 ? "just about makes" : "makes";
+  rebuild($("bias-words"), h("p", { class: "lead" }, "The pair pulls at the router with ",
+    h("b", { id: "pull" }, percent(pull(sum))), " of its full force. ", bias < 0
+      ? `The experts prefer the rejected answer; the margin ${enough} up for it.`
       : "The experts prefer the chosen answer: there is less to correct."),
   h("p", { class: "small" }, `margin ${number(margin)} + bias ${number(bias)} = ${number(sum)};
-    loss = −log σ(${number(sum)}) = ${number(loss, 3)}`));
+    force = σ(−(margin + bias)), between 0 and 1; loss = −log σ(${number(sum)})
+    = ${number(loss, 3)}`));
   rebuild($("bias-figure"), chart.lines({
     id: "chart-bias", title: "This pair, for any bias.", text: "Drag the bias through zero.",
-    lines: [{ name: "size of the gradient", color: "router", x: BIASES,
+    lines: [{ name: "force of the pair", color: "router", x: BIASES,
       y: BIASES.map((b) => pull(margin + b)) }],
-    x_label: "bias", y_label: "share of the gradient's full size", y_range: [0, 1], mark: bias,
+    x_label: "bias", y_label: "share of the gradient's full force", y_range: [0, 1], mark: bias,
   }));
 }
 
@@ -202,7 +213,7 @@ function build() {
     h("div", { id: "bias-words" }),
     h("label", { for: "bias" }, view.term("bias", "Bias"), ": ",
       h("output", { id: "bias-value", for: "bias" })),
-    h("input", { type: "range", id: "bias", min: "-4", max: "4", step: "0.05",
+    h("input", { type: "range", id: "bias", min: "-8", max: "8", step: "0.05",
       oninput: (event) => update({ bias: Number(event.target.value) }) }),
     h("button", { type: "button", id: "bias-own", onclick: () => update({ bias: null }) },
       "the pair's own")));

@@ -87,24 +87,24 @@ const head = (...names) => h("thead", {}, h("tr", {}, names.map((name) =>
 
 /** One sentence a term. A term is a button; it opens its sentence beside itself. */
 const TERMS = {
-  S: `S is the set of tokens at which the experts by themselves would not all write the same one:
-    there it may matter which expert is picked.`,
+  S: `S is the set of tokens at which the experts disagree: by themselves they would not all write
+    the same one.`,
   changed: `The picked expert alone would have written another token (struck out above): the
     router's logits turned the sum.`,
-  weight: `The router gives each expert a routing weight, drawn as the width of its line, and picks
-    the expert with the largest.`,
-  expert: `log π(token) is the logarithm of the probability that a model gives to a token; up to a
-    constant it is the model's logit, and a longer bar is a likelier token.`,
+  weight: `The router picks the expert with the largest weight (the width of its line); each expert
+    was trained mainly on the tasks of its name, but any of them may be picked at any token.`,
+  expert: `log π(token) is the logarithm of the probability that a model gives to a token, up to a
+    constant its logit; bars begin at the least likely token shown, which has none.`,
   router: `The router is a language model too: it adds its own log-probabilities, and you can drag
     their weight from 0 to 2.`,
-  sum: `Each bar is the expert's and the router's, end to end; the longest sum is written, and a
-    constant that is the same for all tokens changes nothing.`,
+  sum: `The expert's and the router's bar, end to end: the longest is written; the sum is not
+    normalised, but the constant c is the same for all tokens, so it changes no choice.`,
   phase: `In phase 1 the router learns to write and to pick; in phase 2 it learns, from pairs of
     answers, to correct what the experts get wrong.`,
-  toy: `The toy knows sums, short Python functions and lists of words in a few wordings (uncovered:
-    no expert has learned this kind); to anything else it answers nonsense.`,
-  speed: `All four models run here, in plain JavaScript; FusionRoute itself needs only the router
-    and the picked expert, the others run for this picture.`,
+  toy: `The toy knows sums, short Python functions and lists of words in a few wordings (*: no
+    expert has learned this kind); to anything else it answers nonsense.`,
+  speed: `The models are tiny and run here, in plain JavaScript; FusionRoute itself needs only the
+    router and the picked expert, the other two experts run for this picture.`,
   choosing: `Choosing gives one of the experts' points, and nothing else.`,
   mixing: `A mixture of the experts lies in the triangle between them, never outside.`,
   adding: `Added logits multiply each token's probability by a factor of its own, and so leave that
@@ -124,7 +124,7 @@ function term(name, ...children) {
     popovertarget: `about-${name}`,
     onclick: (event) => {
       const box = event.currentTarget.getBoundingClientRect(), about = $(`about-${name}`);
-      const width = Math.min(320, innerWidth - 16), low = box.bottom + 150 < innerHeight;
+      const width = Math.min(320, innerWidth - 16), low = box.top < 150;  // else above the bars
       about.style.width = `${width}px`;
       about.style.left = `${Math.max(8, Math.min(box.left, innerWidth - width - 8))}px`;
       about.style.top = low ? `${box.bottom + 6}px` : "auto";
@@ -211,7 +211,7 @@ function read_address(hash) {
   within("bound", 0, 6);
   within("world", 1, theory.SEEDS.length, true);
   within("pair", 0, data.pairs.length - 1, true);
-  within("bias", -4, 4);
+  within("bias", -8, 8);
   return found;
 }
 
