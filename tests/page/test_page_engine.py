@@ -129,7 +129,7 @@ def test_the_objects_of_decode_json(node, models, capsys):
     jobs += [[PROMPTS[0], m] for m in ("sft_only", "math", "router")]
     for (prompt, method), ours in zip(jobs, node("answer", jobs)):
         router = models["router_sft" if method == "sft_only" else "router"]
-        decode.respond(prompt, router, experts, decode.Settings(method=method), True)
+        decode.respond(prompt, router, experts, decode.Settings(method=method), True, 0)
         theirs = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         for rows in (ours, theirs):
             rows.append(rows[-1].pop("end") or {})
