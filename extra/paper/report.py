@@ -61,6 +61,7 @@ def load(folder=RESULTS):
         groups = files["delta"]["groups"].items()
         rows["delta"] = {at(group, who): v for group, both in groups for who, v in both.items()}
         rows["spread"] = files["spread"]["explained"]
+        rows["spread, without"] = files["spread"]["explained without the lowest seed"]
         rows["outvoted"] = of_outvoted(files["outvoted"]["groups"])
     except KeyError as e:
         raise script.UserError(f"{folder} lacks {e}: restore its JSON files with git") from e

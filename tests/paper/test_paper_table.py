@@ -269,6 +269,11 @@ def test_every_figure_of_the_spread_by_hand(invented, monkeypatch):
     y, x = known["fusionroute"]["average"] + r["rows"]["fusionroute"]["average"], r["predictors"]
     assert r["explained"]["all three"] == spread.explained(y, *x.values())
     assert r["explained"]["math expert"] == spread.explained(y, x["math expert"])
+    k = np.argmin(y)
+    y, x = np.delete(y, k), {name: np.delete(values, k) for name, values in x.items()}
+    fits = r["explained without the lowest seed"]
+    assert fits["all three"] == spread.explained(y, *x.values())
+    assert fits["router alone"] == spread.explained(y, x["router alone"])
     with pytest.raises(script.UserError, match="--seeds: 11 is in table1.json already"):
         command.main(["spread", *flags, "11", "12"])
 
