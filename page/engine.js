@@ -606,7 +606,7 @@ function records(encoding, decoding, prompt, method) {
     token: texts[i],
     id: step.token,
     expert: method === "router" ? "router" : EXPERTS[step.pick],
-    weights: method === "router" ? {}
+    weights: method === "router" || EXPERTS.includes(method) ? {}
       : Object.fromEntries(EXPERTS.map((name, j) => [name, round(step.weights[j])])),
     expert_choice: encoding.decode([step.expert_choice]),
     changed: step.token !== step.expert_choice,
