@@ -305,7 +305,7 @@ paper/paper_table spread | (a - (1 - c) * uncovered) / c => a / c
 paper/paper_table spread | both("router", "average") => both("sft_only", "average")
 paper/paper_table spread | if again: => if False:
 paper/paper_table spread | y.index(min(y)) => y.index(max(y))
-paper/paper_table regression | X[i] @ slopes(rows) => X[i] @ fit
+paper/paper_table regression | X[i] @ fit(rows) => X[i] @ fit(np.arange(n))
 paper/paper_table regression | (n - 1 - k) => (n - 1)
 
 extra/paper/tune.py

@@ -61,25 +61,20 @@ def explained(y, *predictors):
     """How much of y, one number a seed, a linear function of the predictors explains.
 
     R2: of the variance. adjusted: corrected for the number of predictors. left out: each seed is
-    predicted from the other seeds; compared with predicting it by their mean. slopes: what y gains
-    for one more of each predictor.
+    predicted from the other seeds; compared with predicting it by their mean.
     """
     y, n, k = np.array(y), len(y), len(predictors)
     X = np.column_stack([np.ones(n), *predictors])  # (n, 1 + k)
 
-    def slopes(rows):
-        return np.linalg.lstsq(X[rows], y[rows], rcond=None)[0]  # (1 + k,)
-
-    fit = slopes(np.arange(n))
+    fit = lambda rows: np.linalg.lstsq(X[rows], y[rows], rcond=None)[0]  # (1 + k,)
     others = [np.arange(n) != i for i in range(n)]
-    left_out = np.array([y[i] - X[i] @ slopes(rows) for i, rows in enumerate(others)])  # (n,)
+    left_out = np.array([y[i] - X[i] @ fit(rows) for i, rows in enumerate(others)])  # (n,)
     by_mean = np.array([y[i] - y[rows].mean() for i, rows in enumerate(others)])  # (n,)
-    r2 = 1 - ((y - X @ fit) ** 2).sum() / ((y - y.mean()) ** 2).sum()
+    r2 = 1 - ((y - X @ fit(np.arange(n))) ** 2).sum() / ((y - y.mean()) ** 2).sum()
     return {
         "R2": rounded([r2]),
         "adjusted": rounded([1 - (1 - r2) * (n - 1) / (n - 1 - k)]),
         "left out": rounded([1 - (left_out**2).sum() / (by_mean**2).sum()]),
-        "slopes": rounded(fit[1:]),
     }
 
 

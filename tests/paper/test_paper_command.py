@@ -59,22 +59,8 @@ def tiny(tmp_path_factory):
 
 def run(name, tiny, *more, seeds=("0", "1")):
     out, results = tiny
-    command.main(
-        [
-            name,
-            "--seeds",
-            *seeds,
-            "--out",
-            str(out),
-            "--results",
-            str(results),
-            "--device",
-            "cpu",
-            "--prompts",
-            "2",
-            *more,
-        ]
-    )
+    flags = ["--out", str(out), "--results", str(results), "--device", "cpu", "--prompts", "2"]
+    command.main([name, *flags, "--seeds", *seeds, *more])
     return json.loads((results / f"{name}.json").read_text())
 
 
