@@ -207,10 +207,11 @@ class Encoder:
 
 
 def samples(path, sides, tokenizer, n_tokens, max_len, ignore=()):
-    """The rows of a file as a Dataset of ids and learn, one row for each answer.
+    """The rows of a file as a Dataset of ids, learn and talk, one row for each answer.
 
-    Answers to one prompt are neighbours: chosen, rejected. Rows that cannot be used are counted
-    with the reason. UserError: a row of another form, with its line.
+    talk: [messages, answer] as JSON, for experts with other tokens. Answers to one prompt are
+    neighbours: chosen, rejected. Rows that cannot be used are counted with the reason. UserError: a
+    row of another form, with its line.
     """
     encoder, found, left_out, all_rows = Encoder(tokenizer), [], {}, rows(path)
     for number, (place, row) in enumerate(all_rows, 1):
@@ -232,7 +233,8 @@ def samples(path, sides, tokenizer, n_tokens, max_len, ignore=()):
         elif any(len(ids) > max_len for ids, _ in pairs):
             skip(f"of more than {max_len} tokens")
         else:
-            found += pairs
+            talks = [json.dumps([prompt, answer]) for answer in answers]
+            found += [(*pair, talk) for pair, talk in zip(pairs, talks)]
     report = "; ".join(
         f"{len(n)} {why} (number {', '.join(map(str, n[:10]))}{', ...' * (len(n) > 10)})"
         for why, n in left_out.items()
@@ -241,9 +243,9 @@ def samples(path, sides, tokenizer, n_tokens, max_len, ignore=()):
         raise UserError(f"{path} has no sample that can be used{': ' * bool(report)}{report}")
     if report:
         note(f"{path}: of {len(all_rows)} rows are left out: {report}")
-    columns = zip(*found)
-    ids, learn = ([np.array(x, dtype=t) for x in c] for c, t in zip(columns, (np.int32, bool)))
-    return Dataset.from_dict({"ids": ids, "learn": learn})
+    ids, learn, talks = zip(*found)
+    ids, learn = ([np.array(x, t) for x in c] for c, t in ((ids, np.int32), (learn, bool)))
+    return Dataset.from_dict({"ids": ids, "learn": learn, "talk": talks})
 
 
 # --- scores and batches --------------------------------------------------------------------------

@@ -43,7 +43,7 @@ class Settings:
     device: str = "auto"  # auto, cuda, mps or cpu
     fuse: str = "tokens"  # tokens; bytes or spans: experts with other tokenizers
     dtype: str = "float32"  # of all models; bfloat16 halves what they take
-    max_new: int = 256  # longest answer, in tokens
+    max_new: int = 256  # longest answer, in tokens; with bytes, in bytes
     temperature: float = 0.0  # 0: greedy, as in the paper; 1: sample from the fused distribution
     top_k: int = 0  # sample from this many of the likeliest tokens; 0: from all
     top_p: float = 1.0  # sample from the likeliest tokens with this probability together
@@ -56,8 +56,6 @@ class Settings:
         script.positive(self, "temperature", "top_k", "seed", or_zero=True)
         script.one_of(self, "dtype", ("float32", "bfloat16", "float16"))
         script.one_of(self, "fuse", ("tokens", "bytes", "spans"))
-        if self.fuse != "tokens" and self.method != "fusionroute":
-            raise UserError(f"--fuse {self.fuse} goes with --method fusionroute only")
         if not 0 < self.top_p <= 1:
             raise UserError(f"--top_p is {self.top_p}, and must be above 0 and at most 1")
         if not self.router:
@@ -74,8 +72,14 @@ def load(s):
         raise UserError(f"{s.router} has no W.safetensors: it is no trained router")
     how = {"dtype": getattr(torch, s.dtype), "device_map": {"": script.device(s.device)}}
     model = FusionRoute.from_pretrained(s.router, expert_paths=s.experts, **how)
-    if s.method == "fusionroute" and s.fuse == "tokens":
+    if s.fuse == "tokens":
         s.fuse = model.config.fuse  # as it was trained
+    if s.method == "router":
+        s.fuse = "tokens"  # its own
+    if s.fuse == "spans" and s.temperature:
+        raise UserError("--fuse spans finds the likeliest token only: sample with --fuse bytes")
+    if s.fuse == "bytes" and (s.top_k or s.top_p < 1):
+        raise UserError("--fuse bytes samples from all bytes: leave out --top_k and --top_p")
     names = [name for name, _ in model.config.experts]
     script.one_of(s, "method", ("fusionroute", "routing_only", "router", *names))
     model.use_expert = s.method != "router"
@@ -87,6 +91,8 @@ def load(s):
 @torch.no_grad()
 def answer(model, messages, s):
     """Answer a conversation. Returns one dict per new token, what --json prints; see show.py."""
+    if s.fuse != "tokens":
+        return other.answer(model, messages, s)
     tokenizer, names = model.tokenizer, [name for name, _ in model.config.experts]
     try:
         prompt = torch.tensor([Encoder(tokenizer).prompt(messages)], device=model.device)
@@ -102,8 +108,6 @@ def answer(model, messages, s):
     how = sampling if s.temperature else {"do_sample": False, "assistant_model": model.router}
     if not model.use_expert or model.only is not None:
         how.pop("assistant_model", None)  # there is nothing to check, or nothing drafts as well
-    if s.fuse != "tokens":
-        return other.answer(model, messages, s)
     torch.manual_seed(s.seed)
     ids = model.generate(prompt, max_new_tokens=s.max_new, **how)  # (1, T)
     new = ids[0, prompt.size(1) :].tolist()
@@ -140,10 +144,12 @@ def pieces(tokenizer, ids):
     return out
 
 
-def legend(rows, names):
+def legend(rows, names, fuse):
     """One line: how many tokens, who was picked in S, what the router changed."""
     picked = [r["expert"] for r in rows if r["in_S"]]
     counts = ", ".join(f"{name} {picked.count(name)}" for name in names if name in picked)
+    if fuse != "tokens":
+        return f"({fuse}: {counts})"
     changes = [f"{r['expert_choice']!r} -> {r['token']!r}" for r in rows if r["changed"]]
     changes = changes[:12] + ["..."] * (len(changes) > 12)
     return (
@@ -168,7 +174,8 @@ def respond(model, messages, s):
     colours = dict(zip(names, cycle([34, 32, 33, 36, 31, 94]))) | {"router": 35}  # blue, green, ...
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     print(show.coloured(rows, colours) if colour else show.plain(rows))
-    print(legend(rows, names) + ("" if ended else f" (stopped: {s.max_new} tokens)"))
+    unit = "bytes" if s.fuse == "bytes" else "tokens"
+    print(legend(rows, names, s.fuse) + ("" if ended else f" (stopped: {s.max_new} {unit})"))
     return text
 
 

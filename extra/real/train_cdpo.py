@@ -89,14 +89,14 @@ def main(argv=None):
         model = FusionRoute.from_pretrained(phase1, train=True, expert_paths=s.experts, **how)
         size, max_len = model.config.n_tokens, min(s.max_len, longest(model.router))
         read = (model.tokenizer, size, max_len, s.ignore)
+        sft = samples(s.data, ("completion",), *read)
+        pairs = samples(s.pairs, ("chosen", "rejected"), *read)
         if s.fuse != "tokens":
-            sft = other.scored_rows(s, s.data, ("completion",), model.tokenizer)
-            pairs = other.scored_rows(s, s.pairs, ("chosen", "rejected"), model.tokenizer)
+            sft = other.scores(run, sft, model.tokenizer)
+            pairs = other.scores(run, pairs, model.tokenizer, answers=2)
             ref = other.reference(model.to(run.device).eval(), pairs)
             train(run, model.train(), sft, pairs, ref)
             return run.save()
-        sft = samples(s.data, ("completion",), *read)
-        pairs = samples(s.pairs, ("chosen", "rejected"), *read)
 
         def pi_ref():  # the router as phase 1 left it, computing as it will in training
             model.eval().to(run.device)

@@ -86,11 +86,11 @@ def main(argv=None):
         start = {"train": True, "ignore": s.ignore, "fuse": s.fuse}
         model = FusionRoute.start(first_model(s), s.experts, **start)
         size, max_len = model.config.n_tokens, min(s.max_len, longest(model.router))
+        sft = samples(s.data, ("completion",), model.tokenizer, size, max_len, s.ignore)
         if s.fuse == "tokens":
-            sft = samples(s.data, ("completion",), model.tokenizer, size, max_len, s.ignore)
             sft = Data(sft, run.scores([*run.jobs(sft, size)]))
         else:
-            sft = other.scored_rows(s, s.data, ("completion",), model.tokenizer)
+            sft = other.scores(run, sft, model.tokenizer)
         train(run, model, sft)
         run.save()
 

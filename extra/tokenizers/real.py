@@ -8,30 +8,30 @@ the alphabet of SentencePiece (Llama 2, Mistral, Gemma).
 """
 
 import codecs
+import json
 import re
+from functools import cache
 
 import torch
 from transformers import DynamicCache
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from extra.real.data import Encoder, conversation, rows
-from extra.real.loading import Unusable, load, load_tokenizer
+from extra.real.data import Encoder, Wrong
+from extra.real.loading import Unusable, load, load_tokenizer, longest
 from extra.real.modeling import read
 from extra.tokenizers import decode, spans
 from extra.tokenizers.bytewise import END, ByteModel, Reader, Vocabulary, encode_bytes
 from extra.tokenizers.scores import scored
 from fusionroute import token_logp
 from toy_experts.data import Data
+from toy_experts.script import UserError
 
-# GPT-2 writes each byte as one visible character: those that are visible as themselves, the others
-# as the characters from 256 on.
-VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
-HIDDEN = [b for b in range(256) if b not in VISIBLE]
-BYTE = {chr(b): b for b in VISIBLE} | {chr(256 + i): b for i, b in enumerate(HIDDEN)}
+BYTE = {c: b for b, c in bytes_to_unicode().items()}  # GPT-2 writes each byte as one character
 PROBE = "A  b\n\tc 12,3 é"  # what a tokenizer must give back unchanged
 
 
 def words_of(tokenizer):
-    """{token: its bytes}, all but special tokens; and whether the tokenizer is byte-level."""
+    """{token: its bytes}, all but special tokens."""
     special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
     vocabulary = {i: word for word, i in tokenizer.get_vocab().items() if i not in special}
     byte_level = "ByteLevel" in str(tokenizer.backend_tokenizer.decoder)
@@ -43,7 +43,7 @@ def words_of(tokenizer):
             words[i] = bytes([int(word[3:5], 16)])
         else:
             words[i] = (word if byte_level else word.replace("▁", " ")).encode()
-    return words, byte_level
+    return words
 
 
 class ChatTokenizer:
@@ -54,33 +54,39 @@ class ChatTokenizer:
 
     def __init__(self, tokenizer):
         self.tokenizer, self.encoder = tokenizer, Encoder(tokenizer)
-        self.words, byte_level = words_of(tokenizer)
-        self.end = self.encoder.end
-        # SentencePiece puts a space before a text. Behind a line break it does not.
-        self.before = "" if byte_level else "\n"
-        self.skip = len(self.ids(self.before))
+        self.words, self.end = words_of(tokenizer), self.encoder.end
         byte = {word: i for i, word in self.words.items() if len(word) == 1}
-        encode = lambda text: self.ids(self.before + text)[self.skip :]
-        self.vocabulary = Vocabulary(
-            self.words, self.end, lambda text: encode_bytes(text, encode, byte)
-        )
-        back = b"".join(self.words[i] for i in self.vocabulary.encode(PROBE.encode()))
-        if back != PROBE.encode():
-            name = tokenizer.name_or_path
-            raise Unusable(f"the tokenizer of {name} writes {PROBE!r} as {back!r}")
+        encode = lambda text: encode_bytes(text, self.ids, byte)
+        self.vocabulary = Vocabulary(self.words, self.end, encode)
+        # SentencePiece puts a space before a text. Behind a line break it does not.
+        for self.before in ("", "\n"):
+            back = b"".join(self.words[i] for i in self.vocabulary.encode(PROBE.encode()))
+            if back == PROBE.encode():
+                return
+        raise Unusable(f"the tokenizer of {tokenizer.name_or_path} writes {PROBE!r} as {back!r}")
 
     def ids(self, text):
+        """Token ids of a text as it stands in the middle of an answer."""
         how = {"add_special_tokens": False, "split_special_tokens": True}  # what is typed is text
-        return self.tokenizer(text, **how).input_ids
+        skip = len(self.tokenizer(self.before, **how).input_ids)
+        return self.tokenizer(self.before + text, **how).input_ids[skip:]
 
     def prompt(self, messages):
         """Token ids up to where the answer begins. messages: a list, or what the user says."""
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        return self.encoder.prompt(messages)
+        try:
+            return self.encoder.prompt(messages)
+        except Wrong as e:
+            raise UserError(f"{self.tokenizer.name_or_path}: {e}") from e
 
     def answer(self, text):
         return [*self.vocabulary.encode(text.encode()), self.end]
+
+
+@cache
+def chat_tokenizer(path):
+    return ChatTokenizer(load_tokenizer(path))
 
 
 class ModelReader(Reader):
@@ -91,6 +97,11 @@ class ModelReader(Reader):
         self.W = W
 
     def run(self, new, have):
+        if have + len(new) > longest(self.model):
+            raise Unusable(
+                f"{self.model.name_or_path} reads {longest(self.model)} tokens at most, and prompt "
+                f"and answer have {have + len(new)} in its tokens"
+            )
         if too_many := self.cache.get_seq_length() - have:
             self.cache.crop(-too_many)
         ids = torch.tensor([self.have[:have] + new])  # (1, T)
@@ -102,23 +113,19 @@ class ModelReader(Reader):
 # --- what extra/real does with --fuse bytes and --fuse spans -------------------------------------
 
 
-def scored_rows(s, path, sides, tokenizer):
-    """The rows of a file as toy_experts.data.Data in the router's tokens; pairs if two sides.
+def scores(run, samples, tokenizer, answers=1):
+    """Samples of extra/real/data.py as toy_experts.data.Data in the router's tokens.
 
-    s: runs.Settings. The experts read each answer behind their own chat templates.
+    run: runs.Run. answers: 2 for preference pairs. The experts read each conversation through their
+    own chat templates. The scores are not kept: a training that starts again asks anew.
     """
-    tok, samples = ChatTokenizer(tokenizer), []
-    for _, row in rows(path):
-        prompt, answers = conversation(row, sides, s.ignore)
-        if all(len(tok.prompt(prompt) + tok.answer(a)) <= s.max_len for a in answers):
-            samples += [(prompt, a) for a in answers]
-    how = {"dtype": getattr(torch, s.dtype)}
+    how = {"dtype": getattr(torch, run.s.dtype), "device_map": {"": run.device}}
     experts = [
-        (ModelReader(load(p, s.ignore, **how)), ChatTokenizer(load_tokenizer(p)))
-        for p in s.experts.values()
+        (ModelReader(load(path, run.s.ignore, **how)), chat_tokenizer(path))
+        for path in run.s.experts.values()
     ]
-    found = scored(samples, tok, experts)
-    return found if len(sides) == 1 else Data(*(x.view(-1, 2, *x.shape[1:]) for x in found))
+    found = scored([json.loads(x) for x in samples["talk"]], ChatTokenizer(tokenizer), experts)
+    return found if answers == 1 else Data(*(x.view(-1, 2, *x.shape[1:]) for x in found))
 
 
 @torch.no_grad()
@@ -134,28 +141,27 @@ def reference(model, pairs, batch=16):
 
 def answer(model, messages, s):
     """What extra.real.decode.answer returns, a dict for each piece of text. s: its Settings."""
-    names, toks = zip(*((n, ChatTokenizer(load_tokenizer(p))) for n, p in model.config.experts))
-    mine = ChatTokenizer(model.tokenizer)
-    models = [
-        ByteModel(ModelReader(lm, W), tok.vocabulary, tok.prompt(messages))
-        for lm, W, tok in zip(
-            [model.router, *model.experts], [model.W, *[None] * len(names)], [mine, *toks]
-        )
+    names, paths = zip(*model.config.experts)
+    toks = [chat_tokenizer(path) for path in (s.router, *paths)]
+    readers = [ModelReader(model.router, model.W), *map(ModelReader, model.experts)]
+    router, *experts = [
+        ByteModel(reader, tok.vocabulary, tok.prompt(messages))
+        for reader, tok in zip(readers, toks)
     ]
+    how = {"use_router": model.use_router, "only": model.only}
     if s.fuse == "spans":
-        args = mine.vocabulary, models[0].prompt, models[1:], s.max_new
-        found = spans.decode(models[0].reader, *args)
-        pieces = [(mine.words.get(token, b""), token, pick) for token, pick in found]
+        args = toks[0].vocabulary, router.prompt, experts, s.max_new
+        found = spans.decode(router.reader, *args, **how)
+        pieces = [(toks[0].words.get(token, b""), token, pick) for token, pick in found]
     else:
-        how = {"temperature": s.temperature, "seed": s.seed}
-        found = decode.decode(models[0], models[1:], s.max_new, **how)
-        pieces = [
-            (b"", mine.end, pick) if symbol == END else (bytes([symbol]), symbol, pick)
-            for symbol, pick in found
-        ]
+        how |= {"temperature": s.temperature, "seed": s.seed}
+        found = decode.decode(router, experts, s.max_new, **how)
+        end = b"", toks[0].end
+        pieces = [(*(end if x == END else (bytes([x]), None)), pick) for x, pick in found]
     text = codecs.getincrementaldecoder("utf-8")("replace")
+    # Every piece shows its author: whether all experts agree there, only all of them could say.
+    same = {"weights": {}, "expert_choice": "", "changed": False, "in_S": True}
     return [
-        {"token": text.decode(word), "id": i, "expert": names[pick], "weights": {}}
-        | {"expert_choice": "", "changed": False, "in_S": False}
+        {"token": text.decode(word), "id": i, "expert": names[pick]} | same
         for word, i, pick in pieces
     ]

@@ -14,11 +14,10 @@ from extra.real import decode as real_decode
 from extra.real import train_cdpo, train_sft
 from extra.real.loading import Unusable
 from extra.real.modeling import FusionRoute
-from extra.tokenizers import decode, spans
 from extra.tokenizers.bytewise import END, ByteModel
 from extra.tokenizers.real import ChatTokenizer, ModelReader
 from extra.tokenizers.scores import byte_scores, scored
-from fusionroute import sft_loss
+from toy_experts.script import UserError
 
 PAIRS = [(a, b) for a in range(12) for b in range(12)]
 SAMPLES = [
@@ -87,7 +86,7 @@ def test_tokens_spell_their_text(world, text):
         spelled = b"".join(tok.words[i] for i in ids)
         assert spelled.decode() == (text if tok.before == "" else text.replace("▁", " "))
         assert tok.answer(text) == [*ids, tok.end]
-    assert world[1][1].before == "\n"  # SentencePiece's own space is left out
+    assert [tok.before for tok in world[1]] == ["", "\n", ""]  # SentencePiece's space is left out
 
 
 def test_a_tokenizer_that_changes_texts_is_refused():
@@ -95,6 +94,13 @@ def test_a_tokenizer_that_changes_texts_is_refused():
     t.normalizer = normalizers.Lowercase()
     with pytest.raises(Unusable, match="writes 'A  b"):
         ChatTokenizer(wrapped(t))
+
+
+def test_a_context_that_is_too_short_is_said(world):
+    lm, tok = world[0][0], world[1][0]
+    model = ByteModel(ModelReader(lm), tok.vocabulary, tok.prompt("a" * 3000))
+    with pytest.raises(Unusable, match="reads 2048 tokens at most"):
+        model.seek(b"")
 
 
 def test_a_cache_that_is_rewound_changes_nothing(world):
@@ -112,41 +118,13 @@ def test_a_cache_that_is_rewound_changes_nothing(world):
         assert float(end) == pytest.approx(float(p[-1]), rel=1e-3)
 
 
-def test_both_decoders_and_eq_2_with_two_real_tokenizers(world):
-    """Phase 1 teaches a router to answer beside experts whose tokens are others."""
-    (lm, *experts), (tok, *toks) = world
-    models = [(ModelReader(e), t) for e, t in zip(experts, toks)]
-    few = SAMPLES[:40]
-    data = scored(few, tok, models)
-    first = ByteModel(models[0][0], toks[0].vocabulary, toks[0].prompt(few[0][0]))
-    mine = data.mask[0, 1:]
-    assert float(data.logp[0, mine, 0].sum()) == pytest.approx(
-        float(byte_scores(first, few[0][1])[0].sum()), rel=1e-4
-    )
-    W = torch.nn.Linear(32, 2, bias=False)
-    torch.nn.init.zeros_(W.weight)
-    lm.requires_grad_(True)
-    optimizer = torch.optim.AdamW([*lm.parameters(), *W.parameters()], lr=1e-2)
-    losses = []
-    for step in range(60):
-        rows = torch.arange(8) + 8 * (step % 5)
-        x, mask, logp, choice = data.batch(rows, "cpu")
-        out = lm(input_ids=x[:, :-1], output_hidden_states=True)
-        w = W(out.hidden_states[-1])
-        loss, terms = sft_loss(out.logits, w, x[:, 1:], mask, logp, choice, 1 / 3)
-        losses.append(terms["loss_lm"].item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    lm.requires_grad_(False), W.requires_grad_(False)
-    assert losses[-1] < 0.5 * losses[0]
-    behind = [ByteModel(r, t.vocabulary, t.prompt(few[3][0])) for r, t in models]
-    router = ModelReader(lm, W)
-    mine = ByteModel(router, tok.vocabulary, tok.prompt(few[3][0]))
-    by_bytes = [s for s, _ in decode.decode(mine, behind, 30)]
-    assert b" + " in bytes(s for s in by_bytes if s != END)
-    by_spans = [*spans.decode(router, tok.vocabulary, mine.prompt, behind, 12)]
-    assert len(by_spans) > 3 and {pick for _, pick in by_spans} <= {0, 1}
+def test_scores_of_a_real_expert_are_its_bytes(world):
+    expert, (tok, other) = world[0][1], world[1][:2]
+    prompt, text = SAMPLES[5]
+    data = scored([(prompt, text)], tok, [(ModelReader(expert), other)])
+    model = ByteModel(ModelReader(expert), other.vocabulary, other.prompt(prompt))
+    total = float(byte_scores(model, text)[0].sum())
+    assert float(data.logp[data.mask[:, 1:]].sum()) == pytest.approx(total, rel=1e-4)
 
 
 def test_the_commands_of_extra_real_with_fuse(tmp_path, capsys):
@@ -156,28 +134,43 @@ def test_the_commands_of_extra_real_with_fuse(tmp_path, capsys):
         tokenizer = wrapped(kind())
         tiny(tokenizer, seed).save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
-    sft = [{"prompt": p, "completion": a} for p, a in SAMPLES[:6]]
+    sft = [{"prompt": p, "completion": a} for p, a in SAMPLES[:40]]
     pairs = [{"prompt": p, "chosen": a, "rejected": "I do not know."} for p, a in SAMPLES[:4]]
     for name, found in (("sft", sft), ("pairs", pairs)):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, found)))
     experts = [f"math={tmp_path}/math", f"code={tmp_path}/code"]
-    where = ["--out", f"{tmp_path}/out", "--device", "cpu", "--batch", "2"]
-    where += ["--data", f"{tmp_path}/sft.jsonl", "--lr", "1e-3"]
+    where = ["--out", f"{tmp_path}/out", "--device", "cpu", "--batch", "8"]
+    where += ["--data", f"{tmp_path}/sft.jsonl", "--lr", "1e-2"]
     init = ["--init", f"{tmp_path}/router", "--experts", *experts]
     with pytest.raises(Unusable, match="--fuse bytes can do without"):
         train_sft.main([*where, *init])
-    train_sft.main([*where, *init, "--fuse", "bytes"])
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "completion": "b", "weight": 0}')
+    bad = [
+        ("--data", f"{tmp_path}/bad.jsonl", "bad.jsonl, line 1: "),
+        ("--max_len", "4", "40 of more"),
+    ]
+    for flag, value, says in bad:
+        with pytest.raises(UserError, match=says):
+            train_sft.main([*where, *init, "--fuse", "bytes", flag, value])
+    train_sft.main([*where, *init, "--fuse", "bytes", "--epochs", "12"])
     train_cdpo.main([*where, "--pairs", f"{tmp_path}/pairs.jsonl"])  # fuses as phase 1 did
     log = (tmp_path / "out/seed0/router/log.jsonl").read_text().splitlines()
     kinds = {json.loads(line)["kind"] for line in log}
     assert kinds == {"sft", "pair"}
-    router = ["--router", f"{tmp_path}/out/seed0/router", "--max_new", "6"]
-    said = []
-    for fuse in ([], ["--fuse", "bytes"], ["--fuse", "spans"]):  # unless given, as it was trained
+    router = ["--router", f"{tmp_path}/out/seed0/router", "--max_new", "12"]
+
+    def said(flags):
         capsys.readouterr()
-        real_decode.main(["Nina has 2 apples.", *router, *fuse])
-        said.append(capsys.readouterr().out)
-    assert said[0] == said[1] and all(text.strip() for text in said)
+        real_decode.main([SAMPLES[5][0], *router, *flags.split()])
+        return capsys.readouterr().out
+
+    assert said("") == said("--fuse bytes")  # unless given, as it was trained
+    assert " + " in said("") and "(bytes: " in said("") and "(spans: " in said("--fuse spans")
+    assert "(bytes: code 12)" in said("--method code")
+    assert "tokens; experts disagree" in said("--method router")
+    for flags in ("--fuse spans --temperature 1", "--temperature 1 --top_p 0.5"):
+        with pytest.raises(UserError, match="sample"):
+            said(flags)
     model = FusionRoute.from_pretrained(f"{tmp_path}/out/seed0/router")
     with pytest.raises(Unusable, match="trained with --fuse bytes"):
         model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=2)
