@@ -4,12 +4,13 @@
     trailing    a word with the space behind it
     pieces      at most three letters, with the space before them
 
-An expert on another tokenizer starts from random weights, so it shares nothing with the router. It
-reads the documents of the toy's expert of that name, written in its own tokens.
+An expert here has a base of its own, from other random weights, so it shares nothing with the
+router. Base and expert read the lesson's documents, in their own tokens, for the lesson's steps.
 """
 
 import time
 from collections import Counter
+from copy import deepcopy
 from functools import cache
 from itertools import accumulate, groupby
 from random import Random
@@ -27,7 +28,6 @@ PATTERNS = {
     "pieces": r" ?\p{L}{1,3}|\d| ?[^\s\p{L}\d]+|\s+",
 }
 MAX_LEN = 512  # of the models here: shorter tokens make longer texts
-STEPS = {"math": 1600, "code": 800, "instruct": 1600}
 
 
 class Tokenizer:
@@ -96,19 +96,22 @@ def roomy(config):
 
 
 def expert(s, kind, name):
-    """The expert `name` of the run s on tokenizer `kind`, frozen. Trained first if it is missing.
+    """The model `name` of the run s on tokenizer `kind`, frozen. Trained first if it is missing.
 
-    s: experts.Settings. Kept in OUT/seedN/KIND/NAME.pt.
+    s: experts.Settings. Kept in OUT/seedN/KIND/NAME.pt, beside the base that it was trained from.
     """
     folder, _ = script.prepare(s)
     path, recipe = folder / kind / f"{name}.pt", {"seed": s.seed, "gap": s.gap, "tokenizer": kind}
     if not path.exists():
-        begun, tok = time.time(), tokenizer_of(kind)
-        torch.manual_seed(s.seed)
-        model = GPT(GPTConfig(vocab_size=tok.encoding.n_vocab, max_len=MAX_LEN))
+        begun, tok, seed = time.time(), tokenizer_of(kind), s.seed + 1_000_000  # not the lesson's
+        torch.manual_seed(seed)
+        if name == "base":
+            model = GPT(GPTConfig(vocab_size=tok.encoding.n_vocab, max_len=MAX_LEN))
+        else:
+            model = deepcopy(expert(s, kind, "base")).requires_grad_(True)
         samples = [tok.translate(sample) for sample in experts.documents(s, name)]
         title = f"{kind} {name}"
-        experts.train(model, samples, s.seed, STEPS[name], experts.LR["base"], title)
+        experts.train(model, samples, seed, experts.STEPS[name], experts.LR[name], title)
         path.parent.mkdir(exist_ok=True)
         script.save_model(path, model, recipe, time.time() - begun)
     model, content = script.load_model(path, "start again")
