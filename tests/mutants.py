@@ -36,6 +36,11 @@ tokenizers/bytewise spine | if known or mass > least * total => if mass > least 
 tokenizers/bytewise covers | and self.have[same] == tokens[same]: => and True:
 tokenizers/bytewise bound | lost = (state.lost + total => lost = (total
 
+extra/tokenizers/toy.py
+tokenizers/tokenizers_toy documents | flags[end - 1] => True
+tokenizers/tokenizers_toy shares | s.seed + 1_000_000 => s.seed
+tokenizers/tokenizers_toy shares | if name == "base": => if name:
+
 extra/tokenizers/scores.py
 tokenizers/bytewise spans_of | starts, at = [0, *ends[:-1]] => starts, at = [0, *(ends[:-1] - 1)]
 tokenizers/bytewise spine | symbols = [*answer.encode(), END] => symbols = [*answer.encode(), 0]

@@ -43,7 +43,7 @@ WORLDS = {
 }
 PROMPTS = 300  # from which pairs are made
 MAX_BYTES = 200  # longest answer; the longest right one has 94
-ROWS = ["by tokens", "by spans", *METHODS, "domain"]  # "domain": see World.answers
+ROWS = ["by tokens", "by spans", *METHODS]  # all but the first two are by bytes
 
 
 @dataclass
@@ -125,22 +125,14 @@ class World:
         ]
 
     def answers(self, items):
-        """{row of ROWS: the answers' texts}, {row: forward passes per answer}.
-
-        "domain": the expert of each prompt's benchmark, in place of the router's picks.
-        """
+        """{row of ROWS: the answers' texts}, {row: forward passes per answer}."""
         first, router = map(reader, self.routers)
-        domain = {b: EXPERTS.index(e) for e, benches in tasks.DOMAINS.items() for b in benches}
         texts, passes, all_readers = {}, {}, [first, router, *(r for r, _ in self.models)]
         for row in ROWS[1:]:
             before = sum(r.passes for r in all_readers)
-            texts[row] = []
-            for item in items:
-                how = METHODS.get(row, {"only": domain[item.bench]})
-                model = first if row == "sft_only" else router
-                args = model, item.prompt
-                answer = self.by_spans(*args) if row == "by spans" else self.by_bytes(*args, **how)
-                texts[row].append(answer)
+            way = partial(self.by_bytes, **METHODS[row]) if row in METHODS else self.by_spans
+            model = first if row == "sft_only" else router
+            texts[row] = [way(model, item.prompt) for item in items]
             passes[row] = (sum(r.passes for r in all_readers) - before) / len(items)
         if all(tok is self.tokenizer for _, tok in self.models):
             traces = decode_batch.answers(self.routers[1], self.experts, items)

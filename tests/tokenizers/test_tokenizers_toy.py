@@ -3,10 +3,11 @@
 import json
 
 import pytest
+import torch
 
 from docs.tools.pages import fill
 from extra.tokenizers.__main__ import PAGE, RESULTS, figures
-from extra.tokenizers.toy import tokenizer_of
+from extra.tokenizers.toy import expert, tokenizer_of
 from toy_experts import experts, tokenizer
 
 
@@ -31,6 +32,19 @@ def test_an_end_token_ends_an_answer_and_prompts_are_between_their_marks():
     assert tok.encoding.decode(tok.prompt("Say me.")) == "<|user|>Say me.<|assistant|>"
     assert tok.answer("12 apples now.")[-1] == tok.end
     assert tok.words[tok.answer("apples now.")[0]] == b"apples "
+
+
+def test_an_expert_shares_its_weights_with_its_own_base_only(monkeypatch, tmp_path):
+    """Even on the toy's own tokens. After one step it is still near the place its base ended at."""
+    for name, steps in (("base", 10), ("math", 1)):
+        monkeypatch.setitem(experts.STEPS, name, steps)
+    s = experts.Settings(out=str(tmp_path), device="cpu")
+    math, base = (expert(s, "toy", name).embed.weight for name in ("math", "base"))
+    assert torch.allclose(math, base, atol=2e-3)
+    torch.manual_seed(s.seed)
+    lesson = experts.new_gpt().embed.weight
+    both = torch.stack([base.flatten(), lesson.flatten()])
+    assert abs(float(torch.corrcoef(both)[0, 1])) < 0.1
 
 
 def test_the_page_has_the_figures_of_its_json_file():
