@@ -21,6 +21,7 @@ import train_cdpo
 import train_sft
 from decode import METHODS
 from docs.tools.pages import fill, table
+from extra.paper.stats import exact_interval
 from extra.tokenizers import decode, spans
 from extra.tokenizers.bytewise import END, ByteModel, Reader
 from extra.tokenizers.scores import scored
@@ -32,18 +33,19 @@ from toy_experts.script import EXPERTS
 
 ROOT = Path(__file__).parents[2]
 RESULTS, PAGE = ROOT / "extra" / "results" / "tokenizers.json", ROOT / "docs" / "tokenizers.md"
-# Which experts are replaced, and by which tokenizer. "toy": the same tokens, other random weights.
-# "same" has the lesson's router; in the others a router is trained on scores of bytes.
+# Which experts are replaced, and by which tokenizer. "same" has the lesson's router; in the others
+# a router is trained on scores of bytes.
 WORLDS = {
     "same": {},
     "own": {},
-    "fresh": {"math": "toy"},
     "one": {"math": "trailing"},
     "all": {"math": "trailing", "code": "pieces", "instruct": "pieces"},
 }
 PROMPTS = 300  # from which pairs are made
+LEAD = "{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 MAX_BYTES = 200  # longest answer; the longest right one has 94
 ROWS = ["by tokens", "by spans", *METHODS]  # all but the first two are by bytes
+LABELS = {"fusionroute": "by bytes", "sft_only": "phase 1 only", "routing_only": "routing only"}
 
 
 @dataclass
@@ -52,7 +54,12 @@ class Settings:
     out: str = "out"  # runs are kept in OUT/seedN/
     device: str = "cpu"  # the models are tiny, and read one text at a time
     prompts: int = 20  # test prompts of each benchmark
-    worlds: str = "same,own,fresh,one,all"  # which experts are replaced, see WORLDS
+    worlds: str = ",".join(WORLDS)  # which experts are replaced, see WORLDS
+
+    def __post_init__(self):
+        script.positive(self, "prompts")
+        if unknown := set(self.worlds.split(",")) - {"", *WORLDS}:
+            raise script.UserError(f"--worlds {unknown.pop()}: must be of {', '.join(WORLDS)}")
 
 
 def reader(model):
@@ -64,7 +71,8 @@ class World:
 
     def __init__(self, s, name):
         lesson = script.run_dir(s) if s.seed else script.WEIGHTS
-        load = lambda n, **how: script.load_model(lesson / n, "bash run.sh", build=roomy, **how)[0]
+        hint = f"run bash run.sh{script.flags(s)}"
+        load = lambda n, **how: script.load_model(lesson / n, hint, build=roomy, **how)[0]
         here, replaced = experts.Settings(s.seed, s.out, s.device), WORLDS[name]
         self.experts = [
             expert(here, replaced[e], e) if e in replaced else load(f"{e}.pt") for e in EXPERTS
@@ -83,16 +91,15 @@ class World:
 
     def train(self, s, router):
         """The routers of both phases."""
-        how, data = train_sft.Settings(s.seed), tasks.mixed
-        items = data("train", how.samples, Random(f"sft {s.seed}"))  # as experts.sft_samples
+        how = train_sft.Settings(s.seed)
+        items = tasks.mixed("train", how.samples, Random(f"sft {s.seed}"))  # experts.sft_samples
         sft = self.scored([(item.prompt, item.answer) for item in items])
         train_sft.train(how, router, sft)
         first = deepcopy(router)
 
         how = train_cdpo.Settings(s.seed, prompts=PROMPTS)
         found = pairs.sample(None, None, s.seed, PROMPTS, partial(self.write, reader(first)))
-        answers = [(p["prompt"], p[side]) for p in found for side in ("chosen", "rejected")]
-        both = self.scored(answers)
+        both = self.scored([(p["prompt"], p[k]) for p in found for k in ("chosen", "rejected")])
         logp, _ = score([first.lm], both.ids, both.lengths)
         ref = (logp[..., 0] * both.mask[:, 1:]).sum(-1).view(-1, 2)  # (pairs, 2), log pi_ref
         both = Data(*(x.view(-1, 2, *x.shape[1:]) for x in both))
@@ -118,11 +125,9 @@ class World:
 
     def write(self, router, items, seed):
         """Sampled answers for pairs.sample."""
-        prompts, t = [i.prompt for i in items for _ in range(pairs.TRIES)], pairs.TEMPERATURE
-        return [
-            self.by_bytes(router, prompt, temperature=t, seed=seed + i)
-            for i, prompt in enumerate(prompts)
-        ]
+        prompts = [item.prompt for item in items for _ in range(pairs.TRIES)]
+        how = {"temperature": pairs.TEMPERATURE}
+        return [self.by_bytes(router, p, seed=seed + i, **how) for i, p in enumerate(prompts)]
 
     def answers(self, items):
         """{row of ROWS: the answers' texts}, {row: forward passes per answer}."""
@@ -170,23 +175,30 @@ def measure(s, name):
 def figures(results):
     """The page's marked places, {key: text}, from {seed: {world: what measure found}}.
 
+    "WORLD lead ROW": the world minus "own", with a 95% interval over seeds.
     results["smollm2"]: probabilities of its first token, and of first bytes, read once by hand.
     """
     out = {f"smollm2 {key}": str(value) for key, value in results["smollm2"].items()}
-    seeds = [r for key, r in results.items() if key.startswith("seed")]
-    rows = [["", *WORLDS], *([row] for row in ROWS)]
+    seeds = [found for key, found in results.items() if key.startswith("seed")]
+    rows = [["", *WORLDS], *([LABELS.get(row, row)] for row in ROWS), ["seeds"]]
+    average = lambda found, row: 100 * mean(found["right"][row])
     for world in WORLDS:
         found = [r[world] for r in seeds if world in r]
+        both = [(r[world], r["own"]) for r in seeds if world in r and "own" in r]
+        rows[-1].append(str(len(found)))
         for key in ("prompts", "differ", "worse", "better"):
             out[f"{world} {key}"] = str(sum(f.get(key, 0) for f in found))
-        for line in rows[1:]:
-            key, row = f"{world} {line[0]}", line[0]
-            shares = [100 * mean(f["right"][row]) for f in found if row in f["right"]]
-            line.append(f"{mean(shares):.0f} ± {stdev(shares):.0f}" if shares else "-")
-            out[key] = line[-1]
-            if shares:
-                out[f"{key} passes"] = f"{mean(f['passes'][row] for f in found):.0f}"
-    return out | {"seeds": str(len(seeds)), "table": "\n".join(table(rows))}
+        for row, line in zip(ROWS, rows[1:]):
+            cell = "-"
+            if shares := [average(f, row) for f in found if row in f["right"]]:
+                cell = f"{mean(shares):.0f}" + (f" ± {stdev(shares):.0f}" if shares[1:] else "")
+                out[f"{world} {row} passes"] = f"{mean(f['passes'][row] for f in found):.0f}"
+                if both[1:]:
+                    lead = exact_interval([average(f, row) - average(own, row) for f, own in both])
+                    out[f"{world} lead {row}"] = LEAD.format(**lead)
+            line.append(cell)
+            out[f"{world} {row}"] = cell
+    return out | {"table": "\n".join(table(rows))}
 
 
 def main(argv=None):
@@ -195,7 +207,8 @@ def main(argv=None):
     torch.set_num_threads(1)
     found = {name: measure(s, name) for name in s.worlds.split(",") if name}
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    results[f"seed {s.seed}"] = results.get(f"seed {s.seed}", {}) | found
+    if found:
+        results[f"seed {s.seed}"] = results.get(f"seed {s.seed}", {}) | found
     script.write(RESULTS, json.dumps(dict(sorted(results.items())), indent=1) + "\n")
     script.write(PAGE, fill(PAGE.read_text(), figures(results).__getitem__))
 

@@ -66,10 +66,11 @@ class ChatTokenizer:
         raise Unusable(f"the tokenizer of {tokenizer.name_or_path} writes {PROBE!r} as {back!r}")
 
     def ids(self, text):
-        """Token ids of a text as it stands in the middle of an answer."""
+        """Token ids of a text in the middle of an answer, without what is unknown."""
         how = {"add_special_tokens": False, "split_special_tokens": True}  # what is typed is text
         skip = len(self.tokenizer(self.before, **how).input_ids)
-        return self.tokenizer(self.before + text, **how).input_ids[skip:]
+        ids = self.tokenizer(self.before + text, **how).input_ids[skip:]
+        return [i for i in ids if i in self.words]
 
     def prompt(self, messages):
         """Token ids up to where the answer begins. messages: a list, or what the user says."""

@@ -16,7 +16,6 @@ from extra.real.loading import Unusable
 from extra.real.modeling import FusionRoute
 from extra.tokenizers.bytewise import END, ByteModel
 from extra.tokenizers.real import ChatTokenizer, ModelReader
-from extra.tokenizers.scores import byte_scores, scored
 from toy_experts.script import UserError
 
 PAIRS = [(a, b) for a in range(12) for b in range(12)]
@@ -90,10 +89,11 @@ def test_tokens_spell_their_text(world, text):
 
 
 def test_a_tokenizer_that_changes_texts_is_refused():
-    t = byte_level()
-    t.normalizer = normalizers.Lowercase()
-    with pytest.raises(Unusable, match="writes 'A  b"):
-        ChatTokenizer(wrapped(t))
+    lower, few = byte_level(), Tokenizer(models.WordLevel({"A": 0, "<unk>": 1}, "<unk>"))
+    lower.normalizer = normalizers.Lowercase()
+    for tokenizer in (lower, few):
+        with pytest.raises(Unusable, match="writes 'A  b"):
+            ChatTokenizer(wrapped(tokenizer))
 
 
 def test_a_context_that_is_too_short_is_said(world):
@@ -116,15 +116,6 @@ def test_a_cache_that_is_rewound_changes_nothing(world):
         p = lm(input_ids=ids).logits[0, -1, tok.vocabulary.ids].double().softmax(-1)
         end = fresh.next(fresh.seek(b""))[END].exp()  # the end token by itself, without a byte
         assert float(end) == pytest.approx(float(p[-1]), rel=1e-3)
-
-
-def test_scores_of_a_real_expert_are_its_bytes(world):
-    expert, (tok, other) = world[0][1], world[1][:2]
-    prompt, text = SAMPLES[5]
-    data = scored([(prompt, text)], tok, [(ModelReader(expert), other)])
-    model = ByteModel(ModelReader(expert), other.vocabulary, other.prompt(prompt))
-    total = float(byte_scores(model, text)[0].sum())
-    assert float(data.logp[data.mask[:, 1:]].sum()) == pytest.approx(total, rel=1e-4)
 
 
 def test_the_commands_of_extra_real_with_fuse(tmp_path, capsys):
