@@ -44,8 +44,8 @@ WORLDS = {
 PROMPTS = 300  # from which pairs are made
 LEAD = "{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 MAX_BYTES = 200  # longest answer; the longest right one has 94
-ROWS = ["by tokens", "by spans", *METHODS]  # all but the first two are by bytes
-LABELS = {"fusionroute": "by bytes", "sft_only": "phase 1 only", "routing_only": "routing only"}
+ROWS = ["tokens", "spans", *METHODS]  # all but the first two are by bytes
+LABELS = {"fusionroute": "bytes", "sft_only": "phase 1 only", "routing_only": "routing only"}
 
 
 @dataclass
@@ -141,8 +141,8 @@ class World:
             passes[row] = (sum(r.passes for r in all_readers) - before) / len(items)
         if all(tok is self.tokenizer for _, tok in self.models):
             traces = decode_batch.answers(self.routers[1], self.experts, items)
-            texts["by tokens"] = [trace.text() for trace in traces]
-            passes["by tokens"] = 2 * sum(len(t.tokens) for t in traces) / len(items)
+            texts["tokens"] = [trace.text() for trace in traces]
+            passes["tokens"] = 2 * sum(len(t.tokens) for t in traces) / len(items)
         return texts, passes
 
 
@@ -162,9 +162,9 @@ def measure(s, name):
         "passes": passes,
         "right": {row: [mean(r[i : i + s.prompts]) for i in cuts] for row, r in right.items()},
     }
-    if "by tokens" in texts:
-        tokens, by_bytes = texts["by tokens"], texts["fusionroute"]
-        both = list(zip(right["by tokens"], right["fusionroute"]))
+    if "tokens" in texts:
+        tokens, by_bytes = texts["tokens"], texts["fusionroute"]
+        both = list(zip(right["tokens"], right["fusionroute"]))
         result["differ"] = sum(a != b for a, b in zip(tokens, by_bytes))
         result |= {"worse": both.count((True, False)), "better": both.count((False, True))}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,30 +175,30 @@ def measure(s, name):
 def figures(results):
     """The page's marked places, {key: text}, from {seed: {world: what measure found}}.
 
-    "WORLD lead ROW": the world minus "own", with a 95% interval over seeds.
+    "WORLD:lead:ROW": the world minus "own", with a 95% interval over seeds.
     results["smollm2"]: probabilities of its first token, and of first bytes, read once by hand.
     """
-    out = {f"smollm2 {key}": str(value) for key, value in results["smollm2"].items()}
+    out = {f"smollm2:{key}": str(value) for key, value in results["smollm2"].items()}
     seeds = [found for key, found in results.items() if key.startswith("seed")]
-    rows = [["", *WORLDS], *([LABELS.get(row, row)] for row in ROWS), ["seeds"]]
     average = lambda found, row: 100 * mean(found["right"][row])
     for world in WORLDS:
         found = [r[world] for r in seeds if world in r]
         both = [(r[world], r["own"]) for r in seeds if world in r and "own" in r]
-        rows[-1].append(str(len(found)))
+        out[f"{world}:seeds"] = str(len(found))
         for key in ("prompts", "differ", "worse", "better"):
-            out[f"{world} {key}"] = str(sum(f.get(key, 0) for f in found))
-        for row, line in zip(ROWS, rows[1:]):
-            cell = "-"
+            out[f"{world}:{key}"] = str(sum(f.get(key, 0) for f in found))
+        for row in ROWS:
             if shares := [average(f, row) for f in found if row in f["right"]]:
-                cell = f"{mean(shares):.0f}" + (f" ± {stdev(shares):.0f}" if shares[1:] else "")
-                out[f"{world} {row} passes"] = f"{mean(f['passes'][row] for f in found):.0f}"
+                spread = f"±{stdev(shares):.0f}" if shares[1:] else ""
+                out[f"{world}:{row}"] = f"{mean(shares):.0f}{spread}"
+                out[f"{world}:{row}:passes"] = f"{mean(f['passes'][row] for f in found):.0f}"
                 if both[1:]:
                     lead = exact_interval([average(f, row) - average(own, row) for f, own in both])
-                    out[f"{world} lead {row}"] = LEAD.format(**lead)
-            line.append(cell)
-            out[f"{world} {row}"] = cell
-    return out | {"table": "\n".join(table(rows))}
+                    out[f"{world}:lead:{row}"] = LEAD.format(**lead)
+    cells = lambda row: [out.get(f"{world}:{row}", "-") for world in WORLDS]
+    rows = [[LABELS.get(row, row), *cells(row)] for row in ROWS if row not in EXPERTS]
+    alone = ["/".join(EXPERTS), *map("/".join, zip(*map(cells, EXPERTS)))]
+    return out | {"table": "\n".join(table([["", *WORLDS], *rows, alone]))}
 
 
 def main(argv=None):
