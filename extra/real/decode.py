@@ -174,8 +174,7 @@ def respond(model, messages, s):
     colours = dict(zip(names, cycle([34, 32, 33, 36, 31, 94]))) | {"router": 35}  # blue, green, ...
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     print(show.coloured(rows, colours) if colour else show.plain(rows))
-    unit = "bytes" if s.fuse == "bytes" else "tokens"
-    print(legend(rows, names, s.fuse) + ("" if ended else f" (stopped: {s.max_new} {unit})"))
+    print(legend(rows, names, s.fuse) + ("" if ended else f" (stopped: --max_new {s.max_new})"))
     return text
 
 

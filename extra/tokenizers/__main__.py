@@ -74,10 +74,8 @@ class World:
         hint = f"run bash run.sh{script.flags(s)}"
         load = lambda n, **how: script.load_model(lesson / n, hint, build=roomy, **how)[0]
         here, replaced = experts.Settings(s.seed, s.out, s.device), WORLDS[name]
-        self.experts = [
-            expert(here, replaced[e], e) if e in replaced else load(f"{e}.pt") for e in EXPERTS
-        ]
-        self.tokenizer = tokenizer_of("toy")  # the router's
+        get = lambda e: expert(here, replaced[e], e) if e in replaced else load(f"{e}.pt")
+        self.experts, self.tokenizer = list(map(get, EXPERTS)), tokenizer_of("toy")  # the router's
         tokenizers = [tokenizer_of(replaced.get(e, "toy")) for e in EXPERTS]
         self.models = list(zip(map(reader, self.experts), tokenizers))
         if name == "same":
@@ -86,20 +84,18 @@ class World:
             router = Router(load("instruct.pt"), len(EXPERTS))  # as in the lesson
             self.routers = self.train(s, router.requires_grad_(True))
 
-    def scored(self, samples):
-        return scored(samples, self.tokenizer, self.models)
-
     def train(self, s, router):
         """The routers of both phases."""
         how = train_sft.Settings(s.seed)
         items = tasks.mixed("train", how.samples, Random(f"sft {s.seed}"))  # experts.sft_samples
-        sft = self.scored([(item.prompt, item.answer) for item in items])
+        score_all = partial(scored, tokenizer=self.tokenizer, experts=self.models)
+        sft = score_all([(item.prompt, item.answer) for item in items])
         train_sft.train(how, router, sft)
         first = deepcopy(router)
 
         how = train_cdpo.Settings(s.seed, prompts=PROMPTS)
         found = pairs.sample(None, None, s.seed, PROMPTS, partial(self.write, reader(first)))
-        both = self.scored([(p["prompt"], p[k]) for p in found for k in ("chosen", "rejected")])
+        both = score_all([(p["prompt"], p[k]) for p in found for k in ("chosen", "rejected")])
         logp, _ = score([first.lm], both.ids, both.lengths)
         ref = (logp[..., 0] * both.mask[:, 1:]).sum(-1).view(-1, 2)  # (pairs, 2), log pi_ref
         both = Data(*(x.view(-1, 2, *x.shape[1:]) for x in both))
@@ -156,12 +152,8 @@ def measure(s, name):
         items += tasks.dataset(b, "test", s.prompts, Random(f"test {b} {s.seed}"))
     texts, passes = World(s, name).answers(items)
     right = {row: list(map(judge.check, items, found)) for row, found in texts.items()}
-    cuts = range(0, len(items), s.prompts)
-    result = {
-        "prompts": len(items),
-        "passes": passes,
-        "right": {row: [mean(r[i : i + s.prompts]) for i in cuts] for row, r in right.items()},
-    }
+    shares = {row: mean(found) for row, found in right.items()}
+    result = {"prompts": len(items), "passes": passes, "right": shares}
     if "tokens" in texts:
         tokens, by_bytes = texts["tokens"], texts["fusionroute"]
         both = list(zip(right["tokens"], right["fusionroute"]))
@@ -180,7 +172,6 @@ def figures(results):
     """
     out = {f"smollm2:{key}": str(value) for key, value in results["smollm2"].items()}
     seeds = [found for key, found in results.items() if key.startswith("seed")]
-    average = lambda found, row: 100 * mean(found["right"][row])
     for world in WORLDS:
         found = [r[world] for r in seeds if world in r]
         both = [(r[world], r["own"]) for r in seeds if world in r and "own" in r]
@@ -188,13 +179,13 @@ def figures(results):
         for key in ("prompts", "differ", "worse", "better"):
             out[f"{world}:{key}"] = str(sum(f.get(key, 0) for f in found))
         for row in ROWS:
-            if shares := [average(f, row) for f in found if row in f["right"]]:
+            if shares := [100 * f["right"][row] for f in found if row in f["right"]]:
                 spread = f"±{stdev(shares):.0f}" if shares[1:] else ""
                 out[f"{world}:{row}"] = f"{mean(shares):.0f}{spread}"
                 out[f"{world}:{row}:passes"] = f"{mean(f['passes'][row] for f in found):.0f}"
                 if both[1:]:
-                    lead = exact_interval([average(f, row) - average(own, row) for f, own in both])
-                    out[f"{world}:lead:{row}"] = LEAD.format(**lead)
+                    leads = [100 * (f["right"][row] - own["right"][row]) for f, own in both]
+                    out[f"{world}:lead:{row}"] = LEAD.format(**exact_interval(leads))
     cells = lambda row: [out.get(f"{world}:{row}", "-") for world in WORLDS]
     rows = [[LABELS.get(row, row), *cells(row)] for row in ROWS if row not in EXPERTS]
     alone = ["/".join(EXPERTS), *map("/".join, zip(*map(cells, EXPERTS)))]

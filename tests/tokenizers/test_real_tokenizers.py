@@ -18,10 +18,10 @@ from extra.tokenizers.bytewise import END, ByteModel
 from extra.tokenizers.real import ChatTokenizer, ModelReader
 from toy_experts.script import UserError
 
-PAIRS = [(a, b) for a in range(12) for b in range(12)]
 SAMPLES = [
     (f"Nina has {a} apples. She buys {b} more.\nNow?", f"{a} + {b} = {a + b}.\nC'était 1 été")
-    for a, b in PAIRS
+    for a in range(12)
+    for b in range(12)
 ]
 SPECIAL = ["<unk>", "<s>", "</s>"]
 

@@ -27,13 +27,6 @@ def test_documents_in_other_tokens_say_the_same_and_teach_the_same(kind, monkeyp
     assert learned[1] == pytest.approx(learned[0], rel=0.05)  # bytes
 
 
-def test_an_end_token_ends_an_answer_and_prompts_are_between_their_marks():
-    tok = tokenizer_of("trailing")
-    assert tok.encoding.decode(tok.prompt("Say me.")) == "<|user|>Say me.<|assistant|>"
-    assert tok.answer("12 apples now.")[-1] == tok.end
-    assert tok.words[tok.answer("apples now.")[0]] == b"apples "
-
-
 def test_an_expert_shares_its_weights_with_its_own_base_only(monkeypatch, tmp_path):
     """Even on the toy's own tokens. After one step it is still near the place its base ended at."""
     for name, steps in (("base", 10), ("math", 1)):
