@@ -111,13 +111,13 @@ def run(main):
 
 
 def content(path):
-    """Hex digits that stand for the bytes of a file, or of a model's weights and settings."""
+    """Hex digits that stand for a file, or for a model's weights, settings and tokenizer."""
     path, key = Path(path), xxh3_64()
     if not path.exists():
         return str(path)  # a name on the Hub
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     for file in files:
-        if len(files) == 1 or file.name.endswith((".safetensors", ".bin", "config.json")):
+        if len(files) == 1 or file.name.endswith((".safetensors", ".bin", ".json", ".jinja")):
             with open(file, "rb") as f:
                 while block := f.read(1 << 24):
                     key.update(block)

@@ -292,6 +292,12 @@ def test_a_run_with_other_settings_or_models_is_refused(trained, flags, world, t
     other = [*flags["train_sft"]]
     other[3] = f"math={world}/start"  # another model under the old name
     assert "was made with experts" in refused(main, "train_sft", *other, *out)
+    shutil.copytree(world / "start", tmp_path / "start")
+    mended = [*flags["train_sft"]]
+    mended[1] = tmp_path / "start"  # the same model, until its chat template is mended
+    main("train_sft", *mended, *out)
+    (tmp_path / "start/chat_template.jinja").write_text("{{ messages }}")
+    assert "was made with init" in refused(main, "train_sft", *mended, *out)
     swapped = ["--experts", f"code={world}/code", f"math={world}/math"]
     assert "routes among math, code" in refused(
         main, "train_cdpo", *flags["train_cdpo"], *swapped, *out
