@@ -299,6 +299,11 @@ def scores(data, load_logits, made_from, name, folder, half, batch=16):
     return Dataset.from_file(str(path))
 
 
+def from_answer(mask):
+    """How many last places a batch needs: from where its first answer begins. mask (B, T)."""
+    return mask.size(1) - int(mask.any(0).int().argmax())
+
+
 class Data:
     """Samples with the scores of n experts. Like toy_experts.data.Data, but it stays on the disk.
 
