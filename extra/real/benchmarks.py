@@ -107,8 +107,9 @@ def commands(s):
             cdpo = [*common("train_cdpo", seed, name, "router"), f"--phase1={phase1}", *rates]
             given = [f"--pairs={run}/pairs.jsonl", f"--lr={s.lr / 4}"]
             yield f"phase 2 of {phase1}, seed {seed}", [*cdpo, *given]
-        yield f"co-llm, seed {seed}", [*own, f"--step=co_llm{seed}"]
     yield "generalist", sft(0, "generalist", "generalist")
+    for seed in range(s.seeds):
+        yield f"co-llm, seed {seed}", [*own, f"--step=co_llm{seed}"]
     yield "evaluation", [*own, "--step=evaluate"]
     if s.answers:
         yield "answers", [*own, "--step=answers"]

@@ -300,8 +300,8 @@ def scores(data, load_logits, made_from, name, folder, half, batch=16):
 
 
 def from_answer(mask):
-    """How many last places a batch needs: from where its first answer begins. mask (B, T)."""
-    return mask.size(1) - int(mask.any(0).int().argmax())
+    """The places of a batch from where its first answer begins. mask (B, T) -> (t,)."""
+    return torch.arange(int(mask.any(0).int().argmax()), mask.size(1), device=mask.device)
 
 
 class Data:

@@ -61,9 +61,9 @@ def train(run, model, sft, pairs, ref):
         rows = run.share(rows)
         data = pairs if kind == "pair" else sft
         x, mask, logp, choice = data.batch(rows, run.device)  # (B, T), (B, T-1), (B, T-1, n) twice
-        t = from_answer(mask)  # logits of the prompts are not needed
+        t = from_answer(mask)  # (t,): logits of the prompts are not needed
         out = model(x[:, :-1], logits_to_keep=t)  # logits (B, t, V), w (B, t, n)
-        targets, mask, logp, choice = (part[:, -t:] for part in (x, mask, logp, choice))
+        targets, mask, logp, choice = (part[:, t] for part in (x[:, 1:], mask, logp, choice))
         if kind == "pair":  # moves theta_LM, never W: argmax has no gradient, W.grad is None
             this = ref[rows].to(run.device)  # (B, 2)
             loss, terms = pair_loss(out.logits, out.w, targets, mask, logp, this, s.beta)

@@ -59,9 +59,9 @@ def train(run, model, sft, loss_fn=sft_loss):
     model = run.begin(model, len(plan))
     for rows in tqdm(plan[len(run.log) :], "phase 1", disable=not run.main, mininterval=1.0):
         x, mask, logp, choice = sft.batch(run.share(rows), run.device)  # (B, T), (B, T-1), (.., n)
-        t = from_answer(mask)  # logits of the prompts are not needed
+        t = from_answer(mask)  # (t,): logits of the prompts are not needed
         out = model(x[:, :-1], logits_to_keep=t)  # logits (B, t, V), w (B, t, n)
-        targets, mask, logp, choice = (part[:, -t:] for part in (x, mask, logp, choice))
+        targets, mask, logp, choice = (part[:, t] for part in (x[:, 1:], mask, logp, choice))
         loss, terms = phase1_loss(s, out, targets, mask, logp, choice, loss_fn)
         run.update(loss, terms, mask.sum(), "sft")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from extra.real import benchmark_data, benchmark_table, benchmarks, smollm2
 from extra.real.data import Encoder
@@ -70,7 +71,9 @@ def done(sets, tmp_path_factory):
         patch.setattr(benchmarks, "RESULT", at / "result.json")
         patch.setattr(smollm2, "measured", in_this_process)
         make("smollm2", max_position_embeddings=1024)
+        AcceleratorState._reset_state(True)  # earlier tests in this process had no --bf16
         main("benchmarks", "--data", sets, "--out", "run", *SMALL)
+    AcceleratorState._reset_state(True)
     return at
 
 
