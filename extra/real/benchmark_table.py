@@ -6,10 +6,10 @@ differences are paired. What a row has several seeds of is averaged over them fi
 is about other problems, not about other seeds.
 """
 
-import numpy as np
-import torch
+from math import comb
 
-from extra.paper.delta import summary as delta
+import numpy as np
+
 from extra.real.benchmark_data import DOMAINS
 
 DRAWS = 2000  # of the bootstrap
@@ -86,8 +86,7 @@ def facts(records):
         values = [np.array(r["facts"][name]) for r in records]
         name, seed = name.rpartition(" ")[::2] if name[-1].isdigit() else (name, None)
         if name.startswith("loss"):
-            found = delta([torch.tensor(v) for v in values])
-            found = {k: round(v, 4) for k, v in found.items()}
+            found = delta(values)
         elif name == "pick":
             every = np.concatenate(values)
             found = [round(float((every == i).mean()), 4) for i in range(len(DOMAINS))]
@@ -98,3 +97,37 @@ def facts(records):
         else:
             out.setdefault(name, []).append(found)
     return out
+
+
+def delta(answers):
+    """Of the losses 1 - p of some answers, an array (tokens,) for each: Delta is the largest.
+
+    As in extra/paper/delta.py, at prefixes of right answers only.
+    """
+    every = np.concatenate(answers)
+    found = {
+        "Delta": every.max(),
+        "mean": every.mean(),
+        "above_half": (every > 0.5).mean(),
+        "answers_above_half": np.mean([(x > 0.5).any() for x in answers]),
+    }
+    return {k: round(float(v), 4) for k, v in found.items()}
+
+
+def exact(k, n):
+    """Clopper and Pearson's 95% interval of a share, of which k of n were seen.
+
+    Its ends are the shares at which so many, or so few, still have a chance of 2.5%.
+    """
+
+    def at_most(k, p):
+        return sum(comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1))
+
+    def solve(wanted, k):  # at_most falls while p rises
+        low, high = 0.0, 1.0
+        for _ in range(50):
+            p = (low + high) / 2
+            low, high = (p, high) if at_most(k, p) > wanted else (low, p)
+        return round(low, 4)
+
+    return [solve(0.975, k - 1) if k else 0.0, solve(0.025, k) if k < n else 1.0]

@@ -27,14 +27,13 @@ import transformers
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from extra.paper.losses import co_llm_self
 from extra.real import benchmark_data, runs, smollm2, train_sft
 from extra.real.benchmark_data import DOMAINS, fraction
-from extra.real.benchmark_table import summary
+from extra.real.benchmark_table import exact, summary
 from extra.real.data import Encoder, padded
 from extra.real.loading import load, load_experts, load_tokenizer, shared_tokens
 from extra.real.modeling import FusionRoute, read
-from fusionroute import fuse, informative
+from fusionroute import fuse, informative, token_logp
 from toy_experts import script
 
 RESULT = Path(__file__).parents[1] / "results" / "real_text.json"
@@ -94,6 +93,7 @@ def commands(s):
     for d in ("general", "math", "code"):
         yield f"{d} expert", sft(0, d, d)
     half = "--dtype=bfloat16"
+    yield "generalist", sft(0, "generalist", "generalist")
     for seed in range(s.seeds):
         init, run = expert["general"], f"{s.out}/seed{seed}"
         rates = [half, f"--lr_w={s.lr_w}"]
@@ -107,8 +107,6 @@ def commands(s):
             cdpo = [*common("train_cdpo", seed, name, "router"), f"--phase1={phase1}", *rates]
             given = [f"--pairs={run}/pairs.jsonl", f"--lr={s.lr / 4}"]
             yield f"phase 2 of {phase1}, seed {seed}", [*cdpo, *given]
-    yield "generalist", sft(0, "generalist", "generalist")
-    for seed in range(s.seeds):
         yield f"co-llm, seed {seed}", [*own, f"--step=co_llm{seed}"]
     yield "evaluation", [*own, "--step=evaluate"]
     if s.answers:
@@ -153,11 +151,17 @@ def pairs(s, seed):
 
 
 def co_llm_loss(logits, w, targets, mask, logp, choice, lam):
-    """extra/paper's: log of the mixture of the experts and the router itself, and L_LM.
+    """As in extra/paper/losses.py: L_LM, and the log of a mixture at all positions.
 
-    The last expert in the list is where the router starts: its place is the router's own.
+    The mixture is of the experts and the router itself. The last expert of the list is what the
+    router started as; its place is the router's own.
     """
-    return co_llm_self(logits, w, targets, mask, logp[..., :-1], choice[..., :-1], lam)
+    own = token_logp(logits, targets)  # (B, t)
+    choices = torch.cat([logp[..., :-1], own[..., None]], -1)  # (B, t, n + 1)
+    mixture = (w.log_softmax(-1) + choices).logsumexp(-1)  # (B, t)
+    pick = w[mask].argmax(-1)  # (N,)
+    routing = [(pick == i).float().mean() for i in range(w.size(-1))]
+    return -(own + mixture)[mask].mean(), {"loss_lm": -own[mask].mean(), "routing": routing}
 
 
 def co_llm(s, seed):
@@ -354,6 +358,7 @@ def answers(s):
                 done[f"{method}/{name}"] = {
                     "right": sum(right),
                     "of": len(right),
+                    "interval": exact(sum(right), len(right)),
                     "ended": sum(a["ended"] for a in said),
                 }
                 router.use_router, router.only = True, None

@@ -204,6 +204,12 @@ def test_the_figures_by_hand():
     assert found["facts"]["all"]["loss of the best expert"]["Delta"] == 0.75
 
 
+def test_exact_intervals_are_those_of_the_books():
+    assert benchmark_table.exact(0, 100) == [0.0, 0.0362]
+    assert benchmark_table.exact(5, 100) == [0.0164, 0.1128]
+    assert benchmark_table.exact(10, 10) == [0.6915, 1.0]
+
+
 def test_started_again_it_does_nothing_twice(done, sets, monkeypatch):
     monkeypatch.chdir(done)
     monkeypatch.setattr(benchmarks, "RESULT", done / "result.json")
