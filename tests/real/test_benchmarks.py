@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from docs.tools import real_text
 from extra.real import benchmark_data, benchmark_table, benchmarks, smollm2
 from extra.real.data import Encoder
 from extra.real.loading import load_experts, load_tokenizer
@@ -126,6 +127,27 @@ def test_the_whole_run(done):
     assert min(result["pairs"]) > 0 and result["sizes"]["all"]["problems"] == 12
     assert result["answers"]["tuned/humaneval"]["of"] == 1
     assert sum(result["facts"]["all"]["pick"][1]) == pytest.approx(1, abs=1e-3)
+
+
+def test_the_tables_of_the_page_have_every_row(done):
+    result = json.loads((done / "result.json").read_text())
+    assert set(real_text.NAMES) == set(result["rows"])
+    for table in (real_text.bits, real_text.right):
+        assert len(table(result).splitlines()) == 2 + len(real_text.NAMES)
+    assert "of 1 [0.0, 97.5]" in real_text.answers(result)
+    assert real_text.picture(result).count("<circle") == 2 * len(real_text.NAMES) - 1
+    assert real_text.facts(result).count(" and ") == 4 * 6  # two seeds
+    said = real_text.filled(
+        "<!--=rows/math/bits/all-->?<!--/--> <!--=facts/all/S%-->?<!--/-->", result
+    )
+    mean, low, high = result["rows"]["math"]["bits"]["all"]
+    assert f"-->{mean:.3f} [{low:.3f}, {high:.3f}]<!--" in said and said.count("?") == 0
+
+
+def test_the_page_says_what_the_results_say():
+    result, page = json.loads(real_text.RESULT.read_text()), real_text.PAGE.read_text()
+    assert real_text.filled(page, result) == page, "run python -m docs.tools.real_text"
+    assert real_text.PICTURE.read_text() == real_text.picture(result)
 
 
 def test_the_rows_are_the_models_that_they_say(done, monkeypatch):
