@@ -48,6 +48,7 @@ class Settings:
     model: str = "smollm2"  # the base model, see extra.real.smollm2
     step: str = ""  # one step alone, as the whole run names it
     seeds: int = 2  # seeds of phase 1, phase 2 and their rivals; the experts are shared
+    co_llm: int = 2  # of these, seeds of the Co-LLM-style router
     expert: int = 1000  # samples for each expert
     router: int = 400  # SFT samples a domain, for the router and its rivals
     generalist: int = 1000  # samples of each expert for the generalist
@@ -61,7 +62,17 @@ class Settings:
     lr_w: float = 1e-3  # of W
 
     def __post_init__(self):
-        counts = ("seeds", "expert", "router", "generalist", "pairs", "valid", "tests", "batch")
+        counts = (
+            "seeds",
+            "co_llm",
+            "expert",
+            "router",
+            "generalist",
+            "pairs",
+            "valid",
+            "tests",
+            "batch",
+        )
         script.positive(self, *counts, "max_new", "lr", "lr_w")
         script.positive(self, "answers", or_zero=True)
         if not Path(self.data).is_dir() or not self.data:
@@ -107,7 +118,8 @@ def commands(s):
             cdpo = [*common("train_cdpo", seed, name, "router"), f"--phase1={phase1}", *rates]
             given = [f"--pairs={run}/pairs.jsonl", f"--lr={s.lr / 4}"]
             yield f"phase 2 of {phase1}, seed {seed}", [*cdpo, *given]
-        yield f"co-llm, seed {seed}", [*own, f"--step=co_llm{seed}"]
+        if seed < s.co_llm:
+            yield f"co-llm, seed {seed}", [*own, f"--step=co_llm{seed}"]
     yield "evaluation", [*own, "--step=evaluate"]
     if s.answers:
         yield "answers", [*own, "--step=answers"]
@@ -178,7 +190,7 @@ def paths(s):
     """{name: path} of all models that read. Names of a seed's models end in its number."""
     out = {d: f"{s.out}/seed0/{d}" for d in DOMAINS} | {"generalist": f"{s.out}/seed0/generalist"}
     for seed in range(s.seeds):
-        for name in ("router_sft", "router", "co_llm"):
+        for name in ("router_sft", "router", "co_llm")[: 3 if seed < s.co_llm else 2]:
             out[f"{name} {seed}"] = f"{s.out}/seed{seed}/{name}/router"
         for name in ("tuned_sft", "tuned"):
             out[f"{name} {seed}"] = f"{s.out}/seed{seed}/{name}"
@@ -198,14 +210,16 @@ def methods(logp, w, seeds):
     if seeds > 1:
         yield "two_tuned", None, fuse(logp["tuned_sft 0"], logp["tuned_sft 1"])
     for seed in range(seeds):
-        own = {name: logp[f"{name} {seed}"] for name in ("router_sft", "router", "co_llm")}
+        names = [n for n in ("router_sft", "router", "co_llm") if f"{n} {seed}" in logp]
+        own = {name: logp[f"{name} {seed}"] for name in names}
         pick = {name: w[f"{name} {seed}"].argmax(-1) for name in own}  # (N,)
         yield "fusionroute", seed, fuse(own["router"], experts[at, pick["router"]])
         yield "phase1", seed, fuse(own["router_sft"], experts[at, pick["router_sft"]])
         yield "routing_only", seed, experts[at, pick["router"]]
         yield "router", seed, own["router"]
-        choices = torch.cat([experts, own["co_llm"][:, None]], 1)  # (N, n + 1, V)
-        yield "co_llm", seed, choices[at, pick["co_llm"]]
+        if "co_llm" in own:
+            choices = torch.cat([experts, own["co_llm"][:, None]], 1)  # (N, n + 1, V)
+            yield "co_llm", seed, choices[at, pick["co_llm"]]
         yield "tuned", seed, logp[f"tuned {seed}"]
         yield "tuned_sft", seed, logp[f"tuned_sft {seed}"]
 
