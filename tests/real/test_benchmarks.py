@@ -1,6 +1,7 @@
 """Real text: the whole run on a tiny random model and made-up sets in the real ones' forms."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,22 @@ def test_the_whole_run(done):
     assert min(result["pairs"]) > 0 and result["sizes"]["all"]["problems"] == 12
     assert result["answers"]["tuned/humaneval"]["of"] == 1
     assert sum(result["facts"]["all"]["pick"][1]) == pytest.approx(1, abs=1e-3)
+
+
+def test_without_experts_phase_2_is_dpo_and_co_llm_may_choose_itself(done):
+    log = lambda name: [json.loads(x) for x in (done / f"run/seed0/{name}/log.jsonl").open()]
+    pairs = [r for r in log("tuned") if r["kind"] == "pair"]
+    assert pairs and all(r["bias"] == 0 for r in pairs)
+    assert all(r["bias"] != 0 for r in log("router") if r["kind"] == "pair")
+    for r in log("co_llm"):
+        assert sum(v for k, v in r.items() if k.startswith("route_")) == pytest.approx(1, abs=1e-3)
+    assert "route_itself" in log("co_llm")[0]
+    logits, w = torch.zeros(1, 1, 4), torch.tensor([[[0.0, 0.0]]])
+    start = torch.tensor([[[-1.0, -9.0]]])  # an expert's, and the router's as it started
+    yes, first = torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.long)
+    loss, _ = benchmarks.co_llm_loss(logits, w, first, yes, start, None, None)
+    mixture = (math.exp(-1) + 1 / 4) / 2  # the router's own place is its own: 1/4 of four tokens
+    assert float(loss) == pytest.approx(-math.log(1 / 4) - math.log(mixture))
 
 
 def test_the_tables_of_the_page_have_every_row(done):
