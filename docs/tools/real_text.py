@@ -39,6 +39,18 @@ ANSWERING = {
     "own expert": "the set's own expert",
     "tuned": "Fine-tuned Model",
 }
+CLAIMS = {  # of the toy's ledger: row, and the sign of FusionRoute's lead over it
+    "FusionRoute is ahead of the math expert": ("math", 1),
+    "of the code expert": ("code", 1),
+    "of the general expert": ("general", 1),
+    "of the product of the experts": ("product", 1),
+    "of the Fine-tuned Model": ("tuned", 1),
+    "of the sum of two fine-tuned models": ("two_tuned", 1),
+    "added logits help: it is ahead of routing only": ("routing_only", 1),
+    "phase 2 helps: it is ahead of phase 1 only": ("phase1", 1),
+    "the Co-LLM-style router is ahead of FusionRoute": ("co_llm", -1),
+}
+MEASURES = {"bits": "bits", "bits at T": "bits at T", "right": "next token"}
 SETS = {"gsm8k-test": "GSM8K", "mbpp": "MBPP", "humaneval": "HumanEval"}
 
 
@@ -68,6 +80,17 @@ def signed(value, digits=3):
     """A difference with its interval; nothing for FusionRoute itself."""
     mean, low, high = (f"{v:+.{digits}f}" for v in value)
     return "" if value == [0, 0, 0] else f"{mean} [{low}, {high}]"
+
+
+def claims(result):
+    """What the intervals say of each claim: holds, if all of it is on the claim's side of 0."""
+    rows = [["claim", *MEASURES.values()]]
+    for claim, (row, sign) in CLAIMS.items():
+        found = [result["rows"][row][f"lead, {m}"]["all"][1:] for m in MEASURES]
+        found = [sorted(sign * v for v in interval) for interval in found]
+        said = ["holds" if a > 0 else "does not" if b < 0 else "cannot be said" for a, b in found]
+        rows.append([claim, *said])
+    return "\n".join(table(rows))
 
 
 def right(result):
@@ -162,7 +185,7 @@ def picture(result):
 
 def filled(text, result):
     """The text of the page, every marked place written anew."""
-    tables = {f.__name__: f for f in (bits, right, facts, answers, took)}
+    tables = {f.__name__: f for f in (bits, claims, right, facts, answers, took)}
 
     def value(key):
         if key in tables:

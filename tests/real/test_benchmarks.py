@@ -151,6 +151,15 @@ def test_the_tables_of_the_page_have_every_row(done):
     assert set(real_text.NAMES) == set(result["rows"])
     for table in (real_text.bits, real_text.right):
         assert len(table(result).splitlines()) == 2 + len(real_text.NAMES)
+    for row, interval in (("tuned", [1, 2]), ("co_llm", [1, 2]), ("math", [-1, 1])):
+        result["rows"][row]["lead, bits"]["all"] = [0, *interval]
+    said = {
+        line.split("|")[1].strip(): line.split("|")[2]
+        for line in real_text.claims(result).splitlines()
+    }
+    assert said["of the Fine-tuned Model"].strip() == "holds"
+    assert said["the Co-LLM-style router is ahead of FusionRoute"].strip() == "does not"
+    assert said["FusionRoute is ahead of the math expert"].strip() == "cannot be said"
     assert "of 1 [0.0, 97.5]" in real_text.answers(result)
     assert real_text.picture(result).count("<circle") == 2 * len(real_text.NAMES) - 1
     assert real_text.facts(result).count(" and ") == 4 * 6  # two seeds
