@@ -350,12 +350,19 @@ def evaluate(s):
     script.write(out / "evaluation.json", json.dumps(result, indent=1) + "\n")
 
 
+def whole(path):
+    """An adapter merged into its base: the same up to rounding, and it writes faster."""
+    return load(path).merge_and_unload().to(torch.bfloat16)
+
+
 def answers(s):
     """OUT/answers.json: how many test problems each method answers rightly, greedily."""
     found, path = benchmark_data.samples(s.data), Path(s.out) / "answers.json"
     done = json.loads(path.read_text()) if path.exists() else {}
     router = FusionRoute.from_pretrained(f"{s.out}/seed0/router", dtype=torch.bfloat16)
-    tuned = load(f"{s.out}/seed0/tuned", dtype=torch.bfloat16)
+    router.router = whole(f"{s.out}/seed0/router/router")
+    router.experts = torch.nn.ModuleList(whole(path) for _, path in router.config.experts)
+    tuned = whole(f"{s.out}/seed0/tuned")
     for domain, sets in ANSWERS.items():
         for name in sets:
             some = [x for x in found[domain, "test"] if x["set"] == name][: s.answers]
