@@ -53,6 +53,26 @@ extra/tokenizers/spans.py
 tokenizers/bytewise finds | if own <= best: => if own <= best + 2:
 tokenizers/bytewise finds | if other is not None: => if found is None:
 
+extra/real/benchmark_data.py
+real/benchmarks two_parts | "test" if number <= 510 => "expert" if number <= 510
+real/benchmarks two_parts | r"<<.*?>>", "" => r"<<.*?>>", "<<"
+real/benchmarks leaves_early | "ended").exists() => "code.py").exists()
+real/benchmarks right_answers | == final_number(sample["check"]) => == final_number(answer)
+
+extra/real/benchmark_table.py
+real/benchmarks by_hand | a.sum() / b.sum() => (a / b).mean()
+real/benchmarks by_hand | sign = 1 if m == "right" else -1 => sign = 1
+real/benchmarks books | k - 1) if k => k) if k
+
+extra/real/benchmarks.py
+real/benchmarks rows_are | (scores / t).logsumexp(-1) - gold / t => -gold / t
+real/benchmarks rows_are | fuse(own["router"], experts => fuse(own["router_sft"], experts
+real/benchmarks rows_are | "routing_only", seed, experts => "routing_only", seed, 2 * experts
+real/benchmarks rows_are | choices[at, pick["co_llm"]] => choices[at, pick["router"]]
+real/benchmarks rows_are | experts.sum(1) => experts.sum(1) + logp["generalist"]
+real/benchmarks rows_are | y].amax(-1)  # (N,): known => y].mean(-1)  # (N,): known
+real/benchmarks nothing_twice | range(len(done), len(some), 4) => range(0, len(some), 4)
+
 fusionroute.py
 losses fuse | F.log_softmax(router_logits, -1) + F => F.log_softmax(router_logits, -1) - F
 losses informative | .any(-1) => .all(-1)

@@ -301,6 +301,11 @@ def scores(data, load_logits, made_from, name, folder, half, batch=16):
     return Dataset.from_file(str(path))
 
 
+def from_answer(mask):
+    """The places of a batch from where its first answer begins. mask (B, T) -> (t,)."""
+    return torch.arange(int(mask.any(0).int().argmax()), mask.size(1), device=mask.device)
+
+
 class Data:
     """Samples with the scores of n experts. Like toy_experts.data.Data, but it stays on the disk.
 

@@ -133,12 +133,13 @@ def answers(lm, tokenizer, items, batch, **how):
     """The model's answers to the items, in their order: a dict each. how: options of generate()."""
     order = sorted(range(len(items)), key=lambda i: len(items[i].prompt))
     out, encoder = [None] * len(items), Encoder(tokenizer)
+    how = {"max_new_tokens": MAX_NEW} | how
     for start in tqdm(range(0, len(items), batch), desc="answering", mininterval=1.0):
         some = order[start : start + batch]
         talks = [[{"role": "user", "content": items[i].prompt}] for i in some]
         ids = {"input_ids": [encoder.prompt(talk) for talk in talks]}
         x = tokenizer.pad(ids, padding_side="left", return_tensors="pt")  # (B, T)
-        said = lm.generate(**x, max_new_tokens=MAX_NEW, **how)[:, x.input_ids.size(1) :].tolist()
+        said = lm.generate(**x, **how)[:, x.input_ids.size(1) :].tolist()
         for b, i in enumerate(some):
             ended = encoder.end in said[b]
             n = said[b].index(encoder.end) + 1 if ended else len(said[b])

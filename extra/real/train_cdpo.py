@@ -3,7 +3,8 @@
     python -m extra.real.train_cdpo --data FILE --pairs FILE --out OUT
 
 It trains the router of phase 1, OUT/seedN/PHASE1, which knows its experts; --experts only says
-where they are now. Defaults are the paper's: one pass over the pairs, a learning rate of 1e-5.
+where they are now. A PHASE1 that was fine-tuned without experts is trained by plain DPO.
+Defaults are the paper's: one pass over the pairs, a learning rate of 1e-5.
 Departures from the paper are the ground floor's: whole batches are shuffled, --mix of them SFT
 batches to one of pairs, and these SFT samples may be those of phase 1.
 """
@@ -14,11 +15,12 @@ import torch
 from tqdm import tqdm
 
 from extra.real import runs
-from extra.real.data import Data, reference, samples
-from extra.real.loading import adapter_config, longest
+from extra.real.data import Data, from_answer, reference, samples
+from extra.real.loading import adapter_config, load, longest
 from extra.real.modeling import FusionRoute, FusionRouteConfig
+from extra.real.train_sft import phase1_loss
 from extra.tokenizers import real as other
-from fusionroute import cdpo_loss, routed_logp, sequence_logp, sft_loss
+from fusionroute import cdpo_loss, routed_logp, sequence_logp
 from toy_experts import script
 from toy_experts.script import UserError
 from train_cdpo import make_plan
@@ -43,7 +45,8 @@ class Settings(runs.Settings):
 def pair_loss(logits, w, targets, mask, logp, ref, beta):
     """Eq. (3), as in the ground floor's train_cdpo.py, and the answers' lengths in tokens."""
     theta = sequence_logp(logits, targets, mask).view(-1, 2)  # (B, 2)
-    expert = routed_logp(w, logp, mask).view(-1, 2)  # (B, 2)
+    none = torch.zeros_like(theta)  # without experts Eq. (3) is DPO
+    expert = routed_logp(w, logp, mask).view(-1, 2) if w.size(-1) else none  # (B, 2)
     loss, terms = cdpo_loss(*theta.unbind(1), *ref.unbind(1), *expert.unbind(1), beta)
     chosen, rejected = mask.sum(-1).float().view(-1, 2).mean(0)
     return loss, terms | {"length_chosen": chosen, "length_rejected": rejected}
@@ -58,22 +61,25 @@ def train(run, model, sft, pairs, ref):
         rows = run.share(rows)
         data = pairs if kind == "pair" else sft
         x, mask, logp, choice = data.batch(rows, run.device)  # (B, T), (B, T-1), (B, T-1, n) twice
-        out = model(x[:, :-1])  # logits (B, T-1, V), w (B, T-1, n)
+        t = from_answer(mask)  # (t,): logits of the prompts are not needed
+        out = model(x[:, :-1], logits_to_keep=t)  # logits (B, t, V), w (B, t, n)
+        targets, mask, logp, choice = (part[:, t] for part in (x[:, 1:], mask, logp, choice))
         if kind == "pair":  # moves theta_LM, never W: argmax has no gradient, W.grad is None
             this = ref[rows].to(run.device)  # (B, 2)
-            loss, terms = pair_loss(out.logits, out.w, x[:, 1:], mask, logp, this, s.beta)
+            loss, terms = pair_loss(out.logits, out.w, targets, mask, logp, this, s.beta)
             run.update(loss, terms, len(rows), kind)
         else:
-            loss, terms = sft_loss(out.logits, out.w, x[:, 1:], mask, logp, choice, s.lam)
+            loss, terms = phase1_loss(s, out, targets, mask, logp, choice)
             run.update(loss, terms, mask.sum(), kind)
 
 
 def main(argv=None):
     s = runs.settings(Settings, __doc__, argv)
     phase1 = script.run_dir(s) / s.phase1
-    if not (phase1 / "W.safetensors").exists():
+    if not phase1.exists():
         raise UserError(f"there is no router {phase1}: python -m extra.real.train_sft makes it")
-    config = FusionRouteConfig.from_pretrained(phase1)
+    plain = not (phase1 / "W.safetensors").exists()  # fine-tuned without experts
+    config = FusionRouteConfig(experts=[]) if plain else FusionRouteConfig.from_pretrained(phase1)
     theirs = dict(config.experts)
     if s.fuse == "tokens":
         s.fuse = config.fuse  # as phase 1 was trained
@@ -84,9 +90,12 @@ def main(argv=None):
     with run.alone():
         if run.is_there():
             return
-        frozen = adapter_config(phase1 / "router")
+        frozen = adapter_config(phase1 if plain else phase1 / "router")
         how = {"dtype": getattr(torch, s.dtype) if frozen else torch.float32}
-        model = FusionRoute.from_pretrained(phase1, train=True, expert_paths=s.experts, **how)
+        if plain:
+            model = FusionRoute.start(load(phase1, s.ignore, **how), {}, train=True)
+        else:
+            model = FusionRoute.from_pretrained(phase1, train=True, expert_paths=s.experts, **how)
         size, max_len = model.config.n_tokens, min(s.max_len, longest(model.router))
         read = (model.tokenizer, size, max_len, s.ignore)
         sft = samples(s.data, ("completion",), *read)

@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from extra.real import runs
-from extra.real.data import Data, samples
+from extra.real.data import Data, from_answer, samples
 from extra.real.loading import adapter_config, load, longest, same
 from extra.real.modeling import FusionRoute
 from extra.tokenizers import real as other
@@ -43,13 +43,15 @@ class Settings(runs.Settings):
             raise UserError("--init DIR and --data FILE are needed")
 
 
-def lm_loss(logits, targets, mask):
-    """What is left of Eq. (2) without experts: L_LM."""
-    loss = -token_logp(logits, targets)[mask].sum() / mask.sum()
+def phase1_loss(s, out, targets, mask, logp, choice, with_experts=sft_loss):
+    """Eq. (2). Without experts, what is left of it: L_LM. with_experts: another loss."""
+    if s.experts:
+        return with_experts(out.logits, out.w, targets, mask, logp, choice, s.lam)
+    loss = -token_logp(out.logits, targets)[mask].sum() / mask.sum()
     return loss, {"loss_lm": loss}
 
 
-def train(run, model, sft):
+def train(run, model, sft, loss_fn=sft_loss):
     """Train a FusionRoute in place on sft (Data). run: a runs.Run, which then has the log."""
     s = run.s
     seeds = [s.seed * 1000 + epoch for epoch in range(s.epochs)]
@@ -57,11 +59,10 @@ def train(run, model, sft):
     model = run.begin(model, len(plan))
     for rows in tqdm(plan[len(run.log) :], "phase 1", disable=not run.main, mininterval=1.0):
         x, mask, logp, choice = sft.batch(run.share(rows), run.device)  # (B, T), (B, T-1), (.., n)
-        out = model(x[:, :-1])  # logits (B, T-1, V), w (B, T-1, n)
-        if s.experts:
-            loss, terms = sft_loss(out.logits, out.w, x[:, 1:], mask, logp, choice, s.lam)
-        else:
-            loss, terms = lm_loss(out.logits, x[:, 1:], mask)
+        t = from_answer(mask)  # (t,): logits of the prompts are not needed
+        out = model(x[:, :-1], logits_to_keep=t)  # logits (B, t, V), w (B, t, n)
+        targets, mask, logp, choice = (part[:, t] for part in (x[:, 1:], mask, logp, choice))
+        loss, terms = phase1_loss(s, out, targets, mask, logp, choice, loss_fn)
         run.update(loss, terms, mask.sum(), "sft")
 
 
@@ -77,7 +78,7 @@ def first_model(s):
     return lm
 
 
-def main(argv=None):
+def main(argv=None, loss_fn=sft_loss):
     s = runs.settings(Settings, __doc__, argv)
     run = runs.Run(s, init=s.init)
     with run.alone():
@@ -91,7 +92,7 @@ def main(argv=None):
             sft = Data(sft, run.scores([*run.jobs(sft, size)]))
         else:
             sft = other.scores(run, sft, model.tokenizer)
-        train(run, model, sft)
+        train(run, model, sft, loss_fn)
         run.save()
 
 
