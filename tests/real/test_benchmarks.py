@@ -114,7 +114,7 @@ def test_code_that_runs_away_or_leaves_early_does_not_pass(code):
 
 def test_the_whole_run(done):
     result = json.loads((done / "result.json").read_text())
-    assert set(result["rows"]) == {*benchmarks.ROWS, "oracle"}
+    assert set(result["rows"]) == {*benchmarks.ROWS, "oracle", "own"}
     for row, found in result["rows"].items():
         for measure in ("bits", "bits at T", "right"):
             mean, low, high = found[measure]["all"]
@@ -237,8 +237,10 @@ def test_the_figures_by_hand():
     facts = {"S": [1.0, 0.0], "pick 0": [0, 2], "loss of the best expert": [0.25, 0.75]}
     made = lambda d, bits, n: {
         "domain": d, "bytes": n, "tokens": 2, "facts": facts,
-        "bits": {"math": {"1.0": bits}, "fusionroute 0": {"1.0": 2 * bits, "2.0": bits}},
-        "right": {"math": 1, "fusionroute 0": 2},
+        "bits": {"fusionroute 0": {"1.0": 2 * bits, "2.0": bits}}
+        | {e: {"1.0": bits * (1 if e == d else 3)} for e in ("code", "general")}
+        | {"math": {"1.0": bits}},
+        "right": {"math": 1, "code": 1, "general": 1, "fusionroute 0": 2},
     }  # fmt: skip
     records = [made(d, *x) for d in benchmark_data.DOMAINS for x in ((3.0, 1), (1.0, 3))]
     found = benchmark_table.summary(records, {"fusionroute": 2.0, "math": 1.0})
@@ -247,6 +249,8 @@ def test_the_figures_by_hand():
     assert found["rows"]["fusionroute"]["bits at T"]["code"][0] == 1.0
     assert found["rows"]["math"]["lead, bits"]["all"][0] == -1.0  # FusionRoute has more bits
     assert found["rows"]["math"]["lead, right"]["all"][0] == 0.5
+    assert found["rows"]["code"]["bits"]["general"][0] == 3.0
+    assert found["rows"]["own"]["bits"]["all"][0] == 1.0  # in each domain its own expert's
     assert found["facts"]["all"]["S"] == 0.5
     assert found["facts"]["all"]["pick"] == [[0.5, 0.0, 0.5]]
     assert found["facts"]["all"]["loss of the best expert"]["Delta"] == 0.75

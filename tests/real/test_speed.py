@@ -25,7 +25,8 @@ def test_both_sides_of_the_training_have_equal_losses(start):
 
 def test_losses_that_differ_stop_it(start, monkeypatch):
     s = speed.Settings(model=start, rounds=1, steps=2, batch=2)
-    monkeypatch.setattr(speed.train_sft, "sft_loss", lambda logits, *_: (logits.mean(), {}))
+    other = lambda s, out, *_: (out.logits.mean(), {})
+    monkeypatch.setattr(speed.train_sft, "phase1_loss", other)
     assert "do not compute the same" in refused(speed.training, s)
 
 
