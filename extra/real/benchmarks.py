@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from extra.real import benchmark_data, runs, smollm2, train_sft
 from extra.real.benchmark_data import DOMAINS, fraction
-from extra.real.benchmark_table import exact, summary
+from extra.real.benchmark_table import exact, keys_of, summary
 from extra.real.data import Encoder, padded
 from extra.real.loading import load, load_experts, load_tokenizer, shared_tokens
 from extra.real.modeling import FusionRoute, read
@@ -307,7 +307,7 @@ def best_temperatures(records):
     """{row: the temperature with the fewest bits per byte, mean of domains and seeds}."""
     out = {}
     for row in ROWS:
-        keys = [k for k in records[0]["bits"] if k.rpartition(" ")[0] == row or k == row]
+        keys = keys_of(row, records[0])
         total = {}
         for t in records[0]["bits"][keys[0]] if keys else ():
             per_domain = [
@@ -388,16 +388,7 @@ def answers(s):
 
 def run(s):
     """All commands, one after the other: extra/results/real_text.json."""
-    path = Path(s.out) / "run.json"
-    steps = json.loads(path.read_text()) if path.exists() else {}
-    todo = list(commands(s))
-    for number, (label, arguments) in enumerate(todo, 1):
-        if label not in steps:
-            print(
-                f"\n{number} of {len(todo)}, {label}: python -m {' '.join(arguments)}", flush=True
-            )
-            steps[label] = smollm2.measured(arguments)
-            script.write(path, json.dumps(steps, indent=1))
+    steps = smollm2.run_all(s.out, list(commands(s)))
     result = json.loads((Path(s.out) / "evaluation.json").read_text())
     if s.answers:
         result["answers"] = json.loads((Path(s.out) / "answers.json").read_text())
@@ -406,7 +397,10 @@ def run(s):
         for i in range(s.seeds)
     ]
     result["pairs"] = lines
-    result["took"] = {x: {k: v for k, v in t.items() if k != "output"} for x, t in steps.items()}
+    result["took"] = {
+        label: {k: v for k, v in x.items() if k not in ("output", "arguments")}
+        for label, x in steps.items()
+    }
     nowhere = ("data", "out", "model", "step")
     result["settings"] = {k: v for k, v in asdict(s).items() if k not in nowhere}
     result["made_with"] = {

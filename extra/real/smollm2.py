@@ -234,17 +234,31 @@ def measured(arguments):
     }
 
 
-def run(s):
-    """All commands, one after the other, and what they took: extra/results/smollm2.json."""
-    path = Path(s.out) / "run.json"
+def run_all(out, todo):
+    """Run each (label, arguments) of todo that OUT/run.json lacks; returns {label: what it took}.
+
+    UserError, if it has one with other arguments: old figures must not get new settings.
+    """
+    path = Path(out) / "run.json"
     steps = json.loads(path.read_text()) if path.exists() else {}
-    for label, arguments in commands(s):
+    for number, (label, arguments) in enumerate(todo, 1):
         if label in steps:
-            script.check_same(path, steps[label], {"arguments": arguments}, s.out)
+            if other := sorted({*steps[label]["arguments"]} ^ {*arguments}):
+                raise script.UserError(
+                    f"{path} was made with arguments other than asked, in {label!r}: "
+                    f"{', '.join(other)[:200]}; use another --out"
+                )
         else:
-            print(f"\n{label}: python -m {' '.join(arguments)}", flush=True)
+            command = f"python -m {' '.join(arguments)}"
+            print(f"\n{number} of {len(todo)}, {label}: {command}", flush=True)
             steps[label] = measured(arguments) | {"arguments": arguments}
             script.write(path, json.dumps(steps, indent=1))
+    return steps
+
+
+def run(s):
+    """All commands, one after the other, and what they took: extra/results/smollm2.json."""
+    steps = run_all(s.out, list(commands(s)))
     result = json.loads((Path(s.out) / "evaluation.json").read_text())
     result["pairs"] = len((Path(s.out) / "pairs.jsonl").read_text().splitlines())
     result["answer"] = steps["one answer"]["output"].strip()

@@ -269,6 +269,8 @@ def test_started_again_it_does_nothing_twice(done, sets, monkeypatch):
     monkeypatch.setattr(smollm2, "measured", asked.append)
     main("benchmarks", "--data", sets, "--out", "run", *SMALL)
     assert not asked
+    again = ("benchmarks", "--data", sets, "--out", "run", *SMALL, "--lr", 1)
+    assert "run.json was made with arguments" in refused(main, *again)
     monkeypatch.setattr(benchmarks, "measured", lambda *_: asked.append(1))
     before = (done / "run" / "test.jsonl").read_text()
     main("benchmarks", "--data", sets, "--out", "run", *SMALL, "--step", "evaluate")
