@@ -38,6 +38,8 @@ from toy_experts import script
 
 RESULT = Path(__file__).parents[1] / "results" / "real_text.json"
 TEMPERATURES = [0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5, 1.7, 2.0, 2.5, 3.0]
+ROUTERS = ["router_sft", "router", "co_llm", "gap"]
+GAP = "code"  # the domain without an expert in the rows "gap"
 ANSWERS = {"math": ["gsm8k-test"], "code": ["mbpp", "humaneval"]}  # sets that can be checked
 
 
@@ -48,32 +50,20 @@ class Settings:
     model: str = "smollm2"  # the base model, see extra.real.smollm2
     step: str = ""  # one step alone, as the whole run names it
     seeds: int = 2  # seeds of phase 1, phase 2 and their rivals; the experts are shared
-    co_llm: int = 2  # of these, seeds of the Co-LLM-style router
-    expert: int = 1000  # samples for each expert
-    router: int = 400  # SFT samples a domain, for the router and its rivals
-    generalist: int = 1000  # samples of each expert for the generalist
-    pairs: int = 110  # prompts for pairs, of math and of code each
-    valid: int = 60  # problems a domain to choose temperatures
-    tests: int = 200  # test problems a domain
+    expert: int = 400  # samples for each expert; the generalist gets those of all three
+    router: int = 120  # SFT samples a domain, for the router and its rivals
+    pairs: int = 60  # prompts for pairs, of math and of code each
+    valid: int = 30  # problems a domain to choose temperatures
+    tests: int = 100  # test problems a domain
     answers: int = 100  # test problems of each set to answer
     max_new: int = 96  # longest answer, in tokens
-    batch: int = 16  # problems answered together
+    batch: int = 50  # problems answered together
     lr: float = 5e-4  # of the LoRA adapters; phase 2 takes a quarter
     lr_w: float = 1e-3  # of W
 
     def __post_init__(self):
-        counts = (
-            "seeds",
-            "co_llm",
-            "expert",
-            "router",
-            "generalist",
-            "pairs",
-            "valid",
-            "tests",
-            "batch",
-        )
-        script.positive(self, *counts, "max_new", "lr", "lr_w")
+        counts = ("seeds", "expert", "router", "pairs", "valid", "tests", "batch", "max_new")
+        script.positive(self, *counts, "lr", "lr_w")
         script.positive(self, "answers", or_zero=True)
         if not Path(self.data).is_dir() or not self.data:
             raise script.UserError(
@@ -90,11 +80,12 @@ def commands(s):
     own = ["extra.real.benchmarks", *own]
     expert = {d: f"{s.out}/seed0/{d}" for d in DOMAINS}
     among = ["--experts", *(f"{d}={path}" for d, path in expert.items())]
+    gap = ["--experts", *(f"{d}={path}" for d, path in expert.items() if d != GAP)]
     yield "data", [*own, "--step=data"]
 
     def common(trainer, seed, name, data):
         run = [f"extra.real.{trainer}", f"--out={s.out}", f"--seed={seed}", f"--name={name}"]
-        size = ["--batch=4", "--bf16", "--max_len=640", "--save_every=50"]
+        size = ["--batch=4", "--bf16", "--dtype=bfloat16", "--max_len=640", "--save_every=50"]
         return [*run, f"--data={s.out}/{data}.jsonl", *size]
 
     def sft(*names, init=None):
@@ -103,23 +94,20 @@ def commands(s):
 
     for d in ("general", "math", "code"):
         yield f"{d} expert", sft(0, d, d)
-    half = "--dtype=bfloat16"
     yield "generalist", sft(0, "generalist", "generalist")
     for seed in range(s.seeds):
-        init, run = expert["general"], f"{s.out}/seed{seed}"
-        rates = [half, f"--lr_w={s.lr_w}"]
-        yield (
-            f"phase 1, seed {seed}",
-            [*sft(seed, "router_sft", "router", init=init), *rates, *among],
-        )
-        yield f"fine-tuned, seed {seed}", [*sft(seed, "tuned_sft", "router", init=init), half]
+        init, w = expert["general"], f"--lr_w={s.lr_w}"
+        start = sft(seed, "router_sft", "router", init=init)
+        yield f"phase 1, seed {seed}", [*start, w, *among]
+        start = sft(seed, "gap", "router", init=init)
+        yield f"phase 1 without the {GAP} expert, seed {seed}", [*start, w, *gap]
+        yield f"fine-tuned, seed {seed}", sft(seed, "tuned_sft", "router", init=init)
+        yield f"co-llm, seed {seed}", [*own, f"--step=co_llm{seed}"]
         yield f"pairs, seed {seed}", [*own, f"--step=pairs{seed}"]
+        given = [f"--pairs={s.out}/seed{seed}/pairs.jsonl", f"--lr={s.lr / 4}", w]
         for name, phase1 in (("router", "router_sft"), ("tuned", "tuned_sft")):
-            cdpo = [*common("train_cdpo", seed, name, "router"), f"--phase1={phase1}", *rates]
-            given = [f"--pairs={run}/pairs.jsonl", f"--lr={s.lr / 4}"]
-            yield f"phase 2 of {phase1}, seed {seed}", [*cdpo, *given]
-        if seed < s.co_llm:
-            yield f"co-llm, seed {seed}", [*own, f"--step=co_llm{seed}"]
+            cdpo = common("train_cdpo", seed, name, "router")
+            yield f"phase 2 of {phase1}, seed {seed}", [*cdpo, f"--phase1={phase1}", *given]
     yield "evaluation", [*own, "--step=evaluate"]
     if s.answers:
         yield "answers", [*own, "--step=answers"]
@@ -128,7 +116,7 @@ def commands(s):
 def data(s):
     found = benchmark_data.samples(s.data)
     sets = {d: benchmark_data.draw(found, "expert", s.expert, [d]) for d in DOMAINS}
-    sets["generalist"] = benchmark_data.draw(found, "expert", s.generalist)
+    sets["generalist"] = benchmark_data.draw(found, "expert", s.expert)
     sets["router"] = benchmark_data.draw(found, "router", s.router)
     for name, some in sets.items():
         rows = [{k: x[k] for k in ("prompt", "completion")} for x in some]
@@ -146,10 +134,22 @@ def answer(lm, tokenizer, some, s, **how):
     return smollm2.answers(lm, tokenizer, items, s.batch, max_new_tokens=s.max_new, **how)
 
 
+def merged(path):
+    """An adapter merged into its base: the same up to rounding, and it writes faster."""
+    return load(path).merge_and_unload().to(torch.bfloat16)
+
+
+def merged_route(path):
+    lm = FusionRoute.from_pretrained(path, dtype=torch.bfloat16, train=True)  # without experts
+    lm.router = merged(f"{path}/router")
+    lm.experts = torch.nn.ModuleList(merged(expert) for _, expert in lm.config.experts)
+    return lm.eval()
+
+
 def pairs(s, seed):
     """Right answers against wrong ones that phase 1's fused model says at temperature 1."""
     found, rows = benchmark_data.samples(s.data), []
-    lm = FusionRoute.from_pretrained(f"{s.out}/seed{seed}/router_sft", dtype=torch.bfloat16)
+    lm = merged_route(f"{s.out}/seed{seed}/router_sft")
     torch.manual_seed(seed)
     for domain in ANSWERS:
         some = benchmark_data.draw(found, "pairs", s.pairs, [domain])
@@ -188,12 +188,11 @@ def co_llm(s, seed):
 
 def paths(s):
     """{name: path} of all models that read. Names of a seed's models end in its number."""
-    out = {d: f"{s.out}/seed0/{d}" for d in DOMAINS} | {"generalist": f"{s.out}/seed0/generalist"}
+    out = {"base": s.model} | {d: f"{s.out}/seed0/{d}" for d in (*DOMAINS, "generalist")}
     for seed in range(s.seeds):
-        for name in ("router_sft", "router", "co_llm")[: 3 if seed < s.co_llm else 2]:
+        for name in ROUTERS:
             out[f"{name} {seed}"] = f"{s.out}/seed{seed}/{name}/router"
-        for name in ("tuned_sft", "tuned"):
-            out[f"{name} {seed}"] = f"{s.out}/seed{seed}/{name}"
+        out[f"tuned {seed}"] = f"{s.out}/seed{seed}/tuned"
     return out
 
 
@@ -206,22 +205,24 @@ def methods(logp, w, seeds):
     at = torch.arange(len(experts))  # (N,)
     yield from ((d, None, logp[d]) for d in DOMAINS)
     yield "product", None, experts.sum(1)
+    yield "base", None, logp["base"]
     yield "generalist", None, logp["generalist"]
     if seeds > 1:
-        yield "two_tuned", None, fuse(logp["tuned_sft 0"], logp["tuned_sft 1"])
+        yield "two_tuned", None, fuse(logp["tuned 0"], logp["tuned 1"])
     for seed in range(seeds):
-        names = [n for n in ("router_sft", "router", "co_llm") if f"{n} {seed}" in logp]
-        own = {name: logp[f"{name} {seed}"] for name in names}
+        own = {name: logp[f"{name} {seed}"] for name in ROUTERS}
         pick = {name: w[f"{name} {seed}"].argmax(-1) for name in own}  # (N,)
         yield "fusionroute", seed, fuse(own["router"], experts[at, pick["router"]])
         yield "phase1", seed, fuse(own["router_sft"], experts[at, pick["router_sft"]])
         yield "routing_only", seed, experts[at, pick["router"]]
         yield "router", seed, own["router"]
-        if "co_llm" in own:
-            choices = torch.cat([experts, own["co_llm"][:, None]], 1)  # (N, n + 1, V)
-            yield "co_llm", seed, choices[at, pick["co_llm"]]
+        choices = torch.cat([experts, own["co_llm"][:, None]], 1)  # (N, n + 1, V)
+        yield "co_llm", seed, choices[at, pick["co_llm"]]
         yield "tuned", seed, logp[f"tuned {seed}"]
-        yield "tuned_sft", seed, logp[f"tuned_sft {seed}"]
+        left = torch.stack([logp[d] for d in DOMAINS if d != GAP], 1)[at, pick["gap"]]  # (N, V)
+        yield "gap", seed, fuse(own["gap"], left)
+        yield "gap_routing_only", seed, left
+        yield "gap_router", seed, own["gap"]
 
 
 def token_facts(logp, w, y, seeds):
@@ -299,8 +300,8 @@ def measured(models, Ws, batch, encoder, seeds, temperatures):
     return out
 
 
-ROWS = [*DOMAINS, "product", "generalist", "two_tuned", "fusionroute", "phase1", "routing_only"]
-ROWS += ["router", "co_llm", "tuned", "tuned_sft"]
+ROWS = [*DOMAINS, "product", "base", "generalist", "two_tuned", "fusionroute", "phase1"]
+ROWS += ["routing_only", "router", "co_llm", "tuned", "gap", "gap_routing_only", "gap_router"]
 
 
 def best_temperatures(records):
@@ -325,7 +326,7 @@ def evaluate(s):
     """OUT/valid.jsonl and OUT/test.jsonl, a record a problem; then OUT/evaluation.json."""
     found, out = benchmark_data.samples(s.data), Path(s.out)
     models = dict(zip(paths(s), load_experts([*paths(s).items()], None, dtype=torch.bfloat16)))
-    routers = [name for name in models if name.split()[0] in ("router_sft", "router", "co_llm")]
+    routers = [name for name in models if name.split()[0] in ROUTERS]
     Ws = {n: load_file(Path(paths(s)[n]).parent / "W.safetensors")["weight"] for n in routers}
     encoder = Encoder(load_tokenizer(s.model))
 
@@ -350,30 +351,20 @@ def evaluate(s):
     script.write(out / "evaluation.json", json.dumps(result, indent=1) + "\n")
 
 
-def whole(path):
-    """An adapter merged into its base: the same up to rounding, and it writes faster."""
-    return load(path).merge_and_unload().to(torch.bfloat16)
-
-
 def answers(s):
     """OUT/answers.json: how many test problems each method answers rightly, greedily."""
     found, path = benchmark_data.samples(s.data), Path(s.out) / "answers.json"
     done = json.loads(path.read_text()) if path.exists() else {}
-    router = FusionRoute.from_pretrained(f"{s.out}/seed0/router", dtype=torch.bfloat16)
-    router.router = whole(f"{s.out}/seed0/router/router")
-    router.experts = torch.nn.ModuleList(whole(path) for _, path in router.config.experts)
-    tuned = whole(f"{s.out}/seed0/tuned")
+    router, tuned = merged_route(f"{s.out}/seed0/router"), merged(f"{s.out}/seed0/tuned")
     for domain, sets in ANSWERS.items():
+        own = router.experts[DOMAINS.index(domain)]
+        ways = {"fusionroute": router, "routing_only": router, "own expert": own, "tuned": tuned}
         for name in sets:
             some = [x for x in found[domain, "test"] if x["set"] == name][: s.answers]
-            own = {"use_router": False, "only": DOMAINS.index(domain)}
-            ways = {"fusionroute": {}, "routing_only": {"use_router": False}, "own expert": own}
-            for method in (*ways, "tuned"):
+            for method, lm in ways.items():
                 if f"{method}/{name}" in done:
                     continue
-                for option, value in ways.get(method, {}).items():
-                    setattr(router, option, value)
-                lm = tuned if method == "tuned" else router
+                router.use_router = method != "routing_only"
                 said = answer(lm, router.tokenizer, some, s, do_sample=False)
                 right = [benchmark_data.right(x, a["text"]) for x, a in zip(some, said)]
                 done[f"{method}/{name}"] = {
@@ -382,7 +373,6 @@ def answers(s):
                     "interval": exact(sum(right), len(right)),
                     "ended": sum(a["ended"] for a in said),
                 }
-                router.use_router, router.only = True, None
                 script.write(path, json.dumps(done, indent=1) + "\n")
 
 

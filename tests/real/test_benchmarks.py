@@ -16,7 +16,7 @@ from extra.real.modeling import FusionRoute
 from tests.real.conftest import WORDS, lines, main, make, refused
 from tests.real.test_smollm2 import in_this_process
 
-SMALL = "--expert 4 --router 2 --generalist 2 --pairs 2 --valid 2 --tests 4 --answers 1"
+SMALL = "--expert 4 --router 2 --pairs 2 --valid 2 --tests 4 --answers 1"
 SMALL = f"{SMALL} --max_new 4 --batch 4 --lr_w 0.1".split()
 
 
@@ -186,7 +186,7 @@ def test_the_rows_are_the_models_that_they_say(done, monkeypatch):
 
     at = {n: Path(p).parent / "W.safetensors" for n, p in paths.items()}
     Ws = {n: load_file(f)["weight"] for n, f in at.items() if f.exists()}
-    assert set(Ws) == {f"{n} {i}" for n in ("router", "router_sft", "co_llm") for i in (0, 1)}
+    assert set(Ws) == {f"{n} {i}" for n in benchmarks.ROUTERS for i in (0, 1)}
     Ws["co_llm 1"] = torch.zeros_like(Ws["co_llm 1"])
     Ws["co_llm 1"][3] = torch.ones(32)  # itself, or an expert
     encoder = Encoder(load_tokenizer("smollm2"))
@@ -213,9 +213,13 @@ def test_the_rows_are_the_models_that_they_say(done, monkeypatch):
         expected["phase1 1"] = phase1(ids).logits
         expected |= {d: say(d) for d in (*benchmark_data.DOMAINS, "generalist")}
         expected["product"] = sum(say(d) for d in benchmark_data.DOMAINS)
-        expected["two_tuned"] = say("tuned_sft 0") + say("tuned_sft 1")
-        expected |= {"router 1": say("router 1"), "tuned 0": say("tuned 0")}
-        expected["tuned_sft 0"] = say("tuned_sft 0")
+        expected["two_tuned"] = say("tuned 0") + say("tuned 1")
+        expected |= {m: say(m) for m in ("base", "router 1", "tuned 0")}
+        gap = FusionRoute.from_pretrained("run/seed1/gap", dtype=torch.float32)
+        assert [name for name, _ in gap.config.experts] == ["math", "general"]
+        expected |= {"gap 1": gap(ids).logits, "gap_router 1": say("gap 1")}
+        gap.use_router = False
+        expected["gap_routing_only 1"] = gap(ids).logits
         choice = models["co_llm 1"]
         picked = benchmarks.read(choice, ids, torch.ones_like(ids), None, 0)[1] @ Ws["co_llm 1"].T
         all_four = torch.stack([*(say(d) for d in benchmark_data.DOMAINS), say("co_llm 1")], 2)
