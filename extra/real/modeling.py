@@ -136,8 +136,12 @@ def read(model, ids, mask, cache, keep):
     behind = ids.size(1) - (cache.get_seq_length() if cache is not None else 0)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)  # (B, T): padding counts not
     hidden = []
-    head = model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda _, args: hidden.append(args[0]))
+
+    def keep_input(_, args):  # contiguous: on a slice, torch copies the head's weight for each row
+        hidden.append(args[0].contiguous())
+        return (hidden[-1],)
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(keep_input)
     try:
         out = model(
             input_ids=ids[:, -behind:].to(model.device),
