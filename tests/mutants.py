@@ -345,7 +345,7 @@ paper/results figures_by_hand | sum(d > 0 for d in => sum(d < 0 for d in
 paper/results all_seeds | c: shares + its.get(c, []) => c: its.get(c, []) + shares
 paper/results every_seed | averages[10:]) => averages[11:])
 paper/results order_needs | if min(d) >= MARGIN => if max(d) >= MARGIN
-paper/results verdicts | < BROKEN => < 0
+paper/results verdicts | < lowest => < 0
 
 extra/paper/stats.py
 paper/results holm | (len(p) - rank) => 1

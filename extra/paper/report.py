@@ -31,9 +31,9 @@ PAGES = (ROOT / "docs/results.md", ROOT / "README.md", ROOT / "docs/README.zh.md
 FAMILIES = ("llama", "gemma")
 PLOTTED = ("co_llm_self", "fused_sft", "fusionroute", "sft_only", "fine_tuned", "routing_only")
 PLOTTED += ("router",)  # the rows of spread.json without the experts, which are far below
+EXPERTS = [f"{e}_expert" for e in script.EXPERTS]
 CODING, MATHS = ("toy-mbpp", "toy-humaneval", "toy-ifeval"), ("toy-gsm8k", "toy-math500")
 MARGIN = 0.02  # two rows have an order where every seed shows it by this much
-BROKEN = 0.02  # a model below this answers nothing: a comparison with it says nothing
 
 # --- the rows -----------------------------------------------------------------------------------
 
@@ -114,8 +114,6 @@ def of_family(files, family):
         rows[method] = columns | {"coding minus maths": more}
     for method, won in files["winrate"][family].items():
         rows.setdefault(method, {})["win"] = won["rate"]["seeds"]
-    lost = rows["sft_only against fusionroute"]["win"]
-    rows["fusionroute against sft_only"] = {"win": [1 - x for x in lost]}
     for method, cost in files["cost"][family].items():
         rows[method]["time"] = [cost["over_one_expert"]]
     for bench, parts in files["routing"][family].items():
@@ -124,7 +122,8 @@ def of_family(files, family):
         rows[f"{method}, four seeds"] = {"average": rows[method]["average"][:4]}
     ten, further = rows["fusionroute"]["average"][:10], rows["fusionroute"]["average"][10:]
     rows |= {"fusionroute, ten": {"average": ten}, "fusionroute, further": {"average": further}}
-    rows["half"] = dict.fromkeys(("win", "code", "instruct"), [0.5] * len(lost))
+    seeds = len(first["fusionroute"]["average"])
+    rows["half"] = dict.fromkeys(("win", "code", "instruct"), [0.5] * seeds)
     return rows
 
 
@@ -197,18 +196,16 @@ def cells(rows, row, head):
 
 
 def all_seeds(rows, row, head):
-    """The same of a headline row: with its lowest and highest seed for the number of seeds, and on
-    how many seeds `head` is ahead."""
+    """The same of a headline row, with on how many seeds `head` is ahead, without their number."""
     _, average, *shown, its_lead, general_lead = cells(rows, row, head).split(" | ")
-    ends = [f"{100 * f(numbers(rows, row)):.1f}" for f in (min, max)]
     ahead = "" if row == head else str(sum(d > 0 for d in differences(rows, head, row)))
-    return " | ".join([average, *ends, *shown, its_lead, ahead, general_lead])
+    return " | ".join([average, *shown, its_lead, ahead, general_lead])
 
 
 def brief(rows, row, head):
     """The same for the README: average, its range, uncovered, general, and the lead on average."""
-    parts = all_seeds(rows, row, head).split(" | ")
-    average, low, high, _, uncovered, general, its_lead, _, _ = parts
+    _, average, _, uncovered, general, its_lead, _ = cells(rows, row, head).split(" | ")
+    low, high = (f"{100 * f(numbers(rows, row)):.1f}" for f in (min, max))
     return " | ".join([average, f"{low}–{high}", uncovered, general, its_lead])
 
 
@@ -272,9 +269,11 @@ KINDS += (lead, points, order, differ, always, level)
 FIGURES = {kind.__name__: kind for kind in KINDS}
 
 
-def answers_nothing(rows, row):
+def below_every_expert(rows, row):
+    """Whether a row of the main tables is worse than all experts: a broken model."""
     file, _, name = row.partition(":")
-    return mean(rows[file][name].get("average", [1])) < BROKEN  # "half" has no average
+    lowest = min(mean(rows[file][e]["average"]) for e in EXPERTS) if file in FAMILIES else 0
+    return mean(rows[file][name].get("average", [1])) < lowest  # "half" has no average
 
 
 def verdicts(rows, page):
@@ -284,7 +283,7 @@ def verdicts(rows, page):
     tested = {"llama": {}, "gemma": {}}  # ablations are of the first family
     for place in places:
         _, first, second, *column = place.split(";")
-        if answers_nothing(rows, first) or answers_nothing(rows, second):
+        if below_every_expert(rows, first) or below_every_expert(rows, second):
             words[place] = "says nothing"
         else:
             family = "gemma" if first.startswith("gemma") else "llama"
