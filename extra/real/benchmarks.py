@@ -74,43 +74,63 @@ class Settings:
 # --- the steps -----------------------------------------------------------------------------------
 
 
+def own(s, step):
+    """The arguments of python -m for a step of this file."""
+    given = [f"--{k}={v}" for k, v in asdict(s).items() if v != getattr(Settings, k)]
+    return ["extra.real.benchmarks", *given, f"--step={step}"]
+
+
+def training(s, trainer, seed, name, data):
+    run = [f"extra.real.{trainer}", f"--out={s.out}", f"--seed={seed}", f"--name={name}"]
+    size = ["--batch=4", "--bf16", "--dtype=bfloat16", "--max_len=640", "--save_every=50"]
+    return [*run, f"--data={s.out}/{data}.jsonl", *size]
+
+
+def expert(s, name):
+    fine_tuning = training(s, "train_sft", 0, name, name)
+    return [*fine_tuning, f"--lr={s.lr}", f"--init={s.model}", "--lora_r=16"]
+
+
+def phase1(s, seed, name, domains=()):
+    """Phase 1 from the general expert, beside the experts of these domains."""
+    sft = [*training(s, "train_sft", seed, name, "router"), f"--lr={s.lr}"]
+    beside = [f"--lr_w={s.lr_w}", "--experts", *(f"{d}={s.out}/seed0/{d}" for d in domains)]
+    return [*sft, f"--init={s.out}/seed0/general", *(beside if domains else ())]
+
+
+def phase2(s, seed, name, first):
+    cdpo = [*training(s, "train_cdpo", seed, name, "router"), f"--phase1={first}"]
+    return [
+        *cdpo,
+        f"--pairs={s.out}/seed{seed}/pairs.jsonl",
+        f"--lr={s.lr / 4}",
+        f"--lr_w={s.lr_w}",
+    ]
+
+
 def commands(s):
-    """[(label, arguments of python -m)] of the whole run, in order."""
-    own = [f"--{k}={v}" for k, v in asdict(s).items() if v != getattr(Settings, k)]
-    own = ["extra.real.benchmarks", *own]
-    expert = {d: f"{s.out}/seed0/{d}" for d in DOMAINS}
-    among = ["--experts", *(f"{d}={path}" for d, path in expert.items())]
-    gap = ["--experts", *(f"{d}={path}" for d, path in expert.items() if d != GAP)]
-    yield "data", [*own, "--step=data"]
+    """The whole run, for smollm2.run_all: (label, arguments of python -m), some side by side."""
+    yield "data", own(s, "data")
+    experts = [(f"{d} expert", expert(s, d)) for d in ("general", "math", "code")]
+    yield [experts, [("generalist", expert(s, "generalist"))]]
+    left = [d for d in DOMAINS if d != GAP]
 
-    def common(trainer, seed, name, data):
-        run = [f"extra.real.{trainer}", f"--out={s.out}", f"--seed={seed}", f"--name={name}"]
-        size = ["--batch=4", "--bf16", "--dtype=bfloat16", "--max_len=640", "--save_every=50"]
-        return [*run, f"--data={s.out}/{data}.jsonl", *size]
+    def of_seed(seed):
+        return [
+            (f"phase 1, seed {seed}", phase1(s, seed, "router_sft", DOMAINS)),
+            (f"phase 1 without the {GAP} expert, seed {seed}", phase1(s, seed, "gap", left)),
+            (f"fine-tuned, seed {seed}", phase1(s, seed, "tuned_sft")),
+            (f"co-llm, seed {seed}", own(s, f"co_llm{seed}")),
+            (f"pairs, seed {seed}", own(s, f"pairs{seed}")),
+            (f"phase 2 of router_sft, seed {seed}", phase2(s, seed, "router", "router_sft")),
+            (f"phase 2 of tuned_sft, seed {seed}", phase2(s, seed, "tuned", "tuned_sft")),
+        ]
 
-    def sft(*names, init=None):
-        start = [f"--init={init}"] if init else [f"--init={s.model}", "--lora_r=16"]
-        return [*common("train_sft", *names), f"--lr={s.lr}", *start]
-
-    for d in ("general", "math", "code"):
-        yield f"{d} expert", sft(0, d, d)
-    yield "generalist", sft(0, "generalist", "generalist")
-    for seed in range(s.seeds):
-        init, w = expert["general"], f"--lr_w={s.lr_w}"
-        start = sft(seed, "router_sft", "router", init=init)
-        yield f"phase 1, seed {seed}", [*start, w, *among]
-        start = sft(seed, "gap", "router", init=init)
-        yield f"phase 1 without the {GAP} expert, seed {seed}", [*start, w, *gap]
-        yield f"fine-tuned, seed {seed}", sft(seed, "tuned_sft", "router", init=init)
-        yield f"co-llm, seed {seed}", [*own, f"--step=co_llm{seed}"]
-        yield f"pairs, seed {seed}", [*own, f"--step=pairs{seed}"]
-        given = [f"--pairs={s.out}/seed{seed}/pairs.jsonl", f"--lr={s.lr / 4}", w]
-        for name, phase1 in (("router", "router_sft"), ("tuned", "tuned_sft")):
-            cdpo = common("train_cdpo", seed, name, "router")
-            yield f"phase 2 of {phase1}, seed {seed}", [*cdpo, f"--phase1={phase1}", *given]
-    yield "evaluation", [*own, "--step=evaluate"]
-    if s.answers:
-        yield "answers", [*own, "--step=answers"]
+    seeds = [of_seed(seed) for seed in range(s.seeds)]
+    yield seeds[0].pop(0)  # it leaves the experts' scores for all others
+    yield seeds
+    answers = [[("answers", own(s, "answers"))]] if s.answers else []
+    yield [[("evaluation", own(s, "evaluate"))], *answers]
 
 
 def data(s):
@@ -178,9 +198,8 @@ def co_llm_loss(logits, w, targets, mask, logp, choice, lam):
 
 def co_llm(s, seed):
     """The router as one more choice, trained as in phase 1 but by the mixture's likelihood."""
-    _, *arguments = dict(commands(s))[f"phase 1, seed {seed}"]  # they end with the experts
-    one_more = [f"itself={s.out}/seed0/general", "--name=co_llm"]
-    train_sft.main([*arguments, *one_more], loss_fn=co_llm_loss)
+    _, *arguments = phase1(s, seed, "co_llm", DOMAINS)  # they end with the experts
+    train_sft.main([*arguments, f"itself={s.out}/seed0/general"], loss_fn=co_llm_loss)
 
 
 # --- what every method says at the tokens of right answers ---------------------------------------

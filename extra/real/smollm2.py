@@ -20,9 +20,11 @@ import sys
 import tempfile
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
+from threading import Lock
 
 import torch
 import transformers
@@ -237,22 +239,33 @@ def measured(arguments):
 def run_all(out, todo):
     """Run each (label, arguments) of todo that OUT/run.json lacks; returns {label: what it took}.
 
-    UserError, if it has one with other arguments: old figures must not get new settings.
+    A list of lists in todo: each of these runs in order, all of them side by side. UserError, if
+    run.json has a label with other arguments: old figures must not get new settings.
     """
     path = Path(out) / "run.json"
-    steps = json.loads(path.read_text()) if path.exists() else {}
-    for number, (label, arguments) in enumerate(todo, 1):
-        if label in steps:
-            if other := sorted({*steps[label]["arguments"]} ^ {*arguments}):
-                raise script.UserError(
-                    f"{path} was made with arguments other than asked, in {label!r}: "
-                    f"{', '.join(other)[:200]}; use another --out"
-                )
-        else:
-            command = f"python -m {' '.join(arguments)}"
-            print(f"\n{number} of {len(todo)}, {label}: {command}", flush=True)
-            steps[label] = measured(arguments) | {"arguments": arguments}
-            script.write(path, json.dumps(steps, indent=1))
+    steps, one_at_a_time = json.loads(path.read_text()) if path.exists() else {}, Lock()
+
+    def in_order(some):
+        for item in some:
+            if isinstance(item, list):
+                with ThreadPoolExecutor() as threads:
+                    list(threads.map(in_order, item))
+                continue
+            label, arguments = item
+            if label in steps:
+                if other := sorted({*steps[label]["arguments"]} ^ {*arguments}):
+                    raise script.UserError(
+                        f"{path} was made with arguments other than asked, in {label!r}: "
+                        f"{', '.join(other)[:200]}; use another --out"
+                    )
+            else:
+                print(f"\n{label}: python -m {' '.join(arguments)}", flush=True)
+                took = measured(arguments)
+                with one_at_a_time:
+                    steps[label] = took | {"arguments": arguments}
+                    script.write(path, json.dumps(steps, indent=1))
+
+    in_order(todo)
     return steps
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shlex
+import threading
 
 import pytest
 
@@ -15,12 +16,13 @@ from extra.real import runs, smollm2
 from tests.real.conftest import main, make, refused
 from toy_experts import tasks
 
+one_at_a_time = threading.Lock()
 SMALL = "--expert 8 --router 10 --prompts 5 --tests 1 --batch 5".split()
 
 
 def in_this_process(arguments):
-    """What smollm2.measured does, without starting Python nine times."""
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    """What smollm2.measured does, without starting Python nine times; one after the other."""
+    with one_at_a_time, contextlib.redirect_stdout(io.StringIO()) as said:
         main(arguments[0].rpartition(".")[2], *arguments[1:])
     return {"cpu_minutes": 1.0, "minutes": 1.0, "peak_gb": 1.0, "output": said.getvalue()}
 
