@@ -43,16 +43,22 @@ ANSWERING = {
     "own expert": "the set's own expert",
     "tuned": "Fine-tuned Model",
 }
-CLAIMS = {  # of the toy's ledger: row, and the sign of FusionRoute's lead over it
-    "FusionRoute is ahead of the math expert": ("math", 1),
-    "of the code expert": ("code", 1),
-    "of the general expert": ("general", 1),
-    "of the product of the experts": ("product", 1),
-    "of the Fine-tuned Model": ("tuned", 1),
-    "of the sum of two fine-tuned models": ("two_tuned", 1),
-    "added logits help: it is ahead of routing only": ("routing_only", 1),
-    "phase 2 helps: it is ahead of phase 1 only": ("phase1", 1),
-    "the Co-LLM-style router is ahead of FusionRoute": ("co_llm", -1),
+CLAIMS = {  # of the toy's ledger: row, the sign of the lead over it, and where
+    "FusionRoute is ahead of the math expert": ("math", 1, "all"),
+    "of the code expert": ("code", 1, "all"),
+    "of the general expert": ("general", 1, "all"),
+    "of the product of the experts": ("product", 1, "all"),
+    "of the Fine-tuned Model": ("tuned", 1, "all"),
+    "of the sum of two fine-tuned models": ("two_tuned", 1, "all"),
+    "added logits help: it is ahead of routing only": ("routing_only", 1, "all"),
+    "phase 2 helps: it is ahead of phase 1 only": ("phase1", 1, "all"),
+    "the Co-LLM-style router is ahead of FusionRoute": ("co_llm", -1, "all"),
+    "no code expert, on code: FusionRoute is ahead of routing only": (
+        "gap_routing_only",
+        1,
+        "code",
+    ),
+    "no code expert, on code: of the router alone": ("gap_router", 1, "code"),
 }
 MEASURES = {"bits": "bits", "bits at T": "bits at T", "right": "next token"}
 SETS = {"gsm8k-test": "GSM8K", "mbpp": "MBPP", "humaneval": "HumanEval"}
@@ -89,8 +95,8 @@ def signed(value, digits=3):
 def claims(result):
     """What the intervals say of each claim: holds, if all of it is on the claim's side of 0."""
     rows = [["claim", *MEASURES.values()]]
-    for claim, (row, sign) in CLAIMS.items():
-        found = [result["rows"][row][f"lead, {m}"]["all"][1:] for m in MEASURES]
+    for claim, (row, sign, where) in CLAIMS.items():
+        found = [result["rows"][row][f"lead, {m}"][where][1:] for m in MEASURES]
         found = [sorted(sign * v for v in interval) for interval in found]
         said = ["holds" if a > 0 else "does not" if b < 0 else "cannot be said" for a, b in found]
         rows.append([claim, *said])

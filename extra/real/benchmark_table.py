@@ -63,7 +63,8 @@ def summary(records, best):
         rows[row] = {"T": best.get(row)}
         for m, values in measures.items():
             sign = 1 if m == "right" else -1  # a lead is FusionRoute's: fewer bits, more right
-            lead = {d: sign * (found["fusionroute"][m][d] - v) for d, v in values.items()}
+            head = "gap" if row.startswith("gap") else "fusionroute"
+            lead = {d: sign * (found[head][m][d] - v) for d, v in values.items()}
             each = [
                 {m: ratio(records, *how, draws) for m, *how in tops([k], row)}[m]["all"][0]
                 for k in keys

@@ -124,6 +124,9 @@ def test_the_whole_run(done):
         if row != "oracle":
             assert found["T"] in benchmarks.TEMPERATURES
     assert result["rows"]["fusionroute"]["lead, bits"]["all"] == [0, 0, 0]
+    gap, choosing = (result["rows"][row] for row in ("gap", "gap_routing_only"))
+    difference = choosing["bits"]["code"][0] - gap["bits"]["code"][0]
+    assert choosing["lead, bits"]["code"][0] == pytest.approx(difference, abs=1e-3)
     assert len(result["rows"]["fusionroute"]["seeds, bits"]) == 2 == len(result["pairs"])
     assert min(result["pairs"]) > 0 and result["sizes"]["all"]["problems"] == 12
     assert result["answers"]["tuned/humaneval"]["of"] == 1
