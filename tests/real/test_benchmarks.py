@@ -228,6 +228,9 @@ def test_the_rows_are_the_models_that_they_say(done, monkeypatch):
         all_four = torch.stack([*(say(d) for d in benchmark_data.DOMAINS), say("co_llm 1")], 2)
         best = picked.argmax(-1)[..., None, None].expand(-1, -1, 1, all_four.size(-1))
         expected["co_llm 1"] = all_four.gather(2, best)[:, :, 0]
+    two = ids.expand(2, -1)
+    hidden = benchmarks.read(choice, two, torch.ones_like(two), None, 1)[1]
+    assert hidden.is_contiguous()  # else torch copies the head's weight for each row
     for row, logits in expected.items():
         for t in (1.0, 2.0):
             assert record["bits"][row][t] == pytest.approx(bits(logits, t), rel=1e-3), row
