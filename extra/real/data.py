@@ -5,7 +5,7 @@ A row is {"prompt", "completion"}, {"messages"}, {"prompt", "chosen", "rejected"
 what the user says to a model with a chat template. The loss is on the last answer only, up to its
 end token. A field that is not used here might change what should be learned: it is refused.
 
-Files: JSON Lines or a JSON array; Parquet, CSV and compressed JSON; what `datasets` finds by name.
+Files: JSON Lines or a JSON array; Parquet, CSV and JSON in .gz; what `datasets` finds by name.
 """
 
 import json
@@ -35,7 +35,7 @@ def rows(path):
     """[(place, row)] of a file; place is what a message names."""
     file, builders = Path(path), {".parquet": "parquet", ".csv": "csv", ".gz": "json"}
     if not file.is_file() or file.suffix in builders:
-        if not file.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        if file.is_dir() or not file.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
             raise UserError(f"there is no file {path}")
         with reading(path, "a data set"):
             how = {"data_files": str(path)} if file.is_file() else {}
@@ -204,6 +204,15 @@ class Encoder:
             learned = learned[: len(learned) - learned[::-1].index(self.end) - 1]
         ids = before + learned + [self.end]
         return ids, [False] * len(before) + [True] * (len(learned) + 1)
+
+
+def check_room(who, most, prompt, max_new):
+    """UserError unless a prompt and an answer fit into what a model reads. All are numbers."""
+    if prompt + max_new > most:
+        raise UserError(
+            f"{who} reads {most} tokens at most; the conversation has {prompt}, and the answer may "
+            f"have --max_new {max_new}"
+        )
 
 
 def samples(path, sides, tokenizer, n_tokens, max_len, ignore=()):

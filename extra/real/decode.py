@@ -1,9 +1,11 @@
-"""Answer with a trained router, and show which expert wrote what: Eq. (1).
+r"""Answer with a trained router, and show which expert wrote what: Eq. (1).
 
     python -m extra.real.decode "What is 38 mod 5?" --router own/seed0/router
     python -m extra.real.decode --router ...          a conversation; /new begins another
     python -m extra.real.decode --router ... < FILE   a prompt a line, each by itself
     python -m extra.real.decode "..." --json ...      one JSON object per token, then the answer
+
+In a prompt \n is a line break; not in FILE with --json, where prompts may have LaTeX's \neq.
 
 Tokens in S, where the experts disagree, are coloured, or in brackets: [math:18]. What the router
 changed is underlined, or in «». --method leaves parts of Eq. (1) out:
@@ -23,7 +25,7 @@ from itertools import cycle
 import torch
 
 from extra.real import runs
-from extra.real.data import Encoder, Wrong
+from extra.real.data import Encoder, Wrong, check_room
 from extra.real.loading import longest
 from extra.real.modeling import FusionRoute
 from extra.tokenizers import real as other
@@ -98,12 +100,7 @@ def answer(model, messages, s):
         prompt = torch.tensor([Encoder(tokenizer).prompt(messages)], device=model.device)
     except Wrong as e:
         raise UserError(str(e)) from e
-    room = longest(model.router, *model.experts) - s.max_new
-    if prompt.size(1) > room:
-        raise UserError(
-            f"the conversation has {prompt.size(1)} tokens, and at most {room} fit before an "
-            f"answer of --max_new {s.max_new}"
-        )
+    check_room("a model", longest(model.router, *model.experts), prompt.size(1), s.max_new)
     sampling = {"do_sample": True, "temperature": s.temperature, "top_k": s.top_k, "top_p": s.top_p}
     how = sampling if s.temperature else {"do_sample": False, "assistant_model": model.router}
     if not model.use_expert or model.only is not None:
@@ -111,8 +108,10 @@ def answer(model, messages, s):
     torch.manual_seed(s.seed)
     ids = model.generate(prompt, max_new_tokens=s.max_new, **how)  # (1, T)
     new = ids[0, prompt.size(1) :].tolist()
-    choices = torch.stack([e(input_ids=ids).logits.argmax(-1) for e in model.experts], -1)
-    inside = informative(choices)[0, prompt.size(1) - 1 :].tolist()  # display only: all experts
+    inside = [None] * len(new)  # unknown: experts with other tokens cannot read the router's
+    if model.config.fuse == "tokens":  # display only: all experts
+        choices = torch.stack([e(input_ids=ids).logits.argmax(-1) for e in model.experts], -1)
+        inside = informative(choices)[0, prompt.size(1) - 1 :].tolist()
     texts = pieces(tokenizer, new)
     rows = []
     for i, token in enumerate(new):
@@ -150,6 +149,8 @@ def legend(rows, names, fuse):
     counts = ", ".join(f"{name} {picked.count(name)}" for name in names if name in picked)
     if fuse != "tokens":
         return f"({fuse}: {counts})"
+    if rows[0]["in_S"] is None:  # --method router
+        return f"({len(rows)} tokens)"
     changes = [f"{r['expert_choice']!r} -> {r['token']!r}" for r in rows if r["changed"]]
     changes = changes[:12] + ["..."] * (len(changes) > 12)
     return (
@@ -191,7 +192,9 @@ def main(argv=None):
             talk[:] = start
             return
         text = line.encode(errors="replace").decode()  # bytes that are no character
-        asked = [*talk, {"role": "user", "content": text.replace("\\n", "\n")}]
+        if s.prompt is not None or not s.json:
+            text = text.replace("\\n", "\n")
+        asked = [*talk, {"role": "user", "content": text}]
         said = respond(model, asked, s)
         if sys.stdin.isatty() and s.prompt is None:  # a conversation goes on
             talk[:] = [*asked, {"role": "assistant", "content": said}]

@@ -35,6 +35,8 @@ HARMLESS = {
     "cache_implementation",
     "is_llama_config",
     "transformers.js_config",
+    "unsloth_version",
+    "unsloth_fixed",
 }
 
 
@@ -54,16 +56,24 @@ def split(path):
     return (path.parent, {"gguf_file": path.name}) if path.suffix == ".gguf" else (path, {})
 
 
+def could_be(path):
+    """Whether it is a path on this machine, or may be a name on the Hub."""
+    return Path(path).exists() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(path))
+
+
 def adapter_config(path):
     """PEFT's configuration of a LoRA adapter; None if path is a whole model."""
-    if not Path(path).exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(path)):
+    if not could_be(path):
         raise Unusable(f"there is no {path}, and it is no name on the Hub")
     if split(path)[1] or find_adapter_config_file(str(path)) is None:
         return None
     if peft is None:
         raise Unusable(f"{path} is a LoRA adapter: pip install peft")
     with reading(path, "a LoRA adapter"):
-        return peft.PeftConfig.from_pretrained(str(path))
+        adapter = peft.PeftConfig.from_pretrained(str(path))
+    if not could_be(base := adapter.base_model_name_or_path):
+        raise Unusable(f"{path}: its base {base} is not here; correct it in adapter_config.json")
+    return adapter
 
 
 @contextmanager
@@ -136,7 +146,11 @@ class Worn(torch.nn.Module):
     def __init__(self, base, name):
         super().__init__()
         self.base, self.name = base, name
-        self.config, self.device = base.config, base.device
+        self.config, self.name_or_path = base.config, base.name_or_path
+
+    @property
+    def device(self):  # asked each time: .to() may have moved the base
+        return self.base.device
 
     def get_output_embeddings(self):
         return self.base.get_output_embeddings()
@@ -162,6 +176,8 @@ def load_experts(paths, router, ignore=(), **how):
     if base := getattr(router, "peft_config", {}).get("default"):
         bases[same(base.base_model_name_or_path)] = router
     for name, path in paths:
+        if not could_be(path):
+            raise Unusable(f"there is no {path}; if {name} has moved: --experts {name}=DIR")
         adapter = adapter_config(path)
         base = same(adapter.base_model_name_or_path if adapter else path)
         if adapter and base not in bases:

@@ -4,7 +4,7 @@
     model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=64)
     model.trace.picks, model.trace.weights, model.trace.changed              # how that came about
     model.save_pretrained("OUT")             # the router, W, the tokenizer; the experts' names
-    AutoModelForCausalLM.from_pretrained("OUT", trust_remote_code=True)      # anywhere
+    AutoModelForCausalLM.from_pretrained("OUT", trust_remote_code=True)      # or with expert_paths
 
 All that generate() knows works: sampling, beams, streamers, batches. assistant_model=model.router
 lets the router draft; each expert then checks what it is picked for in one pass. OUT/router is an

@@ -38,7 +38,7 @@ class Settings:
     device: str = "auto"  # auto or cpu
     experts: list = ()  # NAME=DIR NAME=DIR ...: the experts, in the order of W's rows
     data: str = ""  # SFT samples: FILE, or what `datasets` knows by name (forms: data.py)
-    fuse: str = "tokens"  # tokens; bytes or spans: experts with other tokenizers
+    fuse: str = "tokens"  # tokens; bytes or spans, alike here: experts with other tokenizers
     ignore: list = ()  # fields of the samples, or of a config.json, that change nothing
     max_len: int = 2048  # samples of more tokens, prompt and answer together, are left out
     epochs: int = 1  # passes over the samples, in phase 2 over the pairs
@@ -70,9 +70,10 @@ def named(items):
         name, _, path = item.partition("=")
         if not path or not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name) or name in ("router", *out):
             raise UserError(
-                f"--experts {item[:100]}: must be NAME=DIR, each NAME once, none router"
+                f"--experts {item[:100]}: must be NAME=DIR, NAME of letters, digits, _ and -, "
+                "each NAME once, none router"
             )
-        out[name] = same(path)
+        out[name] = same(os.path.expanduser(path))
     return out
 
 
@@ -84,7 +85,8 @@ def settings(cls, doc, argv=None):
     comments = dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.*)$", code, re.M))
     kinds = {bool: {"action": "store_true"}, list: {"nargs": "+", "action": "extend"}}
     for f in dataclasses.fields(cls):
-        default = f"{f.default}" if f.default else "none"
+        default = f"{f.default:g}" if f.type is float else f.default
+        default = "none" if default in ("", (), None) else default
         help = f"{comments[f.name].replace('%', '%%')} (default: {default})"
         how = kinds.get(f.type, {"type": f.type}) | {"help": help, "default": argparse.SUPPRESS}
         if f.name == "prompt":
@@ -192,16 +194,19 @@ class Run:
 
     # --- scores ----------------------------------------------------------------------------------
 
+    def expert(self, path, T):
+        """The model in path. UserError unless it reads samples of T tokens."""
+        how = {"dtype": getattr(torch, self.s.dtype), "device_map": {"": self.device}}
+        model = load(path, self.s.ignore, **how)
+        if T > longest(model):
+            raise UserError(f"{path} reads {longest(model)} tokens at most, and a sample has {T}")
+        return model
+
     def jobs(self, samples, size):
         """What `scores` gets for the experts: their logits of the first `size` tokens."""
-        how = {"dtype": getattr(torch, self.s.dtype), "device_map": {"": self.device}}
 
         def logits_of(path):
-            model, T = load(path, self.s.ignore, **how), max(map(len, samples["ids"]))
-            if T > longest(model):
-                raise UserError(
-                    f"{path} reads {longest(model)} tokens at most, and a sample has {T}"
-                )
+            model = self.expert(path, max(map(len, samples["ids"])))
             return lambda ids: model(input_ids=ids.to(model.device)).logits[..., :size].float()
 
         for name, path in self.s.experts.items():

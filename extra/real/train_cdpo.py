@@ -83,9 +83,10 @@ def main(argv=None):
     theirs = dict(config.experts)
     if s.fuse == "tokens":
         s.fuse = config.fuse  # as phase 1 was trained
-    if s.experts and list(s.experts) != list(theirs):
-        raise UserError(f"{phase1} routes among {', '.join(theirs)}, in this order")
+    if not set(s.experts) <= set(theirs):
+        raise UserError(f"{phase1} routes among {', '.join(theirs) or 'no experts'}")
     s.experts = theirs | s.experts
+    s.ignore = list(dict.fromkeys([*(config.ignore or ()), *s.ignore]))
     run = runs.Run(s, phase1=phase1)
     with run.alone():
         if run.is_there():

@@ -27,6 +27,7 @@ from extra.real.loading import adapter_config, load, longest, same
 from extra.real.modeling import FusionRoute
 from extra.tokenizers import real as other
 from fusionroute import sft_loss, token_logp
+from toy_experts import script
 from toy_experts.data import batches
 from toy_experts.script import UserError
 
@@ -39,6 +40,7 @@ class Settings(runs.Settings):
 
     def __post_init__(self):
         super().__post_init__()
+        script.positive(self, "lora_r", or_zero=True)
         if not self.init or not self.data:
             raise UserError("--init DIR and --data FILE are needed")
 

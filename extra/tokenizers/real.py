@@ -16,8 +16,8 @@ import torch
 from transformers import DynamicCache
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from extra.real.data import Encoder, Wrong
-from extra.real.loading import Unusable, load, load_tokenizer, longest
+from extra.real.data import Encoder, Wrong, check_room
+from extra.real.loading import Unusable, load_tokenizer, longest
 from extra.real.modeling import read
 from extra.tokenizers import decode, spans
 from extra.tokenizers.bytewise import END, ByteModel, Reader, Vocabulary, encode_bytes
@@ -79,7 +79,8 @@ class ChatTokenizer:
         try:
             return self.encoder.prompt(messages)
         except Wrong as e:
-            raise UserError(f"{self.tokenizer.name_or_path}: {e}") from e
+            where = f"{self.tokenizer.name_or_path}, {messages[-1]['content'][:60]!r}"
+            raise UserError(f"{where}: {e}") from e
 
     def answer(self, text):
         return [*self.vocabulary.encode(text.encode()), self.end]
@@ -99,7 +100,7 @@ class ModelReader(Reader):
 
     def run(self, new, have):
         if have + len(new) > longest(self.model):
-            raise Unusable(
+            raise UserError(
                 f"{self.model.name_or_path} reads {longest(self.model)} tokens at most, and prompt "
                 f"and answer have {have + len(new)} in its tokens"
             )
@@ -120,12 +121,13 @@ def scores(run, samples, tokenizer, answers=1):
     run: runs.Run. answers: 2 for preference pairs. The experts read each conversation through their
     own chat templates. The scores are not kept: a training that starts again asks anew.
     """
-    how = {"dtype": getattr(torch, run.s.dtype), "device_map": {"": run.device}}
-    experts = [
-        (ModelReader(load(path, run.s.ignore, **how)), chat_tokenizer(path))
-        for path in run.s.experts.values()
-    ]
-    found = scored([json.loads(x) for x in samples["talk"]], ChatTokenizer(tokenizer), experts)
+    talks = [json.loads(x) for x in samples["talk"]]
+    paths = run.s.experts.values()
+    toks = [chat_tokenizer(path) for path in paths]
+    # What a chat template refuses is said here, before hours of scoring.
+    most = [max(len(tok.prompt(p) + tok.answer(a)) for p, a in talks) for tok in toks]
+    experts = ((ModelReader(run.expert(path, T)), tok) for path, tok, T in zip(paths, toks, most))
+    found = scored(talks, ChatTokenizer(tokenizer), experts)
     return found if answers == 1 else Data(*(x.view(-1, 2, *x.shape[1:]) for x in found))
 
 
@@ -149,6 +151,8 @@ def answer(model, messages, s):
         ByteModel(reader, tok.vocabulary, tok.prompt(messages))
         for reader, tok in zip(readers, toks)
     ]
+    for name, m in zip(("the router", *names), (router, *experts)):  # a byte: a token at most
+        check_room(name, longest(m.reader.model), len(m.prompt), s.max_new)
     how = {"use_router": model.use_router, "only": model.only}
     if s.fuse == "spans":
         args = toks[0].vocabulary, router.prompt, experts, s.max_new

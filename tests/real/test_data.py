@@ -138,6 +138,7 @@ def test_other_files(tmp_path):
         found = data.samples(str(tmp_path / name), SFT, tokenizer(), 266, 80)
         assert [tokenizer().decode(row["ids"]) for row in found] == [a + b for a, b in expected]
     assert "there is no file" in refused(data.rows, str(tmp_path / "none.jsonl"))
+    assert "there is no file" in refused(data.rows, ".")  # a directory
 
 
 def test_what_is_left_out_is_counted(tmp_path, capsys):

@@ -57,6 +57,7 @@ def test_adapters_are_their_merged_models_and_share_one_base(adapters):
     ids = prompts(2)
     assert torch.allclose(light(ids).logits, full(ids).logits, atol=1e-4)
     assert torch.equal(light.generate(ids, **GREEDY), full.generate(ids, **GREEDY))
+    assert light.experts[0].name_or_path == str(adapters / "base")
     assert set(light.trace.picks.flatten().tolist()) == {0, 1}
     one = prompts(1, seed=5)
     drafted = light.generate(one, assistant_model=light.router, **GREEDY)
@@ -65,6 +66,8 @@ def test_adapters_are_their_merged_models_and_share_one_base(adapters):
     assert base < numbers(light) < 1.7 * base and numbers(full) > 2.9 * base
     # over a router that is a full model, the adapters still share a base
     assert numbers(fused(adapters, "r_full", "math", "code")) < 2.7 * base
+    light.to("meta")
+    assert light.experts[0].device.type == "meta"  # where its base is now
 
 
 def test_a_base_that_is_an_expert_itself_is_in_memory_once(adapters):
@@ -253,7 +256,7 @@ def test_a_damaged_model(what, says, tmp_path):
 
 def test_fields_of_a_config_that_may_pass(tmp_path):
     """What --ignore names, what has no value, and what only some families' code mentions."""
-    path = edit(make(tmp_path / "a"), is_llama_config=True, rope_interleaved=False, strange=1)
+    path = edit(make(tmp_path / "a"), unsloth_version="2024.9", rope_interleaved=False, strange=1)
     assert "--ignore strange" in refused(load, path)
     assert load(path, ignore=["strange"]).config.strange == 1
     assert "cannot be loaded as a tokenizer" in refused(
@@ -263,10 +266,11 @@ def test_fields_of_a_config_that_may_pass(tmp_path):
 
 def test_a_damaged_adapter_and_router(adapters, tmp_path):
     for fields, says in (
-        ({"r": 5}, "size"),
-        ({"target_modules": ["q_proj"]}, "missing or unknown"),
+        ({"r": 5}, "of another size"),
+        ({"target_modules": ["q_proj"]}, "missing, unknown or"),
+        ({"base_model_name_or_path": "/gone/qwen"}, "base /gone/qwen is not here"),
     ):
-        path = adapter(tmp_path / says, adapters / "base", 1)
+        path = adapter(tmp_path / next(iter(fields)), adapters / "base", 1)
         file = Path(path) / "adapter_config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | fields))
         assert says in refused(load, path)

@@ -54,13 +54,13 @@ def test_methods(ask, trained, capsys):
 
 
 def test_a_file_and_a_conversation(ask, capsys, monkeypatch):
-    monkeypatch.setattr(
-        sys,
-        "stdin",
-        io.TextIOWrapper(
-            io.BytesIO("the cat\n\nnaïve \udcff?\n".encode("utf8", "surrogateescape"))
-        ),
-    )
+    def file(content):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+    file(rb"is $a \neq b$?")
+    ask("--json")  # LaTeX stays as it is
+    assert r'"prompt": "is $a \\neq b$?"' in capsys.readouterr().out
+    file("the cat\n\nnaïve \udcff?\n".encode("utf8", "surrogateescape"))
     ask()
     out = capsys.readouterr().out
     assert out.count("prompt> ") == 2 and out.count("(12 tokens; experts disagree at") == 2
@@ -101,10 +101,10 @@ def test_sampling_is_repeatable(ask, capsys):
 
 @pytest.mark.parametrize("args, says", [
     ([" "], "the prompt is empty"), (["x", "--method", "law"], "--method is 'law', and must be"),
-    (["x", "--top_p", "0"], "--top_p is 0.0"), (["x" * 400], "at most 244 fit before an answer"),
-    (["x", "--experts", "math=/nowhere/x"], "there is no /nowhere/x"),
+    (["x", "--top_p", "0"], "--top_p is 0.0"), (["x" * 400], "a model reads 256 tokens at most"),
+    (["x", "--experts", "math=/nowhere/x"], "if math has moved: --experts math=DIR"),
     (["a", "b"], "put the prompt in quotes"),
-    (["x", "--max_new", "0"], "--max_new is 0"),
+    (["x", "--max_new", "0"], "--max_new is 0"), (["x", "--max_new", "256"], "--max_new 256"),
 ])  # fmt: skip
 def test_what_is_refused(ask, args, says):
     assert says in refused(ask, *args)

@@ -20,7 +20,7 @@ import train_sft as lesson_sft
 from extra.real import FusionRoute, data, loading, runs, train_cdpo, train_sft
 from fusionroute import Router
 from model import GPT, GPTConfig
-from tests.real.conftest import main, make, prompts, refused, tokenizer
+from tests.real.conftest import PAIRS, lines, main, make, prompts, refused, tokenizer
 from toy_experts.data import Data, scored
 
 
@@ -162,8 +162,11 @@ def test_pi_ref_is_phase_1_s_router_and_pairs_do_not_move_w(trained, world, flag
     main("train_cdpo", *flags["train_cdpo"], "--out", tmp_path, *tiny)
     records = [r for r in log(tmp_path / "seed0/router") if r["kind"] == "pair"]
     assert records and all(abs(r["reward_chosen"]) < 1e-4 for r in records)
+    config = tmp_path / "seed0/router_sft/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"ignore": ["id"]}))
+    pairs = ["--pairs", lines(tmp_path / "pairs.jsonl", [row | {"id": 7} for row in PAIRS])]
     only_pairs = "--mix 0 --lr 0.01 --lr_w 0.01 --name pairs".split()
-    main("train_cdpo", *flags["train_cdpo"], "--out", tmp_path, *only_pairs)
+    main("train_cdpo", *flags["train_cdpo"], "--out", tmp_path, *only_pairs, *pairs)
     a, b = weights(tmp_path / "seed0/router_sft"), weights(tmp_path / "seed0/pairs")
     assert torch.equal(a["weight"], b["weight"]) and not same(a, b, 1e-3)
 
@@ -298,10 +301,9 @@ def test_a_run_with_other_settings_or_models_is_refused(trained, flags, world, t
     main("train_sft", *mended, *out)
     (tmp_path / "start/chat_template.jinja").write_text("{{ messages }}")
     assert "was made with init" in refused(main, "train_sft", *mended, *out)
-    swapped = ["--experts", f"code={world}/code", f"math={world}/math"]
-    assert "routes among math, code" in refused(
-        main, "train_cdpo", *flags["train_cdpo"], *swapped, *out
-    )
+    cdpo = ["train_cdpo", *flags["train_cdpo"], *out, "--experts"]
+    main(*cdpo, f"code={world}/code")  # all that has moved
+    assert "routes among math, code" in refused(main, *cdpo, "law=x")
     (tmp_path / "seed0/router_sft/recipe.json").unlink()
     assert "no run made it" in refused(main, "train_sft", *flags["train_sft"], *out)
     assert "there is no router" in refused(
@@ -351,6 +353,7 @@ def test_numbers_that_are_none_end_a_training(tmp_path, world, flags):
 @pytest.mark.parametrize("args, says", [
     (["--experts", "math"], "must be NAME=DIR"), (["--experts", "a=x", "a=y"], "each NAME once"),
     (["--experts", "router=x"], "none router"), (["--epochs", "0"], "--epochs is 0"),
+    (["--experts", "qwen2.5=x"], "NAME of letters"), (["--lora_r", "-3"], "--lora_r is -3"),
     (["--name", "../x"], "must be a file name"), (["--dtype", "int8"], "--dtype is 'int8'"),
     (["--init", "/nowhere/x", "--data", "d"], "there is no /nowhere/x"),
     (["--data", "x"], "--init DIR and --data FILE are needed"), (["--nope"], "unrecognized"),
@@ -367,3 +370,11 @@ def test_experts_need_no_word_splitting():
         train_sft.Settings, "", "--experts a=x --experts b=y --init i --data d".split()
     )
     assert s.experts == {"a": "x", "b": "y"}
+    assert runs.named(["a=~/x"]) == {"a": os.path.expanduser("~/x")}  # zsh leaves the ~
+
+
+def test_help_says_the_defaults(capsys):
+    with pytest.raises(SystemExit):
+        main("train_sft", "--help")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "0: none (default: 0)" in said and "routing loss (default: 0.333333)" in said

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -261,6 +262,17 @@ def test_an_answer_scores_nearly_as_its_own_tokens(trained):
     total = (logp[..., 0] * ours.mask[:, 1:]).sum(-1)
     assert ours.logp[..., 0].sum(-1).tolist() == pytest.approx(total.tolist(), abs=0.1)
     assert (ours.choice[..., 0] == ours.choice[..., 1]).all()  # one expert twice: S is empty
+
+    made = []
+
+    def load():  # a Reader of its own, and no other in memory
+        assert not any(other() for other in made)
+        model = Reader(lm.model, lm.cache)
+        made.append(weakref.ref(model))
+        return model
+
+    again = scored(samples, tok, ((load(), tok) for _ in range(2)), least=0)
+    assert len(made) == 2 and torch.equal(again.logp, ours.logp)
 
 
 def test_the_spans_of_an_answer_sum_to_its_log_probability(trained):
