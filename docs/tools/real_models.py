@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 
 from docs.tools.pages import fill, percent, table
-from extra.real import smollm2
 from toy_experts import script, tasks
 
 DOCS = Path(__file__).parents[1]
@@ -66,10 +65,6 @@ def took(results):
     return "\n".join(table(rows))
 
 
-def answer(results):
-    return f"```\nprompt> {smollm2.PROMPT}\n{results['full']['answer']}\n```"
-
-
 def ratio(x):
     return f"{x['median']:.2f} ({x['low']:.2f} to {x['high']:.2f})"
 
@@ -95,7 +90,7 @@ def training(results):
     return "\n".join(table(rows))
 
 
-TABLES = {"real-models.md": (accuracy, routing, took, answer), "speed.md": (decoding, training)}
+TABLES = {"real-models.md": (accuracy, routing, took), "speed.md": (decoding, training)}
 
 
 def filled(page):

@@ -274,7 +274,6 @@ def run(s):
     steps = run_all(s.out, list(commands(s)))
     result = json.loads((Path(s.out) / "evaluation.json").read_text())
     result["pairs"] = len((Path(s.out) / "pairs.jsonl").read_text().splitlines())
-    result["answer"] = steps["one answer"]["output"].strip()
     result["took"] = {
         label: {k: v for k, v in x.items() if k not in ("output", "arguments")}
         for label, x in steps.items()
