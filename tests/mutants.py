@@ -44,6 +44,7 @@ tokenizers/tokenizers_toy shares | if name == "base": => if name:
 extra/tokenizers/scores.py
 tokenizers/bytewise spans_of | starts, at = [0, *ends[:-1]] => starts, at = [0, *(ends[:-1] - 1)]
 tokenizers/bytewise spine | symbols = [*answer.encode(), END] => symbols = [*answer.encode(), 0]
+tokenizers/bytewise nearly | del reader, model => del model
 
 extra/tokenizers/decode.py
 tokenizers/bytewise bytes_as | second.argmax() => second.argmin()
@@ -52,6 +53,12 @@ tokenizers/bytewise bytes_as | logp = logp + router.next(mine) => logp = logp
 extra/tokenizers/spans.py
 tokenizers/bytewise finds | if own <= best: => if own <= best + 2:
 tokenizers/bytewise finds | if other is not None: => if found is None:
+
+extra/real/loading.py
+real/loading share_one | return self.base.device => return torch.device("cpu")
+
+extra/real/decode.py
+real/real_decode conversation | if s.prompt is not None or not s.json: => if s:
 
 extra/real/benchmark_data.py
 real/benchmarks two_parts | "test" if number <= 510 => "expert" if number <= 510
