@@ -209,10 +209,8 @@ class Encoder:
 def check_room(who, most, prompt, max_new):
     """UserError unless a prompt and an answer fit into what a model reads. All are numbers."""
     if prompt + max_new > most:
-        raise UserError(
-            f"{who} reads {most} tokens at most; the conversation has {prompt}, and the answer may "
-            f"have --max_new {max_new}"
-        )
+        asked = f"the prompt's {prompt} and --max_new {max_new}"
+        raise UserError(f"{who} reads {most} tokens at most: {asked} are too many")
 
 
 def samples(path, sides, tokenizer, n_tokens, max_len, ignore=()):

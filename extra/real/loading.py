@@ -210,11 +210,8 @@ def check_fields(path, ignore):
     """Unusable if config.json has a field, with a value, that transformers' code never mentions."""
     raw, _ = PreTrainedConfig.get_config_dict(str(path))
     config = AutoConfig.from_pretrained(str(path))
-    known = {f.name for f in dataclasses.fields(config)} | {
-        *config.attribute_map,
-        *HARMLESS,
-        *ignore,
-    }
+    fields = [f.name for f in dataclasses.fields(config)]
+    known = {*fields, *config.attribute_map, *HARMLESS, *ignore}
     unknown = [name for name in raw if name in vars(config) and name not in known and raw[name]]
     model = AutoModelForCausalLM._model_mapping.get(type(config), type(config))
     code = "".join(Path(inspect.getfile(c)).read_text("utf-8") for c in (type(config), model))

@@ -57,9 +57,7 @@ class Settings:
         script.one_of(self, "fuse", ("tokens", "bytes", "spans"))
         script.one_of(self, "dtype", ("float32", "bfloat16", "float16"))
         if not re.fullmatch(r"\w[\w.-]*", self.name):
-            raise UserError(
-                f"--name is {self.name!r}, and must be a file name of letters, digits, _.-"
-            )
+            raise UserError(f"--name {self.name!r} must be a file name of letters, digits, _.-")
         self.experts, self.ignore = named(self.experts), [*self.ignore]
 
 
@@ -69,10 +67,8 @@ def named(items):
     for item in [x for given in items for x in re.split(r"\s+(?=[\w-]+=)", given.strip())]:
         name, _, path = item.partition("=")
         if not path or not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name) or name in ("router", *out):
-            raise UserError(
-                f"--experts {item[:100]}: must be NAME=DIR, NAME of letters, digits, _ and -, "
-                "each NAME once, none router"
-            )
+            right = "NAME=DIR, NAME of letters, digits, _-, each NAME once, none router"
+            raise UserError(f"--experts {item[:100]}: must be {right}")
         out[name] = same(os.path.expanduser(path))
     return out
 

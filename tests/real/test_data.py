@@ -143,13 +143,9 @@ def test_other_files(tmp_path):
 
 def test_what_is_left_out_is_counted(tmp_path, capsys):
     fits = 80 - len(data.Encoder(tokenizer()).prompt([user("the")])) - 1
-    rows = [OK | {"completion": c} for c in ("b", " ", "x" * fits, "x" * (fits + 1))] + [
-        OK | {"prompt": ""}
-    ]
-    assert [len(a) for _, a in texts(tmp_path, rows)] == [
-        1 + len("<|im_end|>"),
-        fits + len("<|im_end|>"),
-    ]
+    rows = [OK | {"completion": c} for c in ("b", " ", "x" * fits, "x" * (fits + 1))]
+    found = texts(tmp_path, [*rows, OK | {"prompt": ""}])
+    assert [len(answer) - len("<|im_end|>") for _, answer in found] == [1, fits]
     said = capsys.readouterr()
     assert (
         "of 5 rows are left out: 2 with an empty prompt or answer (number 2, 5); 1 of more than 80"
@@ -200,13 +196,10 @@ def test_templates(tmp_path, capsys):
     rows = [OK, OK | {"completion": "hm</think>cat"}]
     capsys.readouterr()
     assert texts(tmp_path, rows, tok=thinks) == [(ASK, SAY)]
-    assert (
-        "1 that the chat template does not pass on word for word (number 2)"
-        in capsys.readouterr().err
-    )
-    strict = tokenizer(
-        template="{% if messages[2:] %}{{ raise_exception('no system') }}{% endif %}" + CHAT
-    )
+    says = "1 that the chat template does not pass on word for word (number 2)"
+    assert says in capsys.readouterr().err
+    refuses = "{% if messages[2:] %}{{ raise_exception('no system') }}{% endif %}"
+    strict = tokenizer(template=refuses + CHAT)
     message = refused(texts, tmp_path, [{"messages": [*TURNS, said("b")]}], tok=strict)
     assert "f.jsonl, line 1: the chat template refuses it: no system" in message
     assert "needs a token that not all models have" in refused(texts, tmp_path, [OK], n_tokens=200)

@@ -93,10 +93,7 @@ def test_methods_are_limits_of_one_forward(world):
     """As decode.py's: routing only, the router alone, one expert alone."""
     model = routed(FusionRoute.start(world / "start", {n: world / n for n in ("math", "code")}))
     ids = prompts(2)
-    router, experts = (
-        model.router(ids).logits[..., :266],
-        [e(ids).logits[..., :266] for e in model.experts],
-    )
+    router, *experts = [m(ids).logits[..., :266] for m in (model.router, *model.experts)]
     out = model(ids)
     picked = torch.where(out.w.argmax(-1, True) == 0, *experts)
     assert torch.allclose(out.logits, fuse(router, picked), atol=1e-5)

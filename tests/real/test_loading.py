@@ -283,10 +283,8 @@ def test_a_damaged_adapter_and_router(adapters, tmp_path):
 def test_vocabularies_that_differ_and_padded_rows(world, tmp_path, capsys):
     other = make(tmp_path / "other", tok=tokenizer(swap=("th", "the")))
     message = refused(FusionRoute.start, world / "start", {"other": other})
-    assert (
-        "the router and other do not have the same tokens: id 260 is 'th' and 'the' (2 differ)"
-        in message
-    )
+    says = "the router and other do not have the same tokens: id 260 is 'th' and 'the' (2 differ)"
+    assert says in message
     model = FusionRoute.start(world / "start", {n: world / n for n in ("math", "code")})
     assert model.config.n_tokens == 266 and model(prompts()).logits.size(-1) == 266
     more = tokenizer()
