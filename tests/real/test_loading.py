@@ -66,8 +66,7 @@ def test_adapters_are_their_merged_models_and_share_one_base(adapters):
     assert base < numbers(light) < 1.7 * base and numbers(full) > 2.9 * base
     # over a router that is a full model, the adapters still share a base
     assert numbers(fused(adapters, "r_full", "math", "code")) < 2.7 * base
-    light.to("meta")
-    assert light.experts[0].device.type == "meta"  # where its base is now
+    assert light.to("meta").experts[0].device.type == "meta"  # where its base is now
 
 
 def test_a_base_that_is_an_expert_itself_is_in_memory_once(adapters):

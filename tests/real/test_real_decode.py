@@ -61,8 +61,7 @@ def test_a_file_and_a_conversation(ask, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert out.count("prompt> ") == 2 and out.count("(12 tokens; experts disagree at") == 2
 
-    asked = []
-    real = decode.respond
+    asked, real = [], decode.respond
     monkeypatch.setattr(
         decode, "respond", lambda m, messages, s: asked.append(messages) or real(m, messages, s)
     )
