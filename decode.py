@@ -41,11 +41,11 @@ from toy_experts import script, show, tokenizer
 MAX_NEW = 96  # longest answer, in tokens
 # Every method is a special case of one decoder: what each leaves out of Eq. (1).
 METHODS = {
-    "fusionroute": {},  # router and picked expert, Eq. (1)
-    "sft_only": {},  # the same with the router as phase 1 left it
-    "routing_only": {"use_router": False},  # the picked expert without the router's logits
-    "router": {"use_expert": False},  # the router's language model alone
-    "math": {"use_router": False, "only": 0},  # one expert alone
+    "fusionroute": {},
+    "sft_only": {},
+    "routing_only": {"use_router": False},
+    "router": {"use_expert": False},
+    "math": {"use_router": False, "only": 0},
     "code": {"use_router": False, "only": 1},
     "instruct": {"use_router": False, "only": 2},
 }
@@ -57,8 +57,8 @@ class Step:
 
     token: int
     pick: int  # I*, the expert that was picked
-    weights: list  # softmax(w), n numbers
-    expert_choice: int  # what the picked expert would have written by itself
+    weights: list  # softmax(w), n numbers; none for the method of one expert
+    expert_choice: int  # what the picked expert (method router: the router) alone would write
 
 
 def read_on(model, cache, ids):
@@ -88,17 +88,19 @@ def decode(
     ids, generator = list(prompt), torch.Generator().manual_seed(seed)
     router_cache, *caches = [model.new_cache(1) for model in (router.lm, *experts)]
     for _ in range(MAX_NEW):
-        router_logits, w = read_on(router, router_cache, ids)  # (V,), (n,)
+        if use_router or only is None:
+            router_logits, w = read_on(router, router_cache, ids)  # (V,), (n,)
         pick = int(w.argmax()) if only is None else only  # I* = argmax_i w_i
-        logits = router_logits  # (V,)
         if use_expert:
             logits, _ = read_on(experts[pick], caches[pick], ids)  # (V,)
+        else:
+            logits = router_logits  # (V,)
         expert_choice = int(logits.argmax())
         if use_router and use_expert:
             logits = fuse(router_logits, logits)  # (V,), Eq. (1)
-        u = torch.rand(1, generator=generator).to(logits.device)  # (1,)
+        u = torch.rand(1, generator=generator).to(logits.device) if temperature else None  # (1,)
         token = int(sample(logits[None], temperature, top_p, u))
-        yield Step(token, pick, w.softmax(-1).tolist(), expert_choice)
+        yield Step(token, pick, w.softmax(-1).tolist() if only is None else [], expert_choice)
         if token == tokenizer.END:
             break
         ids.append(token)
@@ -123,8 +125,8 @@ class Settings:
             raise script.UserError(
                 f"--temperature is {self.temperature}, and must be 0 or 0.001 up"
             )
-        if not 0 < self.top_p <= 1:
-            raise script.UserError(f"--top_p is {self.top_p}, and must be above 0 and at most 1")
+        if not 1e-3 <= self.top_p <= 1:
+            raise script.UserError(f"--top_p is {self.top_p}, and must be from 0.001 to 1")
 
 
 def encode(prompt, max_len):

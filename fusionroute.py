@@ -3,9 +3,10 @@
 Everything but the Router is a pure function: tensors in, tensors out. Nothing knows about the toy.
 
 Choices that the paper leaves open, and departures from it:
-1. w = W h, but in log pi_agg = sum_i w_i log pi_i(y_t) the weights are softmax(w)_i. With raw
-   weights the loss has no lower bound: a large negative weight on a bad expert makes it as small
-   as one likes. So -log pi_agg is the mean loss if the expert is drawn with probability softmax(w).
+1. W gives routing scores w = W h. In log pi_agg = sum_i w_i log pi_i(y_t) we put the routing
+   weights softmax(w)_i in their place: with the scores the loss has no lower bound, as a large
+   negative one on a bad expert makes it as small as one likes. So -log pi_agg is the mean loss if
+   the expert is drawn with probability softmax(w).
 2. L_LM and L_expert are both divided by the number of answer tokens in the batch, so that lambda
    means the same for every batch. (L_expert leaves out the tokens outside S in its sum.)
 3. Experts get no gradient. Training needs two numbers of an expert at each position: the
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 
 
 class Router(nn.Module):
-    """A language model theta_LM, and a linear map W from its hidden state to n routing weights."""
+    """A language model theta_LM, and a linear map W from its hidden state to n routing scores."""
 
     def __init__(self, lm, n_experts):
         super().__init__()
@@ -31,7 +32,7 @@ class Router(nn.Module):
         nn.init.zeros_(self.W.weight)  # at the start no expert is preferred
 
     def forward(self, ids, cache=None, pos=None):
-        """ids (B, T) -> logits (B, T, V), routing weights w (B, T, n). cache, pos: see GPT."""
+        """ids (B, T) -> logits (B, T, V), routing scores w (B, T, n). cache, pos: see GPT."""
         logits, hidden = self.lm(ids, cache, pos)  # (B, T, V), (B, T, d)
         return logits, self.W(hidden)  # (B, T, V), (B, T, n); h is not detached
 
@@ -100,8 +101,9 @@ def score(experts, ids, lengths, batch=128):
 def informative(choice):
     """The set S: positions at which the experts do not all choose the same token.
 
-    choice (..., n) -> bool (...). At all other positions the experts agree, so the pick
-    does not matter there. (In training, each expert has read the right answer up to there.)
+    choice (..., n) -> bool (...). Outside S every expert alone would write the same token, so the
+    paper leaves these positions out. After the addition the pick can still matter. (In training,
+    each expert has read the right answer up to there.)
 
     >>> informative(torch.tensor([[3, 3, 3], [3, 3, 8]])).tolist()
     [False, True]
@@ -112,7 +114,7 @@ def informative(choice):
 def log_pi_agg(w, logp):
     """log pi_agg(y_t) = sum_i w_i log pi_i(y_t), w through softmax. (..., n), (..., n) -> (...).
 
-    A weighted mean of logs, not the log of a mixture.
+    agg: aggregated, the paper's name. A weighted mean of logs, not the log of a mixture.
     """
     return (w.softmax(-1) * logp).sum(-1)
 
@@ -165,14 +167,11 @@ def cdpo_loss(
     y_w ("win") is the chosen answer and y_l ("lose") the rejected one. The arguments are the six
     sequence log-probabilities (B,): of the router's language model, of the frozen reference, and of
     the routed experts. Without the second line it is DPO of the router. The second line is the
-    experts' part of what is decoded, log pi_theta + log pi_expert. See section 5 of docs/dpo.md.
+    experts' part of what is decoded, log pi_theta + log pi_expert. See docs/dpo.md, section 5.
 
     If the experts already prefer y_w, the bias is large and the gradient small. If they prefer y_l,
-    the bias is negative, and the router is pushed to correct them. beta, usually 0.1 to 0.5, says
-    how much a log-ratio counts. Returns the loss and a dict of what to log.
-
-    The stopgrad changes nothing here: the experts' scores are constants, and argmax passes no
-    gradient. It would matter if pi_expert depended smoothly on w, as log pi_agg does.
+    the bias is negative, and the router is pushed to correct them. Returns the loss and a dict of
+    what to log.
 
     >>> z = torch.zeros(1)                  # nothing learned yet, experts indifferent: log 2
     >>> round(float(cdpo_loss(z, z, z, z, z, z, beta=0.1)[0]), 4)

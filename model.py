@@ -1,8 +1,8 @@
 """A small decoder-only GPT in the style of Llama, from scratch.
 
 RMSNorm, rotary positions, grouped-query attention, SwiGLU, an output layer that shares the
-embedding's weights, and a key/value cache. The base model, the experts, the reference
-model and the router's language model are all this one class.
+embedding's weights, and a key/value cache; no dropout. The base model, the experts, the
+reference model and the router's language model are all this one class.
 
 Shapes: B rows, T tokens read now, S tokens a row can look back at (itself too), V vocabulary, d
 width, H query heads, K key/value heads (each serves H / K query heads), hd head size.
@@ -193,10 +193,8 @@ def sample(logits, temperature=0.0, top_p=1.0, u=None):
     """
     if temperature == 0:
         return logits.argmax(-1)  # (B,)
-    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # (B, V), no overflow
-    p, order = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)  # (B, V) both
-    others = p[:, 1:].masked_fill((p.cumsum(-1) - p)[:, 1:] >= top_p, 0)  # those before suffice
-    p = torch.cat([p[:, :1], others], -1)  # (B, V)
+    p, order = (logits / temperature).softmax(-1).sort(descending=True, stable=True)  # (B, V) both
+    p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0)  # (B, V), 0 where those before suffice
     cdf = p.cumsum(-1)  # (B, V)
     index = (cdf <= u[:, None] * cdf[:, -1:]).sum(-1)  # the token whose share of the cdf has u
     index = index.minimum((p > 0).sum(-1) - 1)  # rounding must not reach a dropped token

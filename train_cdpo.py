@@ -1,7 +1,6 @@
 """Phase 2 of FusionRoute: complemented DPO, Eq. (3), mixed with SFT, Algorithm 1.
 
     python train_cdpo.py               needs the router of phase 1: python train_sft.py
-    diff train_sft.py train_cdpo.py    what CDPO adds
 
 Read train_sft.py first. Departures from the paper, and choices of ours, besides those of phase 1:
 1. The paper's pairs come from OpenHermes. Here the rejected answer is a mistake that the fused
@@ -52,7 +51,7 @@ class Settings:
         script.positive(self, "lam", or_zero=True)
 
 
-def make_plan(s, sft_lengths, pair_lengths, batch=BATCH, mix=1):
+def make_plan(s, sft_lengths, pair_lengths, batch=BATCH, mix=1):  # batch, mix: for extra/
     """Algorithm 1's shuffled mix, [("sft" or "pair", rows)]: mix SFT batches to one of pairs."""
     pairs = [
         ("pair", rows)
@@ -94,7 +93,7 @@ def pair_loss(logits, w, targets, mask, logp, ref, beta):
 def train(s, router, sft, pairs, ref, plan, pair_loss_fn=pair_loss, loss_fn=sft_loss):
     """Train the router in place on sft and pairs (Data) in the order of the plan; returns the log.
 
-    ref: log pi_ref of the chosen and the rejected answers, (pairs, 2).
+    ref: log pi_ref of the chosen and the rejected answers, (pairs, 2). *_fn: exercises/train.py.
     """
     optimizer = torch.optim.AdamW(
         [
@@ -111,7 +110,7 @@ def train(s, router, sft, pairs, ref, plan, pair_loss_fn=pair_loss, loss_fn=sft_
     log, device = progress.Log(), router.W.weight.device
     for kind, rows in tqdm(plan, desc="phase 2", mininterval=1.0):
         data = pairs if kind == "pair" else sft
-        x, mask, logp, choice = data.batch(rows, device)  # (.., T), (.., T-1), (.., T-1, n) * 2
+        x, mask, logp, choice = data.batch(rows, device)  # (.., T), (.., T-1), (.., T-1, n) twice
         logits, w = router(x[:, :-1])  # (B or 2B, T-1, V), (.., T-1, n)
         if kind == "pair":  # moves theta_LM, but not W: argmax has no gradient, W.grad is None
             this_ref = ref[rows].to(device)  # (B, 2)
@@ -137,7 +136,7 @@ def main(argv=None):
         return
     begun = time.time()
     sft = scored(sft_samples(phase1["recipe"]["samples"], s.seed), experts)
-    found = preference.sample(router, experts, s.seed, s.prompts)
+    found = preference.make_pairs(router, experts, s.seed, s.prompts)
     script.write(folder / "pairs.jsonl", preference.text(found))
     pairs, ref = scored_pairs(found, experts, router.lm)
     print(f"{len(found)} pairs from {s.prompts} prompts; one of them: {found[len(found) // 2]}")
@@ -149,11 +148,12 @@ def main(argv=None):
     print(f"before: {before!r}")
     print(
         "expect at the first pair step: rewards and margin about 0, as pi_theta is still close to "
-        "pi_ref. DPO would start at log 2 = 0.693; here it is the mean of -log sigmoid(bias)"
+        "pi_ref (accuracy says nothing yet). DPO would start at log 2 = 0.693; here it is the mean "
+        "of -log sigmoid(bias)"
     )
     progress.expect_end("router", ["sft", "pair"])
     plan = make_plan(s, sft.lengths, pairs.lengths)
-    log = train(s, router.requires_grad_(True), sft, pairs, ref, plan)
+    log = train(s, router.requires_grad_(True), sft, pairs, ref, plan)  # it was loaded frozen
     print(f"after: {progress.answer_of(router, experts, item)!r}")
 
     seconds = time.time() - begun

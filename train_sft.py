@@ -2,11 +2,10 @@
 
     python train_sft.py                trains the toy's experts first, where they are missing
     python train_sft.py --experts shipped    takes those of toy_experts/weights instead
-    diff train_sft.py train_cdpo.py    what CDPO adds
 
 Read fusionroute.py first, and train_cdpo.py next. Departures from the paper, and choices of ours:
 1. The paper passes once over 200k samples at a learning rate of 1e-5. The toy passes four times
-   over 2400 samples at 4e-3: its models are tiny and know little.
+   over 2400 samples at 4e-3: its models are tiny and know little. lambda = 1/3 is the paper's.
 2. The router starts as a copy of the instruction expert, as in the paper: it is the expert that
    writes most generally. W starts at 0: no expert is preferred. It has its own learning rate.
 3. AdamW with betas (0.9, 0.98) and weight decay 0.01; 20 steps of warm-up, then a cosine down to a
@@ -38,7 +37,7 @@ class Settings:
     seed: int = 0  # selects the run: all random numbers follow from it
     out: str = "out"  # runs are kept in OUT/seedN/
     device: str = "auto"  # auto, cuda, mps or cpu
-    experts: str = "own"  # own: train those that are missing; shipped: toy_experts/weights has some
+    experts: str = "own"  # own: train what is missing; shipped: take those of toy_experts/weights
     gap: float = 0.25  # share of each benchmark's sub-skills that no expert is trained on
     samples: int = 2400  # SFT samples, equal shares of the benchmarks and general prompts
     epochs: int = 4  # passes over them
@@ -52,7 +51,7 @@ class Settings:
         script.one_of(self, "experts", ["own", "shipped"])
 
 
-def train(s, router, sft, loss_fn=sft_loss):
+def train(s, router, sft, loss_fn=sft_loss):  # loss_fn: see exercises/train.py
     """Train the router in place on sft (toy_experts.data.Data); returns the log."""
     plan = [b for e in range(s.epochs) for b in batches(sft.lengths, BATCH, s.seed * 1000 + e)]
     optimizer = torch.optim.AdamW(
@@ -62,14 +61,14 @@ def train(s, router, sft, loss_fn=sft_loss):
         ],
         betas=(0.9, 0.98),
         weight_decay=0.01,
-        fused=True,
+        fused=True,  # one kernel for all parameters; nothing to do with Eq. (1)
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: schedule(step, len(plan), warmup=20)
     )
     log, device = progress.Log(), router.W.weight.device
     for rows in tqdm(plan, desc="phase 1", mininterval=1.0):
-        x, mask, logp, choice = sft.batch(rows, device)  # (B, T), (B, T-1), (B, T-1, n) * 2
+        x, mask, logp, choice = sft.batch(rows, device)  # (B, T), (B, T-1), (B, T-1, n) twice
         logits, w = router(x[:, :-1])  # (B, T-1, V), (B, T-1, n)
         loss, terms = loss_fn(logits, w, x[:, 1:], mask, logp, choice, s.lam)
         optimizer.zero_grad()
@@ -96,9 +95,10 @@ def main(argv=None):
     print(f"a validation prompt, {kind}: {item.prompt}")
     print(f"a right answer: {item.answer!r}")
     print(f"before: {progress.answer_of(router, experts, item)!r}")
-    progress.expect_losses(sft.batch(batches(sft.lengths, BATCH, s.seed * 1000)[0], "cpu"))
+    first = batches(sft.lengths, BATCH, s.seed * 1000)[0]  # the first batch of `train`
+    progress.expect_losses(sft.batch(first, "cpu"))
     progress.expect_end("router_sft", ["sft"])
-    log = train(s, router.requires_grad_(True), sft)
+    log = train(s, router.requires_grad_(True), sft)  # it is a frozen model's copy
     print(f"after: {progress.answer_of(router, experts, item)!r}")
 
     seconds = time.time() - begun

@@ -68,7 +68,7 @@ def phases(s, mine, experts):
     train_sft.train(train_sft.Settings(s.seed), router, sft, loss_fn=loss)
     router_sft = deepcopy(router).requires_grad_(False)
 
-    found = preference.sample(router_sft, experts, s.seed, s.prompts)
+    found = preference.make_pairs(router_sft, experts, s.seed, s.prompts)
     print(f"{len(found)} pairs from {s.prompts} prompts")
     pairs, ref = train_cdpo.scored_pairs(found, experts, router_sft.lm)
     cdpo = train_cdpo.Settings(s.seed)

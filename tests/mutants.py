@@ -108,8 +108,8 @@ model cache_equals | pos = cache.length[:, None] + pos => pos = 0 * cache.length
 model different_numbers | cache.rows] = pos[:, -1] + 1 => cache.rows] = pos[:, 0] + 1
 model some_rows | (kv if self.rows is None else kv[:, rows]).unbind() => kv[:, : len(rows)].unbind()
 model too_long | if end > self.config.max_len => if end > 999
-model right_distribution | keepdim=True)) / t => keepdim=True)) * t
-model sample_limits | (p.cumsum(-1) - p)[:, 1:] >= top_p => p.cumsum(-1)[:, 1:] >= top_p
+model right_distribution | (logits / temperature) => (logits * temperature)
+model sample_limits | p.cumsum(-1) - p >= top_p => p.cumsum(-1) >= top_p
 model sample_limits | index.minimum((p > 0).sum(-1) - 1) => index
 
 decode.py
@@ -158,7 +158,7 @@ training phase_1_equals | BATCH, s.seed * 1000 + e) => BATCH, s.seed * 1000)
 training phase_1_equals | choice, s.lam) => choice, 1 / 3)
 training phase_1_equals | weight_decay=0.01 => weight_decay=0.0
 training fed_the_train | EXPERTS.index("instruct") => EXPERTS.index("math")
-training shows | s.seed * 1000)[0], "cpu") => s.seed * 1000)[1], "cpu")
+training shows | s.seed * 1000)[0] => s.seed * 1000)[1]
 
 train_cdpo.py
 training phase_2_equals | router.parameters(), 1.0) => router.parameters(), 1e9)
@@ -166,7 +166,7 @@ training phase_2_equals | this_ref, s.beta) => this_ref, 0.1)
 training phase_2_equals | ref[rows].to(device) => ref[rows.flip(0)].to(device)
 training phase_2_equals | optimizer.zero_grad() => optimizer.zero_grad(set_to_none=False)
 training algorithm_1 | Random(f"plan {s.seed}").shuffle(plan) => pass
-training algorithm_1 | sft[: len(pairs)] => sft[: 2 * len(pairs)]
+training algorithm_1 | sft[: mix * len(pairs)] => sft[: 2 * len(pairs)]
 losses pair_loss | cdpo_loss(*theta.unbind(1) => cdpo_loss(*theta.flip(1).unbind(1)
 training phase_2_is_fed | (logp[..., 0] * both.mask[:, 1:]).sum(-1) => logp[..., 0].sum(-1)
 training phase_2_is_fed | score([lm], => score(experts[:1],

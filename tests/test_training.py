@@ -254,7 +254,7 @@ def test_pairs_come_from_samples_of_the_whole_model_on_preference_prompts(monkey
         return [Trace(tokens=tokenizer.encode_answer(text)) for text in texts]
 
     monkeypatch.setattr(pairs, "decode_batch", sampled)
-    found = pairs.sample("router", "experts", 3, 150)
+    found = pairs.make_pairs("router", "experts", 3, 150)
     items = {i.prompt: i for i in tasks.mixed("preference", 150, Random("preference 3"))}
     assert len(found) == 150 and {p["prompt"] for p in found} == set(items)
     assert {tasks.split_of(i.key) for i in items.values()} == {"preference"}
@@ -333,7 +333,7 @@ def test_phase_2_is_fed_pairs_and_phase_1_s_samples(own, world, monkeypatch):
     """Its router is phase 1's, and so is the reference: log pi of the answers' tokens."""
     shutil.copy(world / "seed0" / "router_sft.pt", own)
     found = [json.loads(l) for l in (own / "pairs.jsonl").read_text().splitlines()][:6]
-    monkeypatch.setattr(train_cdpo.preference, "sample", lambda *args: found)
+    monkeypatch.setattr(train_cdpo.preference, "make_pairs", lambda *args: found)
     got = stopped(monkeypatch, train_cdpo, own.parent, "--prompts", "36")
     router, models, _ = script.load_router(own, "router_sft", "cpu", "")
     assert script.fingerprint(got["router"]) == script.fingerprint(router)

@@ -11,12 +11,14 @@ from fusionroute import score
 
 
 def answer_only(prompt, answer):
-    """A sample (ids, learn) in which only the answer's tokens count in the loss."""
+    """A sample (ids, learn): learn is True where a token counts in the loss, on the answer."""
     return prompt + answer, [False] * len(prompt) + [True] * len(answer)
 
 
 def pack(samples):
-    """(ids, learn) samples -> ids (N, T) padded with zeros, mask (N, T), lengths (N,).
+    """(ids, learn) samples -> ids (N, T) padded with zeros, mask (N, T) of learn, lengths (N,).
+
+    The padding is on the right. So the causal mask hides it, and there is no attention mask.
 
     >>> ids, mask, lengths = pack([answer_only([7, 8], [9]), answer_only([5], [6])])
     >>> ids.tolist(), mask.int().tolist()
@@ -24,9 +26,9 @@ def pack(samples):
     """
     lengths = torch.tensor([len(ids) for ids, _ in samples])  # (N,)
     there = torch.arange(int(lengths.max())) < lengths[:, None]  # (N, T), False where padded
-    ids, mask = there.long().zero_(), torch.zeros_like(there)  # (N, T) both
+    ids, mask = torch.zeros(there.shape, dtype=torch.long), torch.zeros_like(there)  # (N, T) both
     ids[there] = torch.tensor([token for x, _ in samples for token in x])
-    mask[there] = torch.tensor([wanted for _, learn in samples for wanted in learn])
+    mask[there] = torch.tensor([x for _, learn in samples for x in learn])
     return ids, mask, lengths
 
 
@@ -69,6 +71,7 @@ def batches(lengths, size, seed):
     """All samples once, in random order: index tensors of at most `size`. lengths (N,).
 
     A batch holds samples of similar length (sorted within pools of 16 batches): less padding.
+    Each shuffle of run N has a seed of its own: N * 1000 + a number.
     """
     g = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(lengths), generator=g)  # (N,)

@@ -6,7 +6,6 @@ decode.py is the same loop for one prompt: read that first. A test holds the two
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 
 from decode import MAX_NEW
 from fusionroute import fuse
@@ -22,8 +21,7 @@ class Trace:
 
     tokens: list = field(default_factory=list)  # token ids
     pick: list = field(default_factory=list)  # the expert that was picked
-    weights: list = field(default_factory=list)  # softmax(w), n numbers
-    expert_choice: list = field(default_factory=list)  # what the picked expert would have written
+    expert_choice: list = field(default_factory=list)  # see decode.Step
 
     def answer(self):
         """The token ids without the end token."""
@@ -42,7 +40,7 @@ def read_on(model, cache, rows, text, have):
 
     Rows miss different numbers of tokens. A row that misses fewer reads its last one several times,
     in the same place, which changes nothing. If that is too much padding, the rows that missed
-    more than half of the most are read apart.
+    more than half of the most are read apart: the pairs are sampled in .64 of the time.
     """
     missed = have[rows] - cache.length[rows]  # (b,)
     most = int(missed.max())
@@ -102,11 +100,7 @@ def decode_batch(
     for _ in range(max_new):
         if use_router or only is None:
             router_logits, w = read_on(router, router_cache, rows, text, have)  # (b, V), (b, n)
-        if only is None:
-            weights, pick = w.softmax(-1), w.argmax(-1)  # (b, n), (b,): I*
-        else:
-            pick = torch.full_like(rows, only)  # (b,)
-            weights = F.one_hot(pick, len(experts)).float()  # (b, n)
+        pick = w.argmax(-1) if only is None else torch.full_like(rows, only)  # (b,): I*
         if use_expert:
             size = len(rows), router.lm.config.vocab_size
             expert_logits = torch.empty(size, device=device, dtype=router.W.weight.dtype)  # (b, V)
@@ -120,10 +114,11 @@ def decode_batch(
         u = uniform(rows.tolist(), device) if temperature else None
         token = sample(fused, temperature, top_p, u)  # (b,)
 
-        columns = [x.tolist() for x in (token, pick, weights, own.argmax(-1))]
-        for b, *values in zip(rows.tolist(), *columns):
-            for name, value in zip(("tokens", "pick", "weights", "expert_choice"), values):
-                getattr(traces[b], name).append(value)
+        columns = [x.tolist() for x in (rows, token, pick, own.argmax(-1))]
+        for b, t, i, choice in zip(*columns):
+            traces[b].tokens.append(t)
+            traces[b].pick.append(i)
+            traces[b].expert_choice.append(choice)
         alive = token != tokenizer.END  # (b,)
         rows = rows[alive]
         if not len(rows):

@@ -1,4 +1,4 @@
-"""The small table: FusionRoute and its own limits on the five benchmarks and the general prompts.
+"""The small table: FusionRoute and its parts alone on the five benchmarks and the general prompts.
 
     python -m toy_experts.evaluate     the table of OUT/seed0, after both trainings
 

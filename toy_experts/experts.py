@@ -89,19 +89,19 @@ def drill(rng):
         first, again = (encode(rng.choice(["", " "]) + " ".join(words) + ".") for _ in range(2))
         return answer_only(first, again)
     ids, learn = encode(" ".join(fact(rng) for _ in range(6))), []
-    for i in range(len(ids)):
+    for i in range(len(ids)):  # True from behind " = " to the ".", which counts too
         learn.append(i > 0 and (ids[i - 1] == EQUALS or learn[-1] and ids[i - 1] != STOP))
     return ids, learn
 
 
-def sample(item):
+def sample_of(item):
     """A question with its answer; only the answer is learned."""
     return answer_only(tokenizer.encode_prompt(item.prompt), tokenizer.encode_answer(item.answer))
 
 
 def sft_samples(n, seed):
     """Phase 1's samples for the router: n of the benchmarks and general prompts in equal shares."""
-    return [sample(item) for item in tasks.mixed("train", n, Random(f"sft {seed}"))]
+    return [sample_of(item) for item in tasks.mixed("train", n, Random(f"sft {seed}"))]
 
 
 def base_document(s, rng):
@@ -111,22 +111,22 @@ def base_document(s, rng):
     for bench, share in WHOLE.items():
         x -= share
         if x < 0:
-            return sample(tasks.draw(bench, "train", rng, covered(s, bench)))
-    item = tasks.draw(rng.choice(tasks.BENCHMARKS + ["general"]), "train", rng)  # of this a half
+            return sample_of(tasks.draw(bench, "train", rng, covered(s, bench)))
+    item = tasks.draw(rng.choice(tasks.BENCHMARKS + ["general"]), "train", rng)  # one half of it
     prompt = tokenizer.encode_prompt(item.prompt)
     answer = [tokenizer.ASSISTANT] + tokenizer.encode_answer(item.answer)
-    return answer_only([], prompt if rng.random() < 0.5 else answer)
+    return answer_only([], prompt if rng.random() < 0.5 else answer)  # all its tokens count
 
 
 def expert_document(s, rng, domain):
     if rng.random() < REPLAY:
         return base_document(s, rng)
     bench = rng.choice(tasks.DOMAINS[domain])
-    return sample(tasks.draw(bench, "train", rng, covered(s, bench)))
+    return sample_of(tasks.draw(bench, "train", rng, covered(s, bench)))
 
 
 def documents(s, name):
-    """All training documents of the model `name`, each a sample (ids, learn)."""
+    """The training documents of the model `name`, samples (ids, learn); `train` repeats them."""
     rng, n = Random(f"{name} {s.seed}"), STEPS[name] * BATCH
     if name == "base":
         return [base_document(s, rng) for _ in range(min(n, 40_000))]
@@ -200,11 +200,8 @@ def make_expert(s, name, build, shown):
 
 
 def side_by_side(jobs):
-    """make_expert(*job) for all jobs at once, each in a process of its own with one thread.
-
-    A process that is left alone, as its parent was killed, still saves its expert.
-    """
-    spawn = multiprocessing.get_context("spawn")  # Windows, macOS and CUDA know no other way
+    """make_expert(*job) for all jobs at once, each in a process of its own with one thread."""
+    spawn = multiprocessing.get_context("spawn")  # the one way that works everywhere
     processes = [
         spawn.Process(target=script.run, args=(partial(make_expert, *job),)) for job in jobs
     ]

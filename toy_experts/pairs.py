@@ -6,6 +6,7 @@ pair. (The paper takes 100k pairs from OpenHermes, a public data set.)
 """
 
 import json
+from functools import partial
 from random import Random
 
 from tqdm import tqdm
@@ -29,18 +30,18 @@ def write_answers(router, experts, items, seed, **how):
     return [trace.text() for trace in traces]
 
 
-def sample(router, experts, seed, n_prompts, write=None):
+def make_pairs(router, experts, seed, n_prompts, answer_with=None):
     """Dicts {prompt, chosen, rejected}: one for each prompt that was answered wrongly.
 
-    write(items, seed): the answers' author; unless given, the router and its experts, fused.
+    answer_with(items, seed): the answers' author; unless given, the router and experts, fused.
     """
-    write = write or (lambda items, seed: write_answers(router, experts, items, seed))
+    answer_with = answer_with or partial(write_answers, router, experts)
     items = tasks.mixed("preference", n_prompts, Random(f"preference {seed}"))
     items.sort(key=lambda item: len(item.prompt))  # similar lengths together: less padding
     pairs = []
     for i in tqdm(range(0, len(items), CHUNK), desc="sampling pairs", mininterval=1.0):
         chunk = items[i : i + CHUNK]
-        texts = write(chunk, seed * 1_000_000 + i * TRIES)
+        texts = answer_with(chunk, seed * 1_000_000 + i * TRIES)  # row b draws from this seed + b
         for k, item in enumerate(chunk):
             pair = pair_of(item, texts[k * TRIES : (k + 1) * TRIES])
             pairs += [pair] if pair else []
@@ -51,7 +52,7 @@ def sample(router, experts, seed, n_prompts, write=None):
 
 def pair_of(item, texts):
     """The pair of an item and the first of these answers that is wrong; None if there is none."""
-    for text in texts:  # bytes that are no character take more tokens when they are read again
+    for text in texts:  # broken UTF-8 has become U+FFFD, three tokens each, and may be too long
         if not judge.check(item, text) and len(tokenizer.encode_answer(text)) <= 2 * MAX_NEW:
             return {"prompt": item.prompt, "chosen": item.answer, "rejected": text}
     return None

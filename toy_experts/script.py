@@ -25,7 +25,7 @@ from fusionroute import Router
 from model import GPT, GPTConfig
 from toy_experts import tokenizer
 
-EXPERTS = ["math", "code", "instruct"]  # the order of the routing weights, everywhere
+EXPERTS = ["math", "code", "instruct"]  # the order of w, everywhere
 
 WEIGHTS = Path(__file__).parent / "weights"  # a trained run that comes with the code
 

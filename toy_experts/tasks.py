@@ -41,7 +41,9 @@ class Item:
     prompt: str
     answer: str  # a right answer
     kind: str  # how an answer is checked: number, code, words, or a cross-domain format
-    gold: object  # what the checker needs
+    # number: the result; math-*: (result, worked answer); words, list-count: (words, format);
+    # code: (the prompt's first lines, or "", the right program, the function's name)
+    gold: object
 
 
 def pick(rng, *options):

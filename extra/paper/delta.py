@@ -22,7 +22,7 @@ from extra.paper.recipes import Cdpo
 from extra.paper.train import load_router, train
 from fusionroute import fuse, token_logp
 from toy_experts.data import pack
-from toy_experts.experts import sample
+from toy_experts.experts import sample_of
 
 
 @torch.no_grad()
@@ -61,7 +61,7 @@ def one_seed(s):
     for b, items in evaluate.draw(s).items():
         for item in items:
             group = "uncovered" if item.skill in held.get(b, ()) else "covered"
-            groups["general" if b == "general" else group].append(sample(item))
+            groups["general" if b == "general" else group].append(sample_of(item))
     out = {}
     for group, samples in groups.items():
         both = map(summary, losses(router, experts, samples))

@@ -16,7 +16,7 @@ from extra.paper.train import load_experts, sft_data
 from fusionroute import informative
 from toy_experts import judge, tasks
 from toy_experts.data import scored
-from toy_experts.experts import sample
+from toy_experts.experts import sample_of
 
 
 class Row(NamedTuple):
@@ -71,7 +71,7 @@ def among(s, row, router, experts):
     columns, problems = accuracy(s, row, router, experts), evaluate.draw(s)
     if "only" in row.how:
         experts = [experts[row.how["only"]]]
-    gold = scored([sample(i) for b in tasks.BENCHMARKS for i in problems[b]], experts)
+    gold = scored([sample_of(i) for b in tasks.BENCHMARKS for i in problems[b]], experts)
     mask = gold.mask[:, 1:]  # (N, T-1)
     known = (gold.choice == gold.ids[:, 1:, None]).any(-1)  # (N, T-1)
     where = {"in S": informative(gold.choice), "one is right": known}

@@ -132,7 +132,7 @@ def part_documents(settings, name):
     for _ in range(min(n, 20_000)):
         replay = rng.random() < toy.REPLAY
         item = None if replay else tasks.draw(bench, "train", rng, skills)
-        documents.append(toy.base_document(settings, rng) if replay else toy.sample(item))
+        documents.append(toy.base_document(settings, rng) if replay else toy.sample_of(item))
     return documents
 
 
@@ -171,7 +171,7 @@ def sft_data(s, r, models):
 def score_sft(s, r, models):
     models = list(models.values())
     if r.items:
-        samples = [toy.sample(item) for item in sft_items(s.seed, r.samples, r.items)]
+        samples = [toy.sample_of(item) for item in sft_items(s.seed, r.samples, r.items)]
     else:
         samples = toy.sft_samples(r.samples, s.seed)
     if r.changed == "two-faced":
@@ -240,7 +240,7 @@ def corrupt(answer, rng):
 
 
 def sample_pairs(router, models, seed, n_prompts, source):
-    """toy_experts.pairs.sample with rejected answers from one of SOURCES."""
+    """toy_experts.pairs.make_pairs with rejected answers from one of SOURCES."""
     rng, turn = Random(f"corrupted {seed}"), itertools.cycle(range(len(models)))
 
     def write(items, seed):
@@ -251,7 +251,7 @@ def sample_pairs(router, models, seed, n_prompts, source):
             how = {"use_router": False, "only": next(turn)}
         return pairs.write_answers(router, models, items, seed, **how)
 
-    return pairs.sample(router, models, seed, n_prompts, write)
+    return pairs.make_pairs(router, models, seed, n_prompts, write)
 
 
 def phase2(s, r):

@@ -68,7 +68,7 @@ class FusionRouteConfig(PreTrainedConfig):
 
 @dataclass
 class FusionRouteOutput(CausalLMOutputWithPast):
-    w: torch.FloatTensor | None = None  # (B, t, n), routing weights
+    w: torch.FloatTensor | None = None  # (B, t, n), routing scores
 
 
 @dataclass

@@ -94,7 +94,7 @@ class World:
         first = deepcopy(router)
 
         how = train_cdpo.Settings(s.seed, prompts=PROMPTS)
-        found = pairs.sample(None, None, s.seed, PROMPTS, partial(self.write, reader(first)))
+        found = pairs.make_pairs(None, None, s.seed, PROMPTS, partial(self.write, reader(first)))
         both = score_all([(p["prompt"], p[k]) for p in found for k in ("chosen", "rejected")])
         logp, _ = score([first.lm], both.ids, both.lengths)
         ref = (logp[..., 0] * both.mask[:, 1:]).sum(-1).view(-1, 2)  # (pairs, 2), log pi_ref
@@ -120,7 +120,7 @@ class World:
         return b"".join(words.get(token, b"") for token, _ in found).decode(errors="replace")
 
     def write(self, router, items, seed):
-        """Sampled answers for pairs.sample."""
+        """Sampled answers for pairs.make_pairs."""
         prompts = [item.prompt for item in items for _ in range(pairs.TRIES)]
         how = {"temperature": pairs.TEMPERATURE}
         return [self.by_bytes(router, p, seed=seed + i, **how) for i, p in enumerate(prompts)]

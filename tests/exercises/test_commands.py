@@ -1,5 +1,6 @@
 """python -m exercises: which steps pass, what is said of the others, and the trainings."""
 
+import inspect
 import os
 import re
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from copy import deepcopy
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 
 import pytest
@@ -18,8 +20,8 @@ from exercises import __main__ as main
 from exercises import checks, solutions
 from exercises import train as exercise
 from fusionroute import Router
+from toy_experts import decode_batch, script, tasks, tokenizer
 from toy_experts import pairs as preference
-from toy_experts import script
 from toy_experts.data import scored
 from toy_experts.experts import sft_samples
 
@@ -147,7 +149,7 @@ def test_our_functions_handed_in_train_as_the_scripts_do():
     assert torch.equal(weights(router), weights(first))
 
     router_sft = deepcopy(router).requires_grad_(False)
-    found = preference.sample(router_sft, experts, 0, SMALL.prompts)
+    found = preference.make_pairs(router_sft, experts, 0, SMALL.prompts)
     pairs, ref = train_cdpo.scored_pairs(found, experts, router_sft.lm)
     s = train_cdpo.Settings()
     plan = train_cdpo.make_plan(s, sft.lengths, pairs.lengths)
@@ -191,3 +193,24 @@ def test_the_answers_to_the_seven_changes_name_tests_that_exist():
     names = re.findall(r"`(test_\w+)`", text)
     assert len(names) >= 7 and text.count("<details>") == 7
     assert [name for name in names if f"def {name}(" not in tests] == []
+
+
+def test_the_sixth_change_does_what_its_answer_says(monkeypatch):
+    """One row stays right. In a batch most first tokens are wrong, but the longest prompt's not."""
+    text = (ROOT / "exercises" / "README.md").read_text()
+    change = re.search(r"\*\*6\.\*\*.*?write `(pos = .*?)`", text, re.S)[1]
+    models = script.load_router(script.WEIGHTS, "router", "cpu", "")[:2]
+    items = tasks.mixed("test", 30, Random(0))
+    prompts = sorted((tokenizer.encode_prompt(item.prompt) for item in items), key=len)
+    say = lambda prompts, n: [t.tokens for t in decode_batch.decode_batch(*models, prompts, n)]
+    few = prompts[0], prompts[-1]
+    right, alone = say(prompts, 1), [say([p], 12) for p in few]
+    source = inspect.getsource(decode_batch.read_on)
+    changed, n = re.subn(r"pos = torch\.minimum\(.*", change, source)
+    monkeypatch.setattr(decode_batch, "read_on", None)
+    exec(changed, vars(decode_batch))
+    assert n == 1 and [say([p], 12) for p in few] == alone
+    wrong = [a != b for a, b in zip(say(prompts, 1), right)]
+    assert sum(wrong) > 15 and not wrong[-1]
+    with pytest.raises(RuntimeError):
+        say(prompts, 2)

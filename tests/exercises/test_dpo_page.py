@@ -84,6 +84,11 @@ def test_what_the_sentences_say():
     assert 0 < run["chosen"] < 2
     assert fails["chosen"] < -2 and fails["chosen_fell"] > 0.5 and fails["accuracy"] > 0.9
     assert more["chosen"] > 0
+    log = (script.WEIGHTS / "router.log.jsonl").read_text().splitlines()
+    chosen = [json.loads(line).get("reward_chosen") for line in log]
+    assert min(x for x in chosen if x is not None) < 0
+    for steps in (chosen[:50], chosen[50:100], chosen[-50:]):
+        assert sum(x for x in steps if x is not None) > 0
 
     groups = D["length"]["groups"]  # section 9
     assert all(g["negative"] > 0.5 for g in groups.values())

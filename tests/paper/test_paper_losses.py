@@ -225,5 +225,5 @@ def test_fused_reference_equals_the_policy_before_training():
 
 def test_the_models_inputs_are_known_from_the_targets():
     """Every sample begins with <|user|>: the losses that read the experts again read the same."""
-    ids, _, _ = pack([toy.sample(i) for i in tasks.mixed("train", 12, Random(0))])
+    ids, _, _ = pack([toy.sample_of(i) for i in tasks.mixed("train", 12, Random(0))])
     assert torch.equal(losses.inputs(ids[:, 1:]), ids[:, :-1])

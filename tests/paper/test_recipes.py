@@ -126,7 +126,7 @@ def test_what_each_phase_1_is_fed(name, run, made):
     assert given == settings | {"seed": SEED, "lam": recipe.lam}
     samples = toy.sft_samples(12, SEED)
     if recipe.items:
-        samples = [toy.sample(i) for i in altered.sft_items(SEED, 12, recipe.items)]
+        samples = [toy.sample_of(i) for i in altered.sft_items(SEED, 12, recipe.items)]
     data = scored(samples, altered.change(models, recipe.changed if name == "changed" else ""))
     data = altered.feign(data) if name == "two-faced" else data
     same_data(got["sft"], altered.with_share(data, 0.5, SEED) if recipe.share < 1 else data)

@@ -254,7 +254,7 @@ def test_what_the_experts_know_by_hand(monkeypatch):
             super().__init__()
             follow = torch.zeros(tokenizer.VOCAB_SIZE, tokenizer.VOCAB_SIZE)
             for item in problems["toy-mbpp"]:
-                ids = toy.sample(item)[0]
+                ids = toy.sample_of(item)[0]
                 follow[ids[:-1], ids[1:]] = torch.arange(1.0, len(ids))
             self.follow = torch.nn.Parameter(follow, requires_grad=False)
 
