@@ -115,6 +115,7 @@ model sample_limits | index.minimum((p > 0).sum(-1) - 1) => index
 decode.py
 decode definition | int(w.argmax()) if only => int(w.argmin()) if only
 decode definition | logits = fuse(router_logits, logits) => logits = logits
+decode needs_no_router | if use_router or only is None: => if True:
 decode definition | ids.append(token) => ids.append(0)
 decode definition | expert_choice = int(logits => expert_choice = int(router_logits
 decode definition | "routing_only": {"use_router": False} => "routing_only": {}
@@ -142,7 +143,7 @@ decode order_of_the_items | prompts, **how)): => prompts)):
 
 toy_experts/show.py
 decode in_S | len(prompt) - 1 :] => len(prompt) :]
-show only_tokens | [COLOURS[r["expert"]]] * r["in_S"] => [COLOURS[r["expert"]]]
+show only_tokens | [colours[r["expert"]]] * r["in_S"] => [colours[r["expert"]]]
 show only_tokens | (f"«{r['token']}»" if r["changed"] else r["token"]) => r["token"]
 show only_tokens | [r["expert"] for r in rows if r["in_S"]] => [r["expert"] for r in rows]
 show part_of | ("utf-8")("replace") => ("utf-8")("ignore")
@@ -234,7 +235,6 @@ small_table counts | {s.split} {b} {s.seed} => {s.split} {b} 0
 small_table counts | gap = frozen["math"]["recipe"]["gap"] => gap = 0.25
 small_table counts | answers(model, experts, items => answers(model, experts[::-1], items
 small_table counts | script.fingerprint(router), => script.fingerprint(router_sft),
-small_table counts | {"router_sft": first, "router": last} => {"router_sft": last, "router": first}
 small_table counts | "held_out": held_out => "held_out": {}
 
 toy_experts/progress.py

@@ -159,6 +159,13 @@ def test_limits(models):
     assert [t.tokens for t in batch(models, PROMPTS)] == routing_only
 
 
+def test_an_expert_alone_needs_no_router(models, monkeypatch):
+    monkeypatch.setattr(Router, "forward", None)
+    for method in EXPERTS:
+        alone = one(models, PROMPTS[0], **METHODS[method])[0]
+        assert alone == batch(models, PROMPTS[:1], **METHODS[method])[0].tokens
+
+
 def test_answers_come_in_the_order_of_the_items(models, monkeypatch):
     """Items of any length, in batches of two: each answer is its own prompt's."""
     monkeypatch.setattr(tokenizer, "encode_prompt", lambda prompt: [4 + int(c) for c in prompt])
