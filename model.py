@@ -46,7 +46,7 @@ class Cache:
         self.rows = None
 
     def select(self, rows):
-        """The same cache for a model that reads only some rows. rows (b,) long."""
+        """The same buffers for a model that reads only some rows. rows (b,) long."""
         part = copy(self)
         part.rows = rows
         return part

@@ -71,7 +71,7 @@ def batches(lengths, size, seed):
     """All samples once, in random order: index tensors of at most `size`. lengths (N,).
 
     A batch holds samples of similar length (sorted within pools of 16 batches): less padding.
-    Each shuffle of run N has a seed of its own: N * 1000 + a number.
+    seed: the trainings of run N take N * 1000 and up.
     """
     g = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(lengths), generator=g)  # (N,)

@@ -42,7 +42,7 @@ class Item:
     answer: str  # a right answer
     kind: str  # how an answer is checked: number, code, words, or a cross-domain format
     # number: the result; math-*: (result, worked answer); words, list-count: (words, format);
-    # code: (the prompt's first lines, or "", the right program, the function's name)
+    # code*: (the prompt's first lines, or "", the right program, the function's name)
     gold: object
 
 
