@@ -122,9 +122,7 @@ class Settings:
         script.positive(self, "temperature", or_zero=True)
         script.one_of(self, "method", METHODS)
         if 0 < self.temperature < 1e-3:
-            raise script.UserError(
-                f"--temperature is {self.temperature}, and must be 0 or 0.001 up"
-            )
+            raise script.UserError(f"--temperature is {self.temperature}; it must be 0 or 0.001 up")
         if not 1e-3 <= self.top_p <= 1:
             raise script.UserError(f"--top_p is {self.top_p}, and must be from 0.001 to 1")
 
