@@ -366,6 +366,16 @@ docs/results.md
 paper/results say_what | bias off-->not shown<! => bias off-->reproduced<!
 paper/results say_what | -->+5.8 [+1.3 => -->+5.9 [+1.3
 
+theory/statements/cdpo.py
+theory/theory_statements without_the_formula | - np.log(q)) / beta => - np.log(ref)) / beta
+theory/theory_statements every_statement | population(star, q), [] => population(star, expert), []
+
+theory/statements/sft.py
+theory/theory_statements every_statement | kl(limit, pi, d_limit) => kl(star, pi, d)
+
+theory/statements/collab.py
+theory/theory_statements need_not | best(mdp) - own[0][:, 0].max(), => loss(mdp, pi),
+
 toy_experts/pairs.py
 structure does_not_know | import json => import json↵import extra.paper.train
 

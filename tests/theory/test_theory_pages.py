@@ -78,8 +78,11 @@ def test_the_words_of_the_pages_agree_with_the_numbers(stored):
     kl = {way: np.array(x["mean"]) for way, x in numbers["counted_twice"]["kl"].items()}
     assert all((kl["no_expert"] < x).all() for way, x in kl.items() if way != "no_expert")
     assert kl["alone"][-1] == pytest.approx(numbers["counted_twice"]["limit"], rel=0.01)
+    eq_5 = numbers["eq_5"]["bound_over_the_most_one_can_lose"]
+    assert eq_5["mean"][1] - eq_5["sd"][1] > 1  # "in most of these worlds"
     assert numbers["theorem_4_3"]["error_of_the_formula"] < 1e-11  # "we checked by brute force"
     assert numbers["collab"]["horizons"][-1] == 48  # "from 3 to 48"
+    assert numbers["collab"]["regret"] == numbers["collab"]["mismatch"]  # "the rule loses H/3, too"
 
 
 def test_numpy_is_enough():

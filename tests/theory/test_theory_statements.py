@@ -44,7 +44,7 @@ def routers(m, experts):
 def test_every_statement_holds_and_fails_without_its_assumption(rows):
     assert [key for key, r in rows.items() if not r["holds"]] == []
     assert [key for key, r in rows.items() if not r["fails"]] == []
-    assert {r["whose"] for r in rows.values()} == {"paper", "ours"}
+    assert {r["whose"] for r in rows.values()} == {"paper", "known", "ours"}
 
 
 def test_a_comparison_forgives_rounding_and_nothing_else():
@@ -315,11 +315,21 @@ def test_eq6_holds_for_any_policy(seed):
 def test_collab_by_hand():
     # H = 3, right experts 0, 1, 1. Own values 1 and 2, Q* = 3: mismatch 1 = H/3. The rule starts
     # with expert 1, earns 0 + 1 + 1 and loses 1.
-    assert collab.mismatch_and_regret([0, 1, 1], 2) == (1, 1)
-    assert collab.mismatch_and_regret([1, 1, 1], 2) == (0, 0)
+    def found(schedule):
+        return collab.mismatch_and_regret(*collab.agreement_world(schedule, 2))
+
+    assert found([0, 1, 1]) == (1, 1) and found([1, 1, 1]) == (0, 0)
     # H/3 is not the worst: halves have H/2.
-    worst = max(collab.mismatch_and_regret(s, 2)[0] for s in itertools.product(range(2), repeat=6))
-    assert worst == 3
+    assert max(found(schedule)[0] for schedule in itertools.product(range(2), repeat=6)) == 3
+
+
+def test_a_mismatch_need_not_be_a_loss_by_hand():
+    # H = 4, right experts 0, 1, 0, 1. A wrong token leads to state 1, where nothing pays. The own
+    # values at the start are 1 and 0. The right expert always has the larger one: no loss.
+    r = [np.array([np.eye(2)[t % 2], [0, 0]]) for t in range(4)]
+    m = mdp.MDP(r, [np.where(x > 0, 0, 1) for x in r[:3]] + [np.zeros((2, 2), int)])
+    experts = [np.repeat(np.eye(2)[:, None], 2, axis=1)] * 4  # (2, 2, 2) each
+    assert collab.mismatch_and_regret(m, experts) == (3, 0)
 
 
 # --- phase 1 --------------------------------------------------------------------------------------
@@ -388,10 +398,10 @@ def test_kl_of_whole_answers_by_enumeration():
 # --- phase 2 --------------------------------------------------------------------------------------
 
 
-def by_newton(ref, star, expert, beta, steps=60):
+def by_newton(ref, star, expert, q, beta, steps=60):
     """The fused policy at the minimum of Eq. (3) by damped Newton steps, without the formula."""
     theta, A = np.log(ref), ref.shape[-1]
-    pairs = cdpo.population(star, expert)
+    pairs = cdpo.population(star, q)
     for _ in range(steps):
         m = cdpo.margins(theta, ref, expert, beta)
         w = pairs / (1 + np.exp(m)) / (1 + np.exp(-m))
@@ -424,16 +434,25 @@ def test_cdpo_loss_by_hand():
 @pytest.mark.parametrize("beta", [0.3, 1.0])
 def test_cdpo_minimum_found_without_the_formula(beta):
     star, expert, ref = cdpo.setting(9, prompts=8)[1:]
-    found = by_newton(ref, star, expert, beta)
-    assert found == pytest.approx(cdpo.minimum(ref, star, expert, beta), abs=1e-8)
-    plain = cdpo.minimum(ref, star, expert, beta, bias=False)
-    assert abs(plain - found).max() > {0.3: 0.001, 1.0: 0.1}[beta]
+    q = np.random.default_rng(0).dirichlet(np.full(6, 5.0), size=8)  # (8, 6) of rejected answers
+    found = by_newton(ref, star, expert, q, beta)
+    assert found == pytest.approx(cdpo.minimum(ref, star, q, beta), abs=1e-8)
+    # The expert cancels: without one, this is where plain DPO ends.
+    assert found == pytest.approx(by_newton(ref, star, np.full_like(ref, 1 / 6), q, beta), abs=1e-8)
+    # It counts as q, if it writes the rejected answers.
+    assert abs(found - by_newton(ref, star, expert, expert, beta)).max() > 0.1
+
+
+def test_pairs_whose_minimum_is_the_target():
+    # y_l ~ pi_ref and beta = 1: pi_ref (pi* / pi_ref) = pi*, with any expert.
+    star, expert, ref = cdpo.setting(9, prompts=8)[1:]
+    assert by_newton(ref, star, expert, ref, 1.0) == pytest.approx(star, abs=1e-8)
 
 
 def test_the_minimum_can_be_wrong_and_can_undo_the_expert():
     # pi* = (.6, .4), pi_i = (.9, .1): the odds of token 1 are (4 / (2/3))^10 = 6^10.
     half, star, expert = np.array([[0.5, 0.5], [0.6, 0.4], [0.9, 0.1]])
-    p = by_newton(half, star, expert, 0.1)
+    p = by_newton(half, star, expert, expert, 0.1)
     assert p[1] / p[0] == pytest.approx(6**10, rel=1e-6)
-    # The expert is pi* already: the minimum is pi_ref.
-    assert by_newton(half, star, star, 1.0) == pytest.approx(half)
+    # Rejected answers as good as the chosen ones: the minimum is pi_ref. Here the expert is pi*.
+    assert by_newton(half, star, star, star, 1.0) == pytest.approx(half)

@@ -23,7 +23,7 @@ def compare(measured, sign, limit):
 def statement(whose, name, says, measured, without, **numbers):
     """A statement as a dict that JSON can hold.
 
-    whose     "paper", or "ours" for what the paper does not state
+    whose     "paper"; "known" or "ours" for what the paper does not state
     measured  (what the number is, the number, a sign, a limit): number sign limit is the claim
     without   (the assumption that is dropped, the number that is measured then)
     numbers   whatever else the pages show
