@@ -89,8 +89,7 @@ for i, step in enumerate(steps):
 
 # %% [markdown]
 # One changed token as a picture. Each panel has the same candidates. A bar that is too short to be
-# seen is a probability near 1. The right panel is the sum of the other two: a candidate wins if
-# neither finds it unlikely.
+# seen is a probability near 1. The right panel is the sum of the other two: the largest sum wins.
 
 # %%
 changed = [i for i, s in enumerate(steps) if int(s["expert"].argmax()) != s["token"]]

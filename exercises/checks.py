@@ -1,7 +1,7 @@
 """The checkers of the nine steps. Each takes your function, and raises Wrong if it is wrong.
 
 How they know: each runs your function and ours on small inputs. If the results differ, it also runs
-the usual mistakes of slips.py. A mistake that gives your results is named.
+the usual mistakes of slips.py. A mistake that gives your results is probably yours, and is named.
 """
 
 import numpy as np
@@ -53,7 +53,7 @@ def compare(name, f, probes):
     """Wrong unless f and our function give the same under all probes.
 
     probes: what it is -> a function that calls f and returns what counts. If a slip gives what f
-    gives, under this probe and all before it, then f has that slip.
+    gives, under this probe and all before it, then f probably has that slip.
     """
     seen = []
     for what, probe in probes.items():
@@ -63,7 +63,7 @@ def compare(name, f, probes):
             continue
         for message, slip in SLIPS[name]:
             if all(close(mine, earlier(slip)) for earlier, mine in seen):
-                raise Wrong(message)
+                raise Wrong(f"probably: {message}")
         expect(torch.as_tensor(got).isfinite().all(), f"{what}: a value is nan or infinite")
         raise Wrong(f"{what}: on the checker's input yours is {show(got)}, right is {show(right)}")
 

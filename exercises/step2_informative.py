@@ -1,9 +1,9 @@
-"""Step 2. The set S: the positions at which it matters which expert is picked.
+"""Step 2. The set S: the positions at which the experts disagree.
 
-At most positions of a text all experts would write the same token. There the pick changes nothing,
-and there is nothing to learn about it. S holds the other positions: those at which the experts'
-own choices (the argmax of each expert's logits) are not all the same token. Phase 1 trains the
-routing weights on S only.
+At most positions of a text every expert alone would write the same token, so the paper leaves them
+out. (After the addition the pick can still matter there: the experts are not equally sure.) S holds
+the other positions: those at which the experts' own choices (the argmax of each expert's logits)
+are not all the same token. Phase 1 trains the routing weights on S only.
 
 Worked example, n = 3 experts at four positions:
 

@@ -12,8 +12,7 @@ and the mean over the pairs of the batch. The loss must stay finite when the sum
 (-2000, say).
 
 stopgrad(x) has the value of x and is a constant for the gradient. Your function must pass no
-gradient to the two arguments of the experts, whoever calls it. (Our training would not notice: it
-hands in stored numbers, which get no gradient anyway. See docs/dpo.md, section 5.)
+gradient to the two arguments of the experts, whoever calls it. See docs/dpo.md, section 5.
 
 Worked example, beta = 0.1:
 

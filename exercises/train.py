@@ -11,7 +11,6 @@ import fusionroute
 import train_cdpo
 import train_sft
 from decode import MAX_NEW
-from docs.tools.pages import percent, table
 from toy_experts import decode_batch, judge, script, tasks, tokenizer
 from toy_experts import pairs as preference
 from toy_experts.data import scored
@@ -112,11 +111,12 @@ def train(s, mine):
         return [trace.text() for trace in decode_batch.answers(theirs, experts, items)]
 
     short = [b.removeprefix("toy-") for b in tasks.BENCHMARKS]
-    rows = [["right answers, per cent", *short, "average"]]
+    lines = [f"{'right answers, per cent':25}" + "".join(f"{b:>11}" for b in [*short, "average"])]
     for name, answer in [
         ("yours, phase 1", yours(router_sft)),
         ("yours, phase 2", yours(router)),
         ("ours, phase 2", ours),
     ]:
-        rows.append([name, *map(percent, accuracies(answer, s, name))])
-    print("\n".join(["", *table(rows), "", f"{s.tests} test prompts of each benchmark"]))
+        shares = accuracies(answer, s, name)
+        lines.append(f"{name:25}" + "".join(f"{share:11.0%}" for share in shares))
+    print("\n".join(["", *lines, "", f"{s.tests} test prompts of each benchmark"]))

@@ -258,26 +258,30 @@ def test_the_shipped_experts_are_copied_and_nothing_is_trained(tmp_path, monkeyp
     assert not list((tmp_path / "seed1").iterdir())
 
 
-RIGHT = """
-import torch.nn.functional as F
-print("step 2 passes")
-def fuse(a, b): return F.log_softmax(a, -1) + F.log_softmax(b, -1)
-"""
-OURS = "import fusionroute\ndef log_pi_agg(w, logp): return fusionroute.log_pi_agg(w, logp)\n"
+HANDED_IN = {
+    "step1_fuse": "raise KeyboardInterrupt\n",
+    "step2_informative": """
+print("step 4 passes")
+def informative(choice): return (choice != choice[..., :1]).any(-1)
+""",
+    "step3_log_pi_agg": """
+import fusionroute
+def log_pi_agg(w, logp): return fusionroute.log_pi_agg(w, logp)
+""",
+    "step4_sft_loss": "def sft_loss(*args): return args[0].sum()\n",
+}
 
 
 def test_grading_a_class(tmp_path, capfd):
-    """One right answer, one that is wrong and prints otherwise, one that calls ours."""
+    """One that ends the process, a right one that prints, one that calls ours, a wrong one."""
     (tmp_path / "Ada/exercises").mkdir(parents=True)
-    (tmp_path / "Ada/exercises/step1_fuse.py").write_text(RIGHT)
-    (tmp_path / "Ada/exercises/step2_informative.py").write_text(
-        "def informative(choice):\n    print('step 2 passes')\n    return choice[..., 0] > 0\n"
-    )
-    (tmp_path / "Ada/exercises/step3_log_pi_agg.py").write_text(OURS)
+    for name, source in HANDED_IN.items():
+        (tmp_path / f"Ada/exercises/{name}.py").write_text(source)
     grade.main([str(tmp_path)])
     out, err = capfd.readouterr()
-    assert out.splitlines()[1] == "Ada,1,0,0,0,0,0,0,0,0,1"
-    assert "Ada, step 3: line 1: imports fusionroute" in err and "step 8: there is no such" in err
+    assert out.splitlines()[1] == "Ada,0,1,0,0,0,0,0,0,0"
+    assert "Ada, step 1: it ends the process" in err and "step 8: there is no such" in err
+    assert "Ada, step 3: line 2: imports fusionroute" in err
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def caught(name, function):
 @pytest.mark.parametrize("name, i", cases(slips.SLIPS))
 def test_a_slip_is_called_by_its_name(name, i):
     message, slip = slips.SLIPS[name][i]
-    assert caught(name, slip) == message
+    assert caught(name, slip).removeprefix("probably: ") == message
 
 
 def straight_through(w, logp):
