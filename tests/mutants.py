@@ -314,12 +314,11 @@ paper/variations is_kept | [prints(s, recipe) for recipe in recipes]] => []]
 
 extra/paper/table.py
 paper/paper_table figure | "".join(map(max, column)) => "".join(map(min, column))
-paper/paper_table wins | (1 + np.mean(s)) / 2 for s => np.mean([x >= 0 for x in s]) for s
+paper/paper_table figure | float(1 + np.mean(s)) / 2 => float(np.mean([x >= 0 for x in s]))
 paper/paper_table what_is_kept | shared + [prints[name] for name in row.checkpoints] => []
 paper/paper_table figure | Random(f"sft {s.seed}") => Random("sft 0")
 paper/paper_table figure | runs[0].general or runs[0].prompts => runs[0].prompts
 paper/paper_table routing | informative(choice)[mask[:, 1:]] => informative(choice)[mask[:, :-1]]
-paper/paper_table costs | id(e): "expert" for e => id(e): "router" for e
 paper/paper_table costs | one = np.median( => one = np.max(
 
 extra/paper/spread.py
@@ -343,7 +342,7 @@ paper/results verdicts or seeds | if d["mean"] > 0 else => if True else
 paper/results correction | if first.startswith("gemma") else "llama" => if False else "llama"
 paper/results figures_by_hand | sum(d > 0 for d in => sum(d < 0 for d in
 paper/results all_seeds | c: shares + its.get(c, []) => c: its.get(c, []) + shares
-paper/results every_seed | averages[10:]) => averages[11:])
+paper/results say_what | averages[10:]) => averages[11:])
 paper/results order_needs | if min(d) >= MARGIN => if max(d) >= MARGIN
 paper/results verdicts | < lowest => < 0
 

@@ -338,9 +338,6 @@ METHODS = {
     "uniform_average": together(product, *EXPERTS),
     # what the choice is worth, what the addition is worth
     "router_mean": together(plus_mean, "router", *EXPERTS),
-    "router_math": sums("router", only=0),
-    "router_code": sums("router", only=1),
-    "router_instruct": sums("router", only=2),
     "router_random": together(PlusRandom, "router", *EXPERTS),
     "fine_tuned": together(first, "fine_tuned"),
     "sft_long": sums("router_sft_long"),

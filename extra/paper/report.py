@@ -48,10 +48,8 @@ def load(folder=RESULTS):
             raise script.UserError(f"{path} is not JSON ({e}): restore it with git") from e
     rows = {}
     for name, content in files.items():
-        if name.startswith("ablation_"):
-            rows[name] = of_ablation(content["rows"])
-        if name.startswith("open_"):
-            rows[name] = {at(r["label"], r["line"]): r for r in content["rows"]}
+        if name.startswith(("ablation_", "open_")):
+            rows[name] = {at(str(r["label"]), r["line"]): r for r in content["rows"]}
     try:
         rows |= {family: of_family(files, family) for family in FAMILIES}
         rows["seed 0"] = of_seed_0(files["quickstart"])
@@ -63,6 +61,10 @@ def load(folder=RESULTS):
         rows["spread"] = files["spread"]["explained"]
         rows["spread, without"] = files["spread"]["explained without the lowest seed"]
         rows["outvoted"] = of_outvoted(files["outvoted"]["groups"])
+        sizes = rows["ablation_scale"]
+        for size in [row for row in sizes if "@" not in row]:
+            pairs = zip(sizes[size]["average"], sizes[f"{size}@fine_tuned"]["average"])
+            sizes[size]["over fine_tuned"] = [x - y for x, y in pairs]
     except KeyError as e:
         raise script.UserError(f"{folder} lacks {e}: restore its JSON files with git") from e
     return rows
@@ -75,17 +77,6 @@ def at(label, line):
 def apart(row):
     label, _, line = row.partition("@")
     return label, line or "fusionroute"
-
-
-def of_ablation(cells):
-    rows = {}
-    for cell in cells:
-        methods = cell["methods"]
-        rows |= {at(cell["label"], method): columns for method, columns in methods.items()}
-        if {"fusionroute", "fine_tuned"} <= set(methods):
-            pairs = zip(methods["fusionroute"]["average"], methods["fine_tuned"]["average"])
-            methods["fusionroute"]["over fine_tuned"] = [x - y for x, y in pairs]
-    return rows
 
 
 def of_outvoted(groups):
@@ -113,11 +104,11 @@ def of_family(files, family):
         more = [mean(x[: len(CODING)]) - mean(x[len(CODING) :]) for x in a_seed]
         rows[method] = columns | {"coding minus maths": more}
     for method, won in files["winrate"][family].items():
-        rows.setdefault(method, {})["win"] = won["rate"]["seeds"]
-    for method, cost in files["cost"][family].items():
-        rows[method]["time"] = [cost["over_one_expert"]]
+        rows.setdefault(method, {})["win"] = won
+    for method, time in files["cost"][family].items():
+        rows[method]["time"] = [time]
     for bench, parts in files["routing"][family].items():
-        rows |= {f"{bench}, {part}": share for part, share in parts.items() if part != "S_share"}
+        rows |= {f"{bench}, {part}": share for part, share in parts.items()}
     for method in {"fusionroute", "fusionroute_long"} & set(rows):
         rows[f"{method}, four seeds"] = {"average": rows[method]["average"][:4]}
     ten, further = rows["fusionroute"]["average"][:10], rows["fusionroute"]["average"][10:]

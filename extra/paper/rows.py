@@ -75,21 +75,8 @@ def merged(results):
     return rows
 
 
-def by_label(results):
-    """An ablation's rows: one a label, with the methods in it."""
-    out = {}
-    for row in merged(results):
-        label, line = row.pop("label"), row.pop("line")
-        size = row.pop("parameters")[0]
-        out.setdefault(label, {"label": label, "parameters": size, "methods": {}})
-        out[label]["methods"][line] = row
-    return list(out.values())
-
-
 def files(name, runs, results):
     """file -> its content, from the results of several seeds; and what these were made with."""
-    ablation = name.startswith("ablation")
     seconds = {s.seed: round(sum(r["seconds"] for r in rows)) for s, rows in zip(runs, results)}
     meta = checkpoints.made_with(runs) | {"run time in seconds": seconds}
-    rows = by_label(results) if ablation else merged(results)
-    return {name: {"rows": rows}}, meta
+    return {name: {"rows": merged(results)}}, meta

@@ -96,7 +96,7 @@ def test_the_whole_table(tiny, splits):
     seconds = r["meta"]["llama"]["run time in seconds"]["0"]
     assert {"base", "math", "router_sft", "router", "union", "evaluation", "total"} <= set(seconds)
     win = json.loads((tiny[1] / "winrate.json").read_text())["llama"]["sft_only"]
-    assert [sum(x) for x in zip(win["wins"], win["ties"], win["losses"])] == [5, 5]
+    assert len(win) == 2 and all(10 * x == round(10 * x) for x in win)  # of 5 prompts
     s = checkpoints.Settings(0, str(tiny[0]), "cpu")
     print_of = lambda name: script.fingerprint(checkpoints.load(s, name, router=True)[0])
     for name, (first, sampler) in {
@@ -161,12 +161,12 @@ def test_an_ablation_and_an_open_question(tiny, splits, monkeypatch):
     where = "", 0.25, SIZE
     made = {n: lambda of=of: [Row(*row, where=where) for row in of] for n, of in tables.items()}
     monkeypatch.setattr(rows, "VARIATIONS", made)
+    named = lambda r: [(x["label"], x["line"]) for x in r["rows"]]
     r = run("ablation_data", tiny)
-    (row,) = r["rows"]
-    assert len(row["methods"]["fusionroute"]["average"]) == 2 and row["parameters"] > 1000
-    assert set(row["methods"]["fine_tuned"]) >= {"average", "general", "uncovered"}
+    assert named(r) == [("a", "fusionroute"), ("a", "fine_tuned")]
+    assert all(len(r["rows"][1][x]) == 2 for x in ("average", "general", "uncovered"))
     r = run("open_data", tiny)
-    assert [(x["label"], x["line"]) for x in r["rows"]] == [("b", "beam"), ("c", "there")]
+    assert named(r) == [("b", "beam"), ("c", "there")]
     assert splits["dataset"] == {"test"} and splits["mixed"] <= {"train", "preference"}
     assert r["meta"]["seeds"] == [0, 1] and r["meta"]["prompts per benchmark"] == 2
 
