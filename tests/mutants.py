@@ -95,7 +95,7 @@ losses score | token_logp(logits, x[:, 1:]).cpu() => token_logp(logits, x[:, :-1
 training fed_the_train | nn.init.zeros_(self.W => nn.init.ones_(self.W
 
 model.py
-model future | mask = pos[:, :, None] >= => mask = 999 + 0 * pos[:, :, None] >=
+model slow | mask = pos[:, :, None] >= => mask = 999 + 0 * pos[:, :, None] >=
 model slow | * hd**-0.5 => * hd**-1.0
 model cache_equals | pos = cache.length[:, None] + pos => pos = 0 * cache.length[:, None] + pos
 model different_numbers | cache.rows] = pos[:, -1] + 1 => cache.rows] = pos[:, 0] + 1

@@ -85,7 +85,7 @@ def test_what_the_sentences_say():
     assert fails["chosen"] < -2 and fails["chosen_fell"] > 0.5 and fails["accuracy"] > 0.9
     assert more["chosen"] > 0
 
-    groups = D["length"]["groups"]  # section 9
+    groups = D["length"]  # section 9
     assert all(g["negative"] > 0.5 for g in groups.values())
     longer, shorter = groups["chosen longer"], groups["rejected longer"]
     assert 0 < longer["negative"] - longer["negative_per_token"] < 0.1
