@@ -318,7 +318,7 @@ paper/paper_table figure | float(1 + np.mean(s)) / 2 => float(np.mean([x >= 0 fo
 paper/paper_table what_is_kept | shared + [prints[name] for name in row.checkpoints] => []
 paper/paper_table figure | Random(f"sft {s.seed}") => Random("sft 0")
 paper/paper_table figure | runs[0].general or runs[0].prompts => runs[0].prompts
-paper/paper_table routing | informative(choice)[mask[:, 1:]] => informative(choice)[mask[:, :-1]]
+paper/paper_table routing | [s and c and w for => [s and w for
 paper/paper_table costs | one = np.median( => one = np.max(
 
 extra/paper/spread.py

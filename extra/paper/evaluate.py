@@ -26,9 +26,7 @@ def draw(s, split="test"):
 def in_batches(decoder, items, size=128):
     """What decoder(prompts as token ids) says of each item, in their order."""
     out = [None] * len(items)
-    order = sorted(
-        range(len(items)), key=lambda i: len(items[i].prompt)
-    )  # similar lengths together
+    order = sorted(range(len(items)), key=lambda i: len(items[i].prompt))  # less padding
     for start in range(0, len(order), size):
         rows = order[start : start + size]
         said = decoder([tokenizer.encode_prompt(items[i].prompt) for i in rows])

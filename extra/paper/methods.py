@@ -251,7 +251,7 @@ def beam_search(router, experts, prompts, width, max_new, **how):
     """
     beams = [
         [(0.0, list(p))] for p in prompts
-    ]  # (log-probability, text); END is last: it has ended
+    ]  # (log-probability, text); END at last: it has ended
     for _ in range(max_new):
         # Where the best hypothesis has ended, every further token only lowers the others.
         searched = [b for b, beam in enumerate(beams) if max(beam)[1][-1] != END]

@@ -52,7 +52,7 @@ def load(folder=RESULTS):
             rows[name] = {at(str(r["label"]), r["line"]): r for r in content["rows"]}
     try:
         rows |= {family: of_family(files, family) for family in FAMILIES}
-        rows["seed 0"] = of_seed_0(files["quickstart"])
+        rows["seed 0"] = files["quickstart"]["methods"]
         rows["minutes"] = minutes(files)
         near = files["table1"]["meta"]["llama"]["share with a neighbour in the SFT data"]
         rows["near"] = {bench: {"average": shares} for bench, shares in near.items()}
@@ -115,16 +115,6 @@ def of_family(files, family):
     rows |= {"fusionroute, ten": {"average": ten}, "fusionroute, further": {"average": further}}
     seeds = len(first["fusionroute"]["average"])
     rows["half"] = dict.fromkeys(("win", "code", "instruct"), [0.5] * seeds)
-    return rows
-
-
-def of_seed_0(quick):
-    """The table that `bash run.sh` prints, and the averages of this and other seeds."""
-    rows = {}
-    for method, columns in quick["accuracy"].items():
-        rows[method] = {name: [value] for name, value in columns.items()}
-        rows[method] |= {g: [quick[g][method]["average"]] for g in ("covered", "uncovered")}
-        rows[method]["seeds"] = [run[method] for run in quick["seeds"].values()]
     return rows
 
 

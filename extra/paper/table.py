@@ -21,9 +21,8 @@ from extra.paper.evaluate import BENCHES
 from extra.paper.methods import HEADLINE, MAX_NEW, METHODS
 from extra.paper.recipes import TRAINING, Sft, changed, needed
 from extra.paper.train import load_router, train
-from fusionroute import informative, score
 from toy_experts import judge, script, tasks, tokenizer
-from toy_experts.data import answer_only, pack
+from toy_experts.evaluate import tokens_in_S
 from toy_experts.script import EXPERTS
 
 TIMED = 25  # prompts on which the cost of a token is measured
@@ -58,10 +57,7 @@ def routing(experts, items, traces):
 
     On prompts across domains also of the words, and of the rest (digits, signs).
     """
-    prompts = [tokenizer.encode_prompt(item.prompt) for item in items]
-    ids, mask, lengths = pack([answer_only(p, t.tokens) for p, t in zip(prompts, traces)])
-    choice = score(experts, ids, lengths)[1]  # (N, T-1, n)
-    S = informative(choice)[mask[:, 1:]].tolist()  # one bool for each token of the answers
+    S = tokens_in_S(experts, items, traces)
     picks = [pick for t in traces for pick in t.pick]
     word = [tokenizer.encoding.decode([x]).strip().isalpha() for t in traces for x in t.tokens]
     cross = [i.skill.startswith("math-") for i, t in zip(items, traces) for _ in t.tokens]

@@ -4,19 +4,16 @@ the files can be computed by hand."""
 import functools
 import json
 from collections import Counter
-from copy import deepcopy
 from random import Random
 
 import numpy as np
 import pytest
-import torch
 
 from extra.paper import __main__ as command
 from extra.paper import checkpoints, evaluate, methods, spread, table
 from extra.paper.evaluate import BENCHES
 from extra.paper.methods import HEADLINE, METHODS
 from extra.paper.recipes import Sft
-from tests.paper.conftest import tiny_gpt
 from toy_experts import judge, script, tasks, tokenizer
 from toy_experts.decode_batch import Trace
 
@@ -317,41 +314,27 @@ def test_what_a_token_costs(monkeypatch):
     assert list(cost.values()) == pytest.approx([x / each[1] for x in each], abs=1e-3)
 
 
-def test_routing_shares_by_hand():
-    """S and the shares count the answer's tokens, the prompt's not at all."""
-    experts = [tiny_gpt()]
-    for _ in range(2):  # the same, a little changed: often of the same opinion
-        experts.append(deepcopy(experts[0]))
-        experts[-1].norm.weight += 0.05 * torch.randn(24)
-    items = (
-        tasks.mixed("train", 6, Random(0))
-        + [
-            i
-            for i in tasks.dataset("general", "train", 40, Random(1))
-            if i.skill.startswith("math-")
-        ][:3]
-    )
-    traces, inside, word, cross = [], [], [], []
-    for k, item in enumerate(items):
-        ids, text = tokenizer.encode_answer(item.answer), tokenizer.encode_prompt(item.prompt)
-        traces.append(Trace(tokens=ids, pick=[(k + j) % 3 for j in range(len(ids))]))
-        for token in ids:
-            own = {int(e(torch.tensor([text]))[0][0, -1].argmax()) for e in experts}
-            inside.append(len(own) > 1)
-            word.append(tokenizer.encoding.decode([token]).strip().isalpha())
-            cross.append(item.skill.startswith("math-"))
-            text.append(token)
-    picks = [p for t in traces for p in t.pick]
+def test_routing_shares_by_hand(monkeypatch):
+    """Of four answers' tokens in S, and of the words and the rest of prompts across domains."""
+    rng, prompts = Random(0), tasks.dataset("general", "train", 40, Random(1))
+    cross = [i for i in prompts if i.skill.startswith("math-")][:2]
+    items, traces, rows = [*tasks.mixed("train", 2, rng), *cross], [], []
+    for item in items:
+        ids = tokenizer.encode_answer(item.answer)
+        traces.append(Trace(tokens=ids, pick=rng.choices(range(3), k=len(ids))))
+        for token, pick in zip(ids, traces[-1].pick):
+            word = tokenizer.encoding.decode([token]).strip().isalpha()
+            rows.append((EXPERTS[pick], rng.random() < 0.5, item in cross, word))
+    monkeypatch.setattr(table, "tokens_in_S", lambda *given: [inside for _, inside, *_ in rows])
 
-    def share(where):
-        there = [p for p, x in zip(picks, where) if x]
-        return {e: round(there.count(i) / len(there), 4) for i, e in enumerate(EXPERTS)}
+    def share(want):
+        there = [e for e, inside, *row in rows if inside and want(*row)]
+        return {e: round(there.count(e) / len(there), 4) for e in EXPERTS}
 
-    assert 0 < sum(inside) < len(inside)
-    assert table.routing(experts, items, traces) == {
-        "S": share(inside),
-        "cross words": share([s and w and c for s, w, c in zip(inside, word, cross)]),
-        "cross rest": share([s and c and not w for s, w, c in zip(inside, word, cross)]),
+    assert table.routing("experts", items, traces) == {
+        "S": share(lambda cross, word: True),
+        "cross words": share(lambda cross, word: cross and word),
+        "cross rest": share(lambda cross, word: cross and not word),
     }
 
 
