@@ -249,9 +249,8 @@ def beam_search(router, experts, prompts, width, max_new, **how):
     At each token every hypothesis asks the router, which picks its expert. The `width` hypotheses
     with the highest sum of log-probabilities stay; it is not divided by the length.
     """
-    beams = [
-        [(0.0, list(p))] for p in prompts
-    ]  # (log-probability, text); END at last: it has ended
+    # (log-probability, text); a hypothesis with END at last has ended
+    beams = [[(0.0, list(p))] for p in prompts]
     for _ in range(max_new):
         # Where the best hypothesis has ended, every further token only lowers the others.
         searched = [b for b, beam in enumerate(beams) if max(beam)[1][-1] != END]
