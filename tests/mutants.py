@@ -130,8 +130,8 @@ decode batch_equals | sample(fused, temperature, top_p, u) => sample(fused, temp
 decode batch_equals | manual_seed(seed + b) => manual_seed(seed)
 decode late_rows | > PADDING and not late.all(): => > 10**9 and not late.all():
 decode late_rows | (~late).nonzero()])[:, 0].argsort() => (~late).nonzero()])[:, 0]
-decode order_of_the_items | traces[i] = trace => traces[len(items) - 1 - i] = trace
-decode order_of_the_items | prompts, **how)): => prompts)):
+decode order_of_the_items | out[i] = answer => out[len(items) - 1 - i] = answer
+decode order_of_the_items | experts, prompts, **how), items => experts, prompts), items
 
 toy_experts/show.py
 decode in_S | len(prompt) - 1 :] => len(prompt) :]
@@ -305,7 +305,6 @@ paper/paper_methods each_row | "routing_only": sums("router", => "routing_only":
 
 extra/paper/evaluate.py
 paper/variations split | tasks.dataset(b, split, n[b] => tasks.dataset(b, "train", n[b]
-paper/variations own_answer | answer in zip(rows, said) => answer in zip(sorted(rows), said)
 paper/variations accuracy_and | (("covered", False), => (("covered", True),
 
 extra/paper/rows.py

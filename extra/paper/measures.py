@@ -61,8 +61,6 @@ def among(s, row, router, experts):
     """Accuracy, and two shares of the tokens of right answers to the same prompts: where the
     experts' choices differ ("in S"), and what one of them would write itself ("one is right")."""
     columns, problems = accuracy(s, row, router, experts), evaluate.draw(s)
-    if "only" in row.how:
-        experts = [experts[row.how["only"]]]
     gold = scored([sample(i) for b in tasks.BENCHMARKS for i in problems[b]], experts)
     mask = gold.mask[:, 1:]  # (N, T-1)
     known = (gold.choice == gold.ids[:, 1:, None]).any(-1)  # (N, T-1)

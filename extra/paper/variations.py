@@ -131,7 +131,7 @@ def experts():
     """
     rows = []
     for i, e in enumerate(EXPERTS):
-        rows += both_lines(f"1 ({e})", Sft(lam=0.0), measure=measures.among, only=i)
+        rows += both_lines(f"1 ({e})", Sft(lam=0.0), only=i)
     sets = {
         "2": ("math", "code"),
         "3": EXPERTS,
