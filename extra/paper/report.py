@@ -1,7 +1,6 @@
 """Fills docs/results.md and README.md from extra/results/*.json, and draws the plots beside them.
 
-    python -m extra.paper.report            writes what is not up to date
-    python -m extra.paper.report --check    writes nothing; names what is not up to date, status 1
+    python -m extra.paper.report
 
 People write the pages. Each figure in them stands in a marked place, `<!--=KIND;ROW;...-->`. KIND
 is a function below. A ROW is FILE:LABEL or FILE:LABEL@LINE (without @: the line "fusionroute"). A
@@ -16,7 +15,6 @@ When new figures change a verdict, the test of the page fails until somebody rea
 
 import json
 import re
-import sys
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -316,21 +314,11 @@ def current(rows):
 
 
 def main(argv=None):
-    parser = script.Parser(description="Fills docs/results.md and README.md from extra/results.")
-    parser.add_argument("--check", action="store_true", help="write nothing")
-    check = parser.parse_args(argv).check
-    files = current(load())
-    stale = [
-        path
-        for path, text in files.items()
-        if not path.exists() or path.read_text(encoding="utf-8") != text
-    ]
-    for path in stale:
-        if not check:
-            script.write(path, files[path])
-        print(f"{'not up to date' if check else 'saved'}: {path.relative_to(ROOT)}")
-    if check and stale:
-        sys.exit(1)
+    script.Parser(description=__doc__).parse_args(argv)
+    for path, text in current(load()).items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            script.write(path, text)
+            print(f"saved: {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from docs.tools.pages import percent, table
 from extra.paper import checkpoints, evaluate, methods
 from extra.paper.evaluate import BENCHES
 from extra.paper.methods import HEADLINE, MAX_NEW, METHODS
@@ -234,12 +233,4 @@ def several_seeds(runs):
     if rest > len(runs) or rest == 1 < len(runs):
         most = f"from 2 to the number of seeds, {len(runs)}"
         raise script.UserError(f"--rest is {rest}, and must be {most}, or 0 for all")
-    results = [one_seed(s, METHODS if k < rest else HEADLINE) for k, s in enumerate(runs)]
-    rows = [["method", *(b.removeprefix("toy-") for b in BENCHES), "average", "seeds"]]
-    for m in METHODS:
-        there = [r for r in results if m in r["right"]]
-        cells = [np.mean([accuracy(r, m, b) for r in there]) for b in BENCHES]
-        cells.append(np.mean([average(r, m) for r in there]))
-        rows.append([m, *map(percent, cells), str(len(there))])
-    print("\n".join(table(rows)))
-    return results
+    return [one_seed(s, METHODS if k < rest else HEADLINE) for k, s in enumerate(runs)]
