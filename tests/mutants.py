@@ -210,9 +210,7 @@ judge code_by_hand | [([],)]↵ => []↵
 toy_experts/evaluate.py
 small_table counts | tasks.dataset(b, s.split, => tasks.dataset(b, "train",
 small_table counts | router_sft if method == "sft_only" else router => router
-small_table counts | method == "sft_only" => method != "sft_only"
 small_table counts | [judge.check(item, trace.text()) => [judge.right(item, trace.text())
-small_table counts | [judge.check(item, => [(judge.right if b == "general" else judge.check)(item,
 small_table counts | trace.text()) for => trace.text()) or tokenizer.END not in trace.tokens for
 small_table counts | zip(right, uncovered) if not u] => zip(right, uncovered) if u]
 small_table counts | {s.split} {b} {s.seed} => {s.split} {b}
@@ -223,12 +221,8 @@ small_table report | -kv[1] => kv[1]
 small_table report | -kv[1]["average"]["all"] => -kv[1]["average"]["covered"]
 small_table command | prompts: int = 200 => prompts: int = 100
 small_table counts | tasks.held_out(b, gap, s.seed) => tasks.held_out(b, gap, 0)
-small_table counts | {s.split} {b} {s.seed} => {s.split} {b} 0
 small_table counts | gap = frozen["math"]["recipe"]["gap"] => gap = 0.25
 small_table counts | answers(model, experts, items => answers(model, experts[::-1], items
-small_table counts | script.fingerprint(router), => script.fingerprint(router_sft),
-small_table counts | {"router_sft": first, "router": last} => {"router_sft": last, "router": first}
-small_table counts | "held_out": held_out => "held_out": {}
 
 toy_experts/progress.py
 training shows | "validation", n => "test", n

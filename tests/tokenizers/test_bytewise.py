@@ -177,8 +177,6 @@ def test_seek_equals_push_at_every_cut(trained):
         pushed = model.push(pushed, byte)
         a, b = model.next(pushed).exp(), model.next(model.seek(text[:cut])).exp()
         worst.append(float((a - b).abs().sum() / 2))
-    assert ANSWER.index("14 - ") + 4 < len(worst)
-    print(max(worst), np.argmax(worst))
     assert max(worst) < 1e-3  # total variation
 
 
