@@ -299,7 +299,7 @@ paper/paper_methods each_row | "routing_only": sums("router", => "routing_only":
 
 extra/paper/evaluate.py
 paper/variations split | tasks.dataset(b, split, n[b] => tasks.dataset(b, "train", n[b]
-paper/variations accuracy_and | (("covered", False), => (("covered", True),
+paper/variations accuracy_by | (("covered", False), => (("covered", True),
 
 extra/paper/rows.py
 paper/variations beta_is_chosen | evaluate.draw(s, "validation") => evaluate.draw(s)

@@ -23,7 +23,7 @@ class Row(NamedTuple):
     line: str  # the method
     recipe: object  # what is trained; several: the best on validation prompts is taken
     how: dict = {}  # how it is decoded: options of `decoder`
-    measure: Callable = None  # (s, row, router, experts) -> columns; None: the usual
+    measure: Callable = None  # (s, row, router, experts) -> columns; None: accuracy
     where: tuple = ("", 0.25, checkpoints.SIZE)  # folder below OUT, gap, size of all models
 
 
@@ -43,18 +43,6 @@ def decoder(router, experts, beam=None, changed="", **how):
 def accuracy(s, row, router, experts):
     """The usual columns."""
     return evaluate.accuracy(s, decoder(router, experts, **row.how), evaluate.draw(s))
-
-
-def ablated(s, row, router, experts):
-    """Accuracy; uncovered is over all such prompts alike."""
-    problems, held = evaluate.draw(s), evaluate.held_out(s)
-    way = decoder(router, experts, **row.how)
-    right = evaluate.right(way, problems)
-    missing = [x for b in held for x, i in zip(right[b], problems[b]) if i.skill in held[b]]
-    columns = {"average": np.mean([np.mean(right[b]) for b in held])}
-    columns |= {"general": np.mean(right["general"])}
-    columns |= {"uncovered": np.mean(missing)} if missing else {}
-    return {name: round(float(x), 4) for name, x in columns.items()}
 
 
 def among(s, row, router, experts):
@@ -84,12 +72,10 @@ def on_shifted(s, row, router, experts):
 
 
 def by_domain(s, row, router, experts):
-    """Accuracy on all benchmarks, on the newcomer's ("code"), and on the others."""
+    """Accuracy on all benchmarks, and on the newcomer's ("code")."""
     way, problems = decoder(router, experts, **row.how), evaluate.draw(s)
     per = {b: evaluate.accuracy(s, way, {b: problems[b]})["average"] for b in tasks.BENCHMARKS}
-    code = [per[b] for b in tasks.DOMAINS["code"]]
-    others = [per[b] for b in per if b not in tasks.DOMAINS["code"]]
-    columns = {"average": [*per.values()], "code": code, "others": others}
+    columns = {"average": [*per.values()], "code": [per[b] for b in tasks.DOMAINS["code"]]}
     return {name: round(float(np.mean(values)), 4) for name, values in columns.items()}
 
 

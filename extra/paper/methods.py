@@ -344,7 +344,6 @@ METHODS = {
     "two_fine_tuned": together(product, "fine_tuned_sft_long", "fine_tuned_sft_math"),
     # until here: on every seed; the others on the first of them (--rest)
     "generalist": together(first, "generalist"),  # a bound: it needs the experts' training data
-    "double": together(first, "double"),
     "sft_all": sums("sft_all"),
     "fusionroute_all": sums("router_all"),
     "co_llm": sums("co_llm", **ALONE),

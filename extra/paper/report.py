@@ -107,10 +107,9 @@ def of_family(files, family):
         rows[method]["time"] = [time]
     for bench, parts in files["routing"][family].items():
         rows |= {f"{bench}, {part}": share for part, share in parts.items()}
-    for method in {"fusionroute", "fusionroute_long"} & set(rows):
-        rows[f"{method}, four seeds"] = {"average": rows[method]["average"][:4]}
-    ten, further = rows["fusionroute"]["average"][:10], rows["fusionroute"]["average"][10:]
-    rows |= {"fusionroute, ten": {"average": ten}, "fusionroute, further": {"average": further}}
+    ours = rows["fusionroute"]["average"]
+    parts = {"four seeds": ours[:4], "ten": ours[:10], "further": ours[10:]}
+    rows |= {f"fusionroute, {name}": {"average": part} for name, part in parts.items()}
     seeds = len(first["fusionroute"]["average"])
     rows["half"] = dict.fromkeys(("win", "code", "instruct"), [0.5] * seeds)
     return rows

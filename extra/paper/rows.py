@@ -27,11 +27,8 @@ def prints(s, recipe):
     return [script.fingerprint(model) for model in (router, *experts)]
 
 
-def measured(s, row, usual, kept):
-    """The columns of a row for one seed, after training what is missing; kept as soon as known.
-
-    usual: what judges a row that names nothing else.
-    """
+def measured(s, row, kept):
+    """The columns of a row for one seed, after training what is missing; kept as soon as known."""
     folder, gap, size = row.where
     s = replace(s, out=str(Path(s.out) / folder))
     recipes = row.recipe if isinstance(row.recipe, tuple) else (row.recipe,)
@@ -43,7 +40,7 @@ def measured(s, row, usual, kept):
     def compute():
         recipe = best_of(s, recipes) if len(recipes) > 1 else recipes[0]
         router, experts, _ = load_router(s, recipe)
-        columns = (row.measure or usual)(s, row, router, experts)
+        columns = (row.measure or measures.accuracy)(s, row, router, experts)
         columns |= {"beta": recipe.beta} if len(recipes) > 1 else {}
         return columns | {"seconds": round(time.process_time() - begun, 1)}
 
@@ -55,10 +52,9 @@ def one_seed(name, s):
     """The rows of a table for one seed, [{"label", "line", **columns}], kept in OUT/seedN."""
     header = {"prompts": s.prompts, "general": s.general}
     kept = checkpoints.keep(checkpoints.path(s, name).with_suffix(".json"), header)
-    usual = measures.ablated if name.startswith("ablation") else measures.accuracy
     out = []
     for row in VARIATIONS[name]():
-        columns = measured(s, row, usual, kept)
+        columns = measured(s, row, kept)
         out.append({"label": str(row.label), "line": row.line} | columns)
         shown = {c: x for c, x in columns.items() if isinstance(x, float) and c != "seconds"}
         text = "  ".join(f"{c} {x:.3f}" for c, x in shown.items())

@@ -218,7 +218,6 @@ def files(runs, results):
         there = [r["routing"][b] for r in results]
         routes[b] = {p: {e: [r[p][e] for r in there] for e in EXPERTS} for p in parts}
     rates = {m: win_rates(results, m, "fine_tuned_long") for m in METHODS if m != "fine_tuned_long"}
-    rates["fusionroute against sft_only"] = win_rates(results, "fusionroute", "sft_only")
     return {
         "table1": columns(results, METHODS),
         "routing": routes,

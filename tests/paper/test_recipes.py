@@ -218,7 +218,7 @@ def test_pairs_alone_are_shuffled_and_seen_once_a_pass():
 
 EXPERTS = {
     "union": TRAINING["union"],
-    "double_start": TRAINING["double_start"],
+    "wide": Expert("instruct", start=Expert("base", start=None, size=(144, 3))),
     "of Gemma-2": Expert("code", start=None, family="gemma", size=(48, 1)),
     "part": Expert("math500-2"),
     "drills": Expert("drills"),
@@ -237,7 +237,7 @@ def test_what_each_language_model_is_fed(name, run, made, monkeypatch):
     if name == "union":
         documents = [d for e in script.EXPERTS for d in toy.documents(settings, e)]
         expected = base, documents, 7, SEED * 1000
-    elif name == "double_start":
+    elif name == "wide":
         documents = toy.documents(settings, "instruct")
         expected = print_of(loaded(run, recipe.start)), documents, 2, SEED * 1000 + 3
         assert model.config.d_model == 144

@@ -102,26 +102,20 @@ def test_the_split_and_the_prompts(half_right):
     assert len(evaluate.draw(checkpoints.Settings(prompts=2, general=7))["general"]) == 7
 
 
-def test_accuracy_and_an_ablation_s_columns_by_hand(half_right, monkeypatch):
+def test_accuracy_by_hand(half_right):
     s, problems, good, said = half_right
     held = evaluate.held_out(s)
     mean = lambda items: np.mean([i.prompt in good for i in items])
-    per = {name: [] for name in ("covered", "uncovered")}
-    missing = []
+    per = {"covered": [], "uncovered": []}
     for b in tasks.BENCHMARKS:
         parts = {
             "covered": [i for i in problems[b] if i.skill not in held[b]],
             "uncovered": [i for i in problems[b] if i.skill in held[b]],
         }
-        missing += parts["uncovered"]
         for name, items in parts.items():
             per[name] += [mean(items)] if items else []
     expected = {"average": 0.5, **{k: np.mean(v) for k, v in per.items()}, "general": 0.5}
     assert evaluate.accuracy(s, said, problems) == pytest.approx(expected, abs=1e-4)
-    monkeypatch.setattr(measures, "decoder", lambda router, experts, **how: said)
-    row = measures.ablated(s, Row("", "", None), None, None)
-    expected = {"average": 0.5, "general": 0.5, "uncovered": mean(missing)}
-    assert 0 < len(missing) < 20 and row == pytest.approx(expected, abs=1e-4)
 
 
 def test_what_the_experts_know_by_hand(monkeypatch):
@@ -185,7 +179,7 @@ def test_the_other_columns(half_right, monkeypatch):
     s, problems, good, said = half_right
     monkeypatch.setattr(measures, "decoder", lambda router, experts, **how: said)
     row = Row("", "", None)
-    assert measures.by_domain(s, row, None, None) == {"average": 0.5, "code": 0.5, "others": 0.5}
+    assert measures.by_domain(s, row, None, None) == {"average": 0.5, "code": 0.5}
     router, experts = tiny_router(), [tiny_gpt()]
     assert measures.with_cost(s, row, router, experts)["cost"] == 2.0
     shifted = measures.on_shifted(s, Row("as trained", "", None), None, None)
@@ -221,35 +215,24 @@ def test_beta_is_chosen_on_validation_prompts(monkeypatch):
 
 def test_a_row_is_kept_for_as_long_as_its_weights_stay(monkeypatch, tmp_path):
     s = checkpoints.Settings(out=str(tmp_path), device="cpu")
-    (tmp_path / "gap0" / "seed0").mkdir(parents=True)
     (tmp_path / "seed0").mkdir()
     asked, counted, weights = [], [], {"of": "a"}
     row = Row("x", "fusionroute", Cdpo(), ALONE, None, ("gap0", 0, (48, 2)))
-    table = {
-        "ablation_x": lambda: [row],
-        "open_x": lambda: [row._replace(how={}, where=("", 0.25, (96, 3)))],
-    }
-    monkeypatch.setattr(rows, "VARIATIONS", table)
+    monkeypatch.setattr(rows, "VARIATIONS", {"open_x": lambda: [row]})
     monkeypatch.setattr(
         checkpoints, "ensure", lambda s, gap, size: asked.append((s.out, gap, size))
     )
     monkeypatch.setattr(rows, "train", lambda s, recipe: asked.append(recipe))
     monkeypatch.setattr(rows, "prints", lambda s, recipe: [weights["of"]])
     monkeypatch.setattr(rows, "load_router", lambda s, recipe: (None, None, None))
-
-    def measure(name):
-        return lambda s, row, router, experts: counted.append(name) or {"average": len(counted)}
-
-    monkeypatch.setattr(measures, "ablated", measure("ablation"))
-    monkeypatch.setattr(measures, "accuracy", measure("open"))
-    first = rows.one_seed("ablation_x", s)
-    assert asked == [(str(tmp_path / "gap0"), 0, (48, 2)), Cdpo()] and counted == ["ablation"]
+    measure = lambda *given: counted.append(1) or {"average": len(counted)}
+    monkeypatch.setattr(measures, "accuracy", measure)
+    first = rows.one_seed("open_x", s)
+    assert asked == [(str(tmp_path / "gap0"), 0, (48, 2)), Cdpo()]
     assert (first[0]["label"], first[0]["line"], first[0]["average"]) == ("x", "fusionroute", 1)
-    assert rows.one_seed("ablation_x", s) == first and len(counted) == 1
+    assert rows.one_seed("open_x", s) == first and len(counted) == 1
     weights["of"] = "b"
-    assert rows.one_seed("ablation_x", s)[0]["average"] == 2
-    rows.one_seed("open_x", s)
-    assert counted[-1] == "open"
+    assert rows.one_seed("open_x", s)[0]["average"] == 2
     content, meta = rows.files("open_x", [s, s], [first, first])
     assert content == {
         "open_x": {"rows": [{"label": "x", "line": "fusionroute", "average": [1, 1]}]}
