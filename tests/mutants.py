@@ -205,7 +205,7 @@ judge bullets | len(steps(item.gold[1])) - 1 => 0
 judge code_by_hand | return "`" not in text  # => return True  #
 judge code_by_hand | [(i, j) for i in range(-3, 13) for => [(i, j) for i in range(13) for
 judge words | re.escape(FORMATS[skill][1](words)) => FORMATS[skill][1](words)
-judge code_by_hand | [([],)]↵ => []↵
+judge code_by_hand | [[], *([x] => [*([x]
 
 toy_experts/evaluate.py
 small_table counts | tasks.dataset(b, s.split, => tasks.dataset(b, "train",
