@@ -27,12 +27,12 @@ def fused_greedy(router, experts, prompt, end, max_new):
     text, picks = list(prompt), []
     router_cache, *caches = [model.new_cache(1) for model in (router.lm, *experts)]
     while len(picks) < max_new:
-        new = torch.tensor([text[int(router_cache.length) :]])  # (1, t)
-        router_logits, w = router(new, router_cache)  # (1, t, V), (1, t, n)
+        new = text[int(router_cache.length) :]
+        router_logits, w = router(torch.tensor([new]), router_cache)  # (1, t, V), (1, t, n)
         pick = int(w[0, -1].argmax())
         picks.append(pick)
-        new = torch.tensor([text[int(caches[pick].length) :]])  # (1, t)
-        expert_logits, _ = experts[pick](new, caches[pick])  # (1, t, V)
+        missed = text[int(caches[pick].length) :]
+        expert_logits, _ = experts[pick](torch.tensor([missed]), caches[pick])  # (1, t, V)
         token = int(fuse(router_logits[0, -1], expert_logits[0, -1]).argmax())
         if token == end:
             break
@@ -56,7 +56,9 @@ def text_probability(text, words, p, tokens=()):
         return 1.0
     total = 0.0
     for token, word in words.items():
-        if word.startswith(text) or text.startswith(word):
+        fits = word.startswith(text) or text.startswith(word)
+        if fits:
+            here = p(tokens)[token]
             left = text_probability(text[len(word) :], words, p, (*tokens, token))
-            total += p(tokens)[token] * left
+            total += here * left
     return total

@@ -100,30 +100,15 @@ def examples(seed, gap):
 
     covered: whether the experts were trained on the sub-skill; None for general prompts.
     """
-    rows = []
+    keys, rows = ("bench", "skill", "covered", "prompt", "answer"), []
     for bench in [*tasks.BENCHMARKS, "general"]:
         for skill in [s for s in tasks.SKILLS[bench] if s not in tasks.BENCHMARKS]:
             item = tasks.draw(bench, "test", Random(f"page {bench} {skill}"), [skill])
             covered = None if bench == "general" else skill not in tasks.held_out(bench, gap, seed)
-            rows.append(
-                {
-                    "bench": bench,
-                    "skill": skill,
-                    "covered": covered,
-                    "prompt": item.prompt,
-                    "answer": item.answer,
-                }
-            )
+            rows.append((bench, skill, covered, item.prompt, item.answer))
     answer = "After losing, 21 - 3 = 18. After losing, 18 - 7 = 11. The answer is 11.\ndone"
-    return rows + [
-        {
-            "bench": "general",
-            "skill": "only the sum is right",
-            "covered": None,
-            "prompt": PROMPT,
-            "answer": answer,
-        }
-    ]
+    rows.append(("general", "only the sum is right", None, PROMPT, answer))
+    return [dict(zip(keys, row)) for row in rows]
 
 
 def collect(folder, seed, hint):

@@ -102,7 +102,7 @@ losses score | token_logp(logits, x[:, 1:]).cpu() => token_logp(logits, x[:, :-1
 training fed_the_train | nn.init.zeros_(self.W => nn.init.ones_(self.W
 
 model.py
-model future | mask = pos[:, :, None] >= => mask = 999 + 0 * pos[:, :, None] >=
+model slow | mask = pos[:, :, None] >= => mask = 999 + 0 * pos[:, :, None] >=
 model slow | * hd**-0.5 => * hd**-1.0
 model cache_equals | pos = cache.length[:, None] + pos => pos = 0 * cache.length[:, None] + pos
 model different_numbers | cache.rows] = pos[:, -1] + 1 => cache.rows] = pos[:, 0] + 1
@@ -138,8 +138,8 @@ decode batch_equals | sample(fused, temperature, top_p, u) => sample(fused, temp
 decode batch_equals | manual_seed(seed + b) => manual_seed(seed)
 decode late_rows | > PADDING and not late.all(): => > 10**9 and not late.all():
 decode late_rows | (~late).nonzero()])[:, 0].argsort() => (~late).nonzero()])[:, 0]
-decode order_of_the_items | traces[i] = trace => traces[len(items) - 1 - i] = trace
-decode order_of_the_items | prompts, **how)): => prompts)):
+decode order_of_the_items | out[i] = answer => out[len(items) - 1 - i] = answer
+decode order_of_the_items | experts, prompts, **how), items => experts, prompts), items
 
 toy_experts/show.py
 decode in_S | len(prompt) - 1 :] => len(prompt) :]
@@ -213,14 +213,12 @@ judge bullets | len(steps(item.gold[1])) - 1 => 0
 judge code_by_hand | return "`" not in text  # => return True  #
 judge code_by_hand | [(i, j) for i in range(-3, 13) for => [(i, j) for i in range(13) for
 judge words | re.escape(FORMATS[skill][1](words)) => FORMATS[skill][1](words)
-judge code_by_hand | [([],)]↵ => []↵
+judge code_by_hand | [[], *([x] => [*([x]
 
 toy_experts/evaluate.py
 small_table counts | tasks.dataset(b, s.split, => tasks.dataset(b, "train",
 small_table counts | router_sft if method == "sft_only" else router => router
-small_table counts | method == "sft_only" => method != "sft_only"
 small_table counts | [judge.check(item, trace.text()) => [judge.right(item, trace.text())
-small_table counts | [judge.check(item, => [(judge.right if b == "general" else judge.check)(item,
 small_table counts | trace.text()) for => trace.text()) or tokenizer.END not in trace.tokens for
 small_table counts | zip(right, uncovered) if not u] => zip(right, uncovered) if u]
 small_table counts | {s.split} {b} {s.seed} => {s.split} {b}
@@ -231,11 +229,8 @@ small_table report | -kv[1] => kv[1]
 small_table report | -kv[1]["average"]["all"] => -kv[1]["average"]["covered"]
 small_table command | prompts: int = 200 => prompts: int = 100
 small_table counts | tasks.held_out(b, gap, s.seed) => tasks.held_out(b, gap, 0)
-small_table counts | {s.split} {b} {s.seed} => {s.split} {b} 0
 small_table counts | gap = frozen["math"]["recipe"]["gap"] => gap = 0.25
 small_table counts | answers(model, experts, items => answers(model, experts[::-1], items
-small_table counts | script.fingerprint(router), => script.fingerprint(router_sft),
-small_table counts | "held_out": held_out => "held_out": {}
 
 toy_experts/progress.py
 training shows | "validation", n => "test", n
@@ -312,8 +307,7 @@ paper/paper_methods each_row | "routing_only": sums("router", => "routing_only":
 
 extra/paper/evaluate.py
 paper/variations split | tasks.dataset(b, split, n[b] => tasks.dataset(b, "train", n[b]
-paper/variations own_answer | answer in zip(rows, said) => answer in zip(sorted(rows), said)
-paper/variations accuracy_and | (("covered", False), => (("covered", True),
+paper/variations accuracy_by | (("covered", False), => (("covered", True),
 
 extra/paper/rows.py
 paper/variations beta_is_chosen | evaluate.draw(s, "validation") => evaluate.draw(s)
@@ -321,12 +315,11 @@ paper/variations is_kept | [prints(s, recipe) for recipe in recipes]] => []]
 
 extra/paper/table.py
 paper/paper_table figure | "".join(map(max, column)) => "".join(map(min, column))
-paper/paper_table wins | (1 + np.mean(s)) / 2 for s => np.mean([x >= 0 for x in s]) for s
+paper/paper_table figure | float(1 + np.mean(s)) / 2 => float(np.mean([x >= 0 for x in s]))
 paper/paper_table what_is_kept | shared + [prints[name] for name in row.checkpoints] => []
 paper/paper_table figure | Random(f"sft {s.seed}") => Random("sft 0")
 paper/paper_table figure | runs[0].general or runs[0].prompts => runs[0].prompts
-paper/paper_table routing | informative(choice)[mask[:, 1:]] => informative(choice)[mask[:, :-1]]
-paper/paper_table costs | id(e): "expert" for e => id(e): "router" for e
+paper/paper_table routing | [s and c and w for => [s and w for
 paper/paper_table costs | one = np.median( => one = np.max(
 
 extra/paper/spread.py
@@ -350,7 +343,7 @@ paper/results verdicts or seeds | if d["mean"] > 0 else => if True else
 paper/results correction | if first.startswith("gemma") else "llama" => if False else "llama"
 paper/results figures_by_hand | sum(d > 0 for d in => sum(d < 0 for d in
 paper/results all_seeds | c: shares + its.get(c, []) => c: its.get(c, []) + shares
-paper/results every_seed | averages[10:]) => averages[11:])
+paper/results say_what | averages[10:]) => averages[11:])
 paper/results order_needs | if min(d) >= MARGIN => if max(d) >= MARGIN
 paper/results verdicts | < lowest => < 0
 

@@ -4,7 +4,6 @@ import importlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,76 +83,6 @@ def test_text_files_end_lines_with_lf_on_every_machine():
 
 
 # --- installing ----------------------------------------------------------------------------------
-
-FAKE = """#!/bin/sh
-case "$1 $2" in
-    "-c "*) exit ;;
-    "-m venv")
-        mkdir -p .venv/bin .venv/Scripts
-        cp "$0" .venv/bin/python
-        cp "$0" .venv/Scripts/python.exe ;;
-esac
-echo "$@" >> ran
-"""
-
-
-def bash(tmp_path, script, **env):
-    environment = {**os.environ, "PYTHON": str(tmp_path / "fake"), **env}
-    command = ["bash", script, "test"]
-    return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True)
-
-
-@pytest.fixture
-def clone(tmp_path):
-    """run.sh in a folder of its own, with a Python that only notes what it is asked."""
-    folder = tmp_path / "a clone"
-    folder.mkdir()
-    for name in ("run.sh", "requirements.txt"):
-        shutil.copy(ROOT / name, folder)
-    (tmp_path / "fake").write_text(FAKE)
-    (tmp_path / "fake").chmod(0o755)
-    return folder
-
-
-def dead_link(venv):
-    (venv / "bin").mkdir(parents=True)
-    (venv / "bin/python").symlink_to("/no/such/python")
-
-
-def too_old(venv):
-    (venv / "bin").mkdir(parents=True)
-    (venv / "bin/python").write_text("#!/bin/sh\nexit 1\n")
-    (venv / "bin/python").chmod(0o755)
-
-
-VENVS = {
-    "none": lambda venv: None,
-    "its Python is gone": dead_link,
-    "too old": too_old,
-    "of Windows": lambda venv: (venv / "Scripts").mkdir(parents=True),
-    "a dead link": lambda venv: venv.symlink_to("/no/such/folder"),
-}
-
-
-@pytest.mark.skipif(os.name == "nt", reason="the stand-in for Python is a shell script")
-@pytest.mark.parametrize("venv", VENVS)
-def test_run_sh_makes_a_bad_venv_anew(clone, venv):
-    VENVS[venv](clone / ".venv")
-    p = bash(clone.parent, clone / "run.sh")
-    assert p.returncode == 0 and "making .venv" in p.stdout, p.stderr
-    assert (clone / "ran").read_text().splitlines()[-1] == "-m pytest"
-    p = bash(clone.parent, clone / "run.sh")
-    assert "making" not in p.stdout and "installing" not in p.stdout
-
-
-@pytest.mark.skipif(os.name == "nt", reason="the stand-in for Python is a shell script")
-def test_run_sh_through_a_link_in_git_bash_and_without_python(clone):
-    (clone.parent / "link.sh").symlink_to(clone / "run.sh")
-    p = bash(clone.parent, clone.parent / "link.sh", OSTYPE="msys")
-    assert p.returncode == 0 and (clone / "ran").exists(), p.stderr
-    shutil.rmtree(clone / ".venv")
-    p = bash(clone.parent, clone / "run.sh", PYTHON="/no/such/python")
-    assert p.returncode == 2 and len(p.stderr.splitlines()) == 1 and "/no/such/python" in p.stderr
 
 
 def test_decode_without_torch_says_what_to_install(tmp_path):
@@ -318,13 +247,6 @@ def figures(name):
 
 def test_the_chinese_page_has_the_same_figures():
     assert figures("docs/README.zh.md") == figures("README.md") and len(figures("README.md")) > 10
-
-
-def test_links_of_the_pages_for_classes():
-    for name in ("lab", "slides", "glossary", "CONTRIBUTING", "CHANGELOG", "README.zh"):
-        text = (ROOT / f"docs/{name}.md").read_text(encoding="utf-8")
-        for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
-            assert link.startswith("https:") or (ROOT / "docs" / link).exists(), (name, link)
 
 
 def test_one_owner_in_all_addresses():

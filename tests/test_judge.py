@@ -24,9 +24,8 @@ def test_gold_answers_are_right(bench):
         assert judge.check(i, i.answer) and judge.grade(i, i.answer) == 7, i
         assert judge.check(i, i.answer + "\n"), i
         for wrong in ("", i.answer + " Yes.", i.answer[:-1], i.answer[: len(i.answer) // 2]):
-            plain_code = (
-                i.kind == "code" and wrong == i.answer[:-1]
-            )  # x + 1 for x + 12: may be right
+            # x + 1 for x + 12 may be right
+            plain_code = i.kind == "code" and wrong == i.answer[:-1]
             assert plain_code or not judge.check(i, wrong), (i, wrong)
         assert i.prompt == i.prompt.strip(" ") and i.prompt.isascii()
         assert ("word done" in i.prompt) == i.answer.endswith("\ndone"), i

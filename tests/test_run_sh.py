@@ -9,30 +9,41 @@ import pytest
 from tests.conftest import ROOT
 
 PYTHON = """#!/bin/sh
-case "$1 $2" in "-c "* | "-m pip") exit ;; esac  # run.sh looks whether this Python works
+case "$1 $2" in
+    "-c "* | "-m pip") exit ;;  # run.sh looks whether this Python works
+    "-m venv")
+        mkdir -p .venv/bin .venv/Scripts
+        cp "$0" .venv/bin/python
+        cp "$0" .venv/Scripts/python.exe
+        exit ;;
+esac
 read -r line && set -- "$@" "< $line"
 echo "$@" >> ran
 """
 
 
 @pytest.fixture
-def run_sh(tmp_path):
-    """run.sh in a folder of its own, with a Python that only notes what it is asked to run."""
+def clone(tmp_path):
+    """run.sh in a folder of its own, beside a Python that only notes what it is asked to run."""
     if os.name == "nt":
         pytest.skip("the stand-in for Python is a shell script")
-    (tmp_path / ".venv/bin").mkdir(parents=True)
-    for name in ("pip", "python"):
-        (tmp_path / ".venv/bin" / name).write_text(PYTHON)
-        (tmp_path / ".venv/bin" / name).chmod(0o755)
-    for name in ("requirements.txt", ".venv/installed.txt"):
-        shutil.copy(ROOT / "requirements.txt", tmp_path / name)
-    shutil.copy(ROOT / "run.sh", tmp_path)
+    folder = tmp_path / "a clone"
+    folder.mkdir()
+    for name in ("run.sh", "requirements.txt"):
+        shutil.copy(ROOT / name, folder)
+    (tmp_path / "fake").write_text(PYTHON)
+    (tmp_path / "fake").chmod(0o755)
+    return folder
 
-    def run(*args, status=0):
-        command = ["bash", tmp_path / "run.sh", *args]
-        p = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+@pytest.fixture
+def run_sh(clone):
+    def run(*args, status=0, script=clone / "run.sh", **env):
+        env = {**os.environ, "PYTHON": str(clone.parent / "fake"), **env}
+        how = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+        p = subprocess.run(["bash", script, *args], cwd="/", env=env, **how)
         assert p.returncode == status, p.stderr
-        ran = tmp_path / "ran"
+        ran = clone / "ran"
         return p, ran.read_text().splitlines() if ran.exists() else []
 
     return run
@@ -77,3 +88,44 @@ def test_it_refuses_before_it_starts(run_sh, args, says):
 def test_it_helps(run_sh):
     p, ran = run_sh("--help")
     assert "--seed N" in p.stdout and "bash run.sh test" in p.stdout and not ran
+
+
+# --- its .venv ----------------------------------------------------------------------------------
+
+
+def dead_link(venv):
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin/python").symlink_to("/no/such/python")
+
+
+def too_old(venv):
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin/python").write_text("#!/bin/sh\nexit 1\n")
+    (venv / "bin/python").chmod(0o755)
+
+
+VENVS = {
+    "none": lambda venv: None,
+    "its Python is gone": dead_link,
+    "too old": too_old,
+    "of Windows": lambda venv: (venv / "Scripts").mkdir(parents=True),
+    "a dead link": lambda venv: venv.symlink_to("/no/such/folder"),
+}
+
+
+@pytest.mark.parametrize("venv", VENVS)
+def test_it_makes_a_bad_venv_anew(run_sh, clone, venv):
+    VENVS[venv](clone / ".venv")
+    p, ran = run_sh("test")
+    assert "making .venv" in p.stdout and ran == ["-m pytest"]
+    p, _ = run_sh("test")
+    assert "making" not in p.stdout and "installing" not in p.stdout
+
+
+def test_through_a_link_in_git_bash_and_without_python(run_sh, clone):
+    link = clone.parent / "link.sh"
+    link.symlink_to(clone / "run.sh")
+    assert run_sh("test", script=link, OSTYPE="msys")[1] == ["-m pytest"]
+    shutil.rmtree(clone / ".venv")
+    p, _ = run_sh("test", status=2, PYTHON="/no/such/python")
+    assert len(p.stderr.splitlines()) == 1 and "/no/such/python" in p.stderr

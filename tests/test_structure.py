@@ -1,6 +1,7 @@
 """The rules of the house: who imports whom, that the lesson is what runs, and how much it is."""
 
 import ast
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from tests.conftest import ROOT
 LESSON = ["fusionroute", "model", "train_sft", "train_cdpo", "decode"]
 GROUND = ["toy_experts", "theory", "exercises", "page", "docs"]  # its other folders
 # What there is, and a little more: whoever adds must also remove.
-MOST_PYTHON, MOST_TESTS, MOST_WORDS, MOST_README = 27_300, 11_600, 24_450, 1_950
+MOST_PYTHON, MOST_TESTS, MOST_WORDS, MOST_README = 25_600, 10_600, 24_450, 1_950
 
 
 def files(ending, *folders):
@@ -206,6 +207,19 @@ def test_how_much_it_is():
     words = lambda paths: sum(len(p.read_text("utf-8").split()) for p in paths)
     assert lines([*CODE.values(), *TESTS]) <= MOST_PYTHON and lines(TESTS) <= MOST_TESTS
     assert words(PAGES) <= MOST_WORDS and words([ROOT / "README.md"]) <= MOST_README
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_commands_of_a_page_lead_somewhere(page):
+    text = page.read_text("utf-8")
+    title = lambda heading: re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-")
+    for link, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text):
+        target = page.parent / link if link else page
+        assert target.exists(), link
+        headings = re.findall(r"^#+ (.*)", target.read_text("utf-8"), re.M) if anchor else []
+        assert not anchor or anchor in map(title, headings), f"{link}#{anchor}"
+    for module in re.findall(r"python -m ([\w.]+)", text):
+        assert module in [*CODE, "pytest"] or importlib.util.find_spec(module), module
 
 
 def test_tests_that_a_page_names_are_there():

@@ -410,12 +410,3 @@ def test_a_printed_line_is_a_mean_of_its_kind():
     log = [{"step": i, "kind": "pair" if i % 2 else "sft", "loss": float(i)} for i in range(50)]
     assert progress.means(log[:1], "sft") == "step            1 sft   loss 0.000"
     assert progress.means(log, "pair") == "step    1-50 mean pair  loss 25.000"
-
-
-@pytest.mark.parametrize("steps, rise", [(1, 1), (18, 2), (600, 20)])
-def test_the_learning_rate_rises_then_falls_to_a_tenth(steps, rise):
-    """Also in a short training, which a rise of 20 steps would end at the peak."""
-    rates = [data.schedule(step, steps, warmup=20) for step in range(steps + 1)]
-    assert rates[:rise] == pytest.approx([(k + 1) / rise for k in range(rise)])
-    assert rates[rise:] == sorted(rates[rise:], reverse=True) and max(rates) == 1
-    assert steps == 1 or rates[-1] == pytest.approx(0.1)

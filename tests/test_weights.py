@@ -17,24 +17,12 @@ from toy_experts.script import EXPERTS, load_router
 QUESTION = "What is 38 mod 5?"
 
 
-@pytest.fixture(scope="module")
-def check():
-    return json.loads((script.WEIGHTS / "check.json").read_text())
-
-
-def test_they_answer_as_the_run_that_they_came_from(check, monkeypatch):
-    """check.json has digests of 1,000 answers of the run itself, in single precision.
-
-    Every tenth is repeated here.
-    """
-    items, recorded = shipped_weights.test_items(check["seed"]), check["answers of the run"]
-    monkeypatch.setattr(shipped_weights, "test_items", lambda seed: items[::10])
-    answers, right = shipped_weights.outcome(script.WEIGHTS, check["seed"])
-    assert len(answers) == 100 and sum(a == b for a, b in zip(answers, recorded[::10])) >= 99
-    assert check["equal answers of 1000"] >= 995
-    for bench, share in check["right, the run"].items():  # outcome divides by 200: these are 20
-        assert abs(10 * right[bench] - share) <= 0.25
-        assert abs(check["right, half precision"][bench] - share) <= 0.01
+def test_they_answer_as_the_run_that_they_came_from():
+    """check.json has digests of 100 answers of the run itself, in single precision."""
+    check = json.loads((script.WEIGHTS / "check.json").read_text())
+    answers = shipped_weights.digests(script.WEIGHTS, check["seed"])
+    pairs = list(zip(answers, check["answers of the run"], strict=True))
+    assert len(pairs) == 100 and sum(a == b for a, b in pairs) >= 99
 
 
 def test_they_are_small_and_in_half_precision(tmp_path):
@@ -108,10 +96,8 @@ def test_what_the_readme_says_of_the_curves():
     assert abs(mean(last, "reward_chosen")) < 0.2
 
 
-def test_curves(tmp_path):
+def test_curves():
     if curves.plt is None:
         pytest.skip("pip install matplotlib")
-    drawn = curves.draw(script.WEIGHTS, "")
-    assert drawn.count("<path") == (ROOT / "docs" / "curves.svg").read_text().count("<path")
-    with pytest.raises(script.UserError, match="python train_sft.py"):
-        curves.main(["--out", str(tmp_path)])
+    drawn = (ROOT / "docs" / "curves.svg").read_text()
+    assert curves.draw().count("<path") == drawn.count("<path")

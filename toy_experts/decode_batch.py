@@ -128,13 +128,18 @@ def decode_batch(
     return traces
 
 
-def answers(router, experts, items, size=128, **how):
-    """The Trace of each item's greedy answer, in the items' order. how: see decode.METHODS."""
-    traces = [None] * len(items)
+def in_batches(decoder, items, size=128):
+    """What decoder(prompts as token ids) says of each item, in the items' order."""
+    out = [None] * len(items)
     order = sorted(range(len(items)), key=lambda i: len(items[i].prompt))  # less padding
     for start in range(0, len(order), size):
         rows = order[start : start + size]
-        prompts = [tokenizer.encode_prompt(items[i].prompt) for i in rows]
-        for i, trace in zip(rows, decode_batch(router, experts, prompts, **how)):
-            traces[i] = trace
-    return traces
+        said = decoder([tokenizer.encode_prompt(items[i].prompt) for i in rows])
+        for i, answer in zip(rows, said):
+            out[i] = answer
+    return out
+
+
+def answers(router, experts, items, size=128, **how):
+    """The Trace of each item's greedy answer, in the items' order. how: see decode.METHODS."""
+    return in_batches(lambda prompts: decode_batch(router, experts, prompts, **how), items, size)

@@ -69,15 +69,20 @@ def average(rows):
     return {group: None if None in x else mean(x) for group, x in groups.items()}
 
 
-def routing(experts, items, traces):
-    """The share of each expert in the answers' tokens: of all of them, and of those in S."""
+def tokens_in_S(experts, items, traces):
+    """Whether the experts disagree, a bool for each token of all answers."""
     samples = [
         answer_only(tokenizer.encode_prompt(item.prompt), trace.tokens)
         for item, trace in zip(items, traces)
     ]
     ids, mask, lengths = pack(samples)
     _, choice = score(experts, ids, lengths)  # (N, T-1, n)
-    in_S = informative(choice)[mask[:, 1:]].tolist()  # one bool for each token of the answers
+    return informative(choice)[mask[:, 1:]].tolist()
+
+
+def routing(experts, items, traces):
+    """The share of each expert in the answers' tokens: of all of them, and of those in S."""
+    in_S = tokens_in_S(experts, items, traces)
     picks = [pick for trace in traces for pick in trace.pick]
     picks_in_S = [pick for pick, inside in zip(picks, in_S) if inside]
 

@@ -50,18 +50,7 @@ COMPARE = {
     ast.In: lambda a, b: a in b,
     ast.NotIn: lambda a, b: a not in b,
 }
-FUNCTIONS = {
-    "sum": sum,
-    "max": max,
-    "min": min,
-    "len": len,
-    "sorted": sorted,
-    "abs": abs,
-    "set": set,
-    "list": list,
-    "any": any,
-    "all": all,
-}
+FUNCTIONS = {f.__name__: f for f in (sum, max, min, len, sorted, abs, set, list, any, all)}
 KEYWORDS = {("max", "default"), ("min", "default"), ("sorted", "reverse")}
 
 
@@ -161,11 +150,8 @@ def comprehension(node, names, steps, depth):
         raise Wrong("more than one for")
     loop = node.generators[0]
     source = evaluate(loop.iter, names, steps, depth + 1)
-    if (
-        not isinstance(source, (list, set))
-        or not isinstance(loop.target, ast.Name)
-        or loop.is_async
-    ):
+    plain = isinstance(source, (list, set)) and isinstance(loop.target, ast.Name)
+    if not plain or loop.is_async:
         raise Wrong("loop")
     values = []
     for x in source:
@@ -193,28 +179,18 @@ def parse(source):
     if len(body) != 1 or not isinstance(body[0], ast.FunctionDef):
         raise Wrong("not one function")
     f, a = body[0], body[0].args
-    if (
-        f.decorator_list
-        or f.returns
-        or a.posonlyargs
-        or a.vararg
-        or a.kwonlyargs
-        or a.kwarg
-        or a.defaults
-    ):
+    more = a.posonlyargs, a.vararg, a.kwonlyargs, a.kwarg, a.defaults
+    if any(more) or any(arg.annotation for arg in a.args):
         raise Wrong("signature")
-    if getattr(f, "type_params", None) or any(arg.annotation for arg in a.args):
+    if f.decorator_list or f.returns or getattr(f, "type_params", None):
         raise Wrong("signature")
     statements = f.body
     if isinstance(statements[0], ast.Expr) and isinstance(statements[0].value, ast.Constant):
         statements = statements[1:]  # the docstring
-    if (
-        len(statements) != 1
-        or not isinstance(statements[0], ast.Return)
-        or statements[0].value is None
-    ):
-        raise Wrong("not one return")
-    return f, statements[0].value
+    match statements:
+        case [ast.Return(value=ast.expr() as expression)]:
+            return f, expression
+    raise Wrong("not one return")
 
 
 def call(program, args):

@@ -29,13 +29,10 @@ def cases(source, n_args):
         args = [(i, j) for i in range(-3, 13) for j in range(-3, 13)]
     else:
         rng = Random(source)
-        args = (
-            [([],)]
-            + [([x],) for x in range(-12, 31)]
-            + [([x, -x, x],) for x in range(1, 10)]
-            + [([*range(-12, 31)],)]
-        )
-        args += [([rng.randint(-12, 30) for _ in range(n)],) for n in (3, 4, 5, 7, 9, 12, 16, 20)]
+        lists = [[], *([x] for x in range(-12, 31)), *([x, -x, x] for x in range(1, 10))]
+        lists += [[*range(-12, 31)]]
+        lists += [[rng.randint(-12, 30) for _ in range(n)] for n in (3, 4, 5, 7, 9, 12, 16, 20)]
+        args = [(xs,) for xs in lists]
     return tuple((a, interpreter.run(source, a)) for a in args)
 
 

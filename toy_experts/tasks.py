@@ -59,62 +59,44 @@ NAMES = {
 ITEMS = "apples books coins pens cards stamps shells eggs cups cakes stickers marbles".split()
 
 
+EVENTS = {  # skill: (two wordings, noun for the chain of thought)
+    "buy": ("buys {n} more", "finds {n} more", "buying"),
+    "lose": ("loses {n} of them", "gives {n} away", "losing"),
+    "double": ("doubles the number", "gets as many again", "doubling"),
+    "triple": ("triples the number", "gets three times as many", "tripling"),
+    "halve": ("sells half of them", "gives half away", "halving"),
+    "share": ("keeps one of {n} equal parts", "splits them by {n} and keeps one part", "sharing"),
+    "trade": ("trades each one for {m}", "gets {m} for each one", "trading"),
+    "bags": ("buys {n} bags of {m}", "finds {n} bags with {m} each", "the bags"),
+}
+
+
 def event(rng, skill, a):
-    """One event on a count a: (wordings, noun for the chain of thought, equations, new count)."""
+    """One event on a count a: (wordings, noun for the chain of thought, equations, new count).
+
+    None where a cannot be divided.
+    """
     n, m = rng.randint(2, 9), rng.randint(2, 5)
-    match skill:
-        case "buy":
-            return (f"buys {n} more", f"finds {n} more"), "buying", f"{a} + {n} = {a + n}", a + n
-        case "lose":
-            return (
-                (f"loses {n} of them", f"gives {n} away"),
-                "losing",
-                f"{a} - {n} = {a - n}",
-                a - n,
-            )
-        case "double":
-            return (
-                ("doubles the number", "gets as many again"),
-                "doubling",
-                f"{a} * 2 = {a * 2}",
-                a * 2,
-            )
-        case "triple":
-            return (
-                ("triples the number", "gets three times as many"),
-                "tripling",
-                f"{a} * 3 = {a * 3}",
-                a * 3,
-            )
-        case "halve":
-            if a % 2 == 0:
-                return (
-                    ("sells half of them", "gives half away"),
-                    "halving",
-                    f"{a} / 2 = {a // 2}",
-                    a // 2,
-                )
-        case "share":
-            if a % n == 0:
-                text = f"keeps one of {n} equal parts", f"splits them by {n} and keeps one part"
-                return text, "sharing", f"{a} / {n} = {a // n}", a // n
-        case "trade":
-            return (
-                (f"trades each one for {m}", f"gets {m} for each one"),
-                "trading",
-                f"{a} * {m} = {a * m}",
-                a * m,
-            )
-        case "bags":
-            n = rng.randint(2, 5)
-            total = a + n * m
-            return (
-                (f"buys {n} bags of {m}", f"finds {n} bags with {m} each"),
-                "the bags",
-                f"{n} * {m} = {n * m} and {a} + {n * m} = {total}",
-                total,
-            )
-    return None
+    if skill == "bags":
+        n = rng.randint(2, 5)
+    sign, b = {
+        "buy": ("+", n),
+        "lose": ("-", n),
+        "double": ("*", 2),
+        "triple": ("*", 3),
+        "halve": ("/", 2),
+        "share": ("/", n),
+        "trade": ("*", m),
+        "bags": ("+", n * m),
+    }[skill]
+    if sign == "/" and a % b:
+        return None
+    result = {"+": a + b, "-": a - b, "*": a * b, "/": a // b}[sign]
+    equation = f"{a} {sign} {b} = {result}"
+    if skill == "bags":
+        equation = f"{n} * {m} = {b} and {equation}"
+    *wordings, noun = EVENTS[skill]
+    return [wording.format(n=n, m=m) for wording in wordings], noun, equation, result
 
 
 def gsm8k(rng, skill):
@@ -410,28 +392,10 @@ GENERATORS = {
     "general": general,
 }
 SKILLS = {
-    "toy-gsm8k": ["buy", "lose", "double", "triple", "halve", "share", "trade", "bags"],
-    "toy-math500": [
-        "linear",
-        "mod",
-        "sequence",
-        "function",
-        "brackets",
-        "square",
-        "system",
-        "modsum",
-    ],
+    "toy-gsm8k": list(EVENTS),
+    "toy-math500": "linear mod sequence function brackets square system modsum".split(),
     "toy-mbpp": list(REDUCERS),
-    "toy-humaneval": [
-        "add",
-        "larger",
-        "smaller",
-        "distance",
-        "remainder",
-        "quotient",
-        "above",
-        "choose",
-    ],
+    "toy-humaneval": "add larger smaller distance remainder quotient above choose".split(),
     "toy-ifeval": list(FORMATS),
     "general": list(CROSS_MATH) + list(CROSS_CODE) + ["list-count"] + BENCHMARKS,
 }
@@ -454,12 +418,10 @@ def held_out(bench, gap, seed):
 
     The seed chooses them. The experts keep the first two: toy-gsm8k's first events need them.
     """
+    if bench == "general":
+        return []
     skills = SKILLS[bench]
-    return (
-        []
-        if bench == "general"
-        else Random(f"{bench} {seed}").sample(skills[2:], round(gap * len(skills)))
-    )
+    return Random(f"{bench} {seed}").sample(skills[2:], round(gap * len(skills)))
 
 
 def draw(bench, split, rng, skills=None):

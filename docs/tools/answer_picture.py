@@ -6,6 +6,7 @@ The prompt is a test prompt, so no model has seen it. It was chosen among test p
 shows what the sum of Eq. (1) is for: neither the router nor any expert answers it alone.
 """
 
+import textwrap
 from html import escape
 from pathlib import Path
 
@@ -56,16 +57,6 @@ def answer_lines(rows):
     return lines
 
 
-def prompt_lines(prompt):
-    """The prompt as lines of at most COLUMNS characters, each word with a space after it."""
-    lines = [""]
-    for word in prompt.split(" "):
-        if len(lines[-1]) + len(word) > COLUMNS:
-            lines.append("")
-        lines[-1] += word + " "
-    return lines
-
-
 def svg(prompt, rows):
     """The picture: prompt, answer, legend. Its background is white, also in dark mode."""
     used = dict.fromkeys(row["expert"] for row in rows if row["in_S"])
@@ -74,7 +65,8 @@ def svg(prompt, rows):
         f"in colour: the experts disagree, and this one was picked: {names}",
         '<tspan text-decoration="underline">underlined</tspan>: changed by the router',
     ]
-    texts = [f'<tspan fill="#555">{escape(line)}</tspan>' for line in prompt_lines(prompt)]
+    lines = textwrap.wrap(prompt, COLUMNS)
+    texts = [f'<tspan fill="#555">{escape(line)} </tspan>' for line in lines]
     texts += ["", *answer_lines(rows), ""]
     body = "".join(
         f'<text x="16" y="{28 + 22 * i}" xml:space="preserve">{text}</text>'

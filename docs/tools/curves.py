@@ -1,11 +1,11 @@
-"""Draws the curves of a run's two trainings from its logs (needs matplotlib).
+"""Draws docs/curves.svg, the curves of the trainings of toy_experts/weights (needs matplotlib).
 
-python -m docs.tools.curves                  OUT/seed0's curves: OUT/seed0/curves.svg
-python -m docs.tools.curves --shipped        those of toy_experts/weights: docs/curves.svg
+python -m docs.tools.curves
 """
 
 import io
-from dataclasses import dataclass
+import json
+from pathlib import Path
 
 from toy_experts import script
 
@@ -20,12 +20,6 @@ except ImportError:
 WINDOW = 25  # steps over which a curve is averaged: single batches scatter
 
 
-@dataclass
-class Settings:
-    seed: int = 0  # selects the run
-    out: str = "out"  # runs are kept in OUT/seedN/
-
-
 def line(axis, records, key, label):
     """One curve: the mean of the last WINDOW records at each step."""
     values = [r[key] for r in records]
@@ -35,10 +29,10 @@ def line(axis, records, key, label):
     axis.plot([r["step"] + 1 for r in records], means, label=label)
 
 
-def draw(folder, hint):
+def draw():
     """The picture as SVG text."""
     sft, mixed = (
-        script.read_lines(folder / f"{name}.log.jsonl", hint, ["step", "kind", "loss"])
+        [json.loads(x) for x in (script.WEIGHTS / f"{name}.log.jsonl").read_text().splitlines()]
         for name in ("router_sft", "router")
     )
     pairs = [r for r in mixed if r["kind"] == "pair"]
@@ -77,19 +71,11 @@ def draw(folder, hint):
 
 
 def main(argv=None):
-    parser = script.parser(Settings, __doc__)
-    parser.add_argument("--shipped", action="store_true", help="the run in toy_experts/weights")
-    args = vars(parser.parse_args(argv))
-    shipped, s = args.pop("shipped"), Settings(**args)
+    script.Parser(description=__doc__).parse_args(argv)
     if plt is None:
         raise script.UserError("the curves need matplotlib: pip install matplotlib")
-    folder = script.WEIGHTS if shipped else script.run_dir(s)
-    path = (
-        script.WEIGHTS.parent.parent / "docs" / "curves.svg" if shipped else folder / "curves.svg"
-    )
-    hint = f"run python train_sft.py{script.flags(s)}, then python train_cdpo.py{script.flags(s)}"
-    script.write(path, draw(folder, hint))
-    print(f"saved {path}")
+    script.write(Path(__file__).parents[1] / "curves.svg", draw())
+    print("saved docs/curves.svg")
 
 
 if __name__ == "__main__":

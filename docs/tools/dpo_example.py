@@ -4,12 +4,10 @@
     python -m docs.tools.dpo_example --seed 3   with another run
 
 With a run it trains phase 2 three more times, with other mixes of batches (about three minutes),
-writes docs/dpo.json, and fills the marked places of docs/dpo.md with it. Without a run it prints
-the pair, computed with the weights in toy_experts/weights, and writes nothing.
+writes docs/dpo.json, and fills the marked places of docs/dpo.md with it.
 """
 
 import json
-import sys
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -80,24 +78,20 @@ def one_pair(pair, router_sft, router, experts, beta):
     }
 
 
-def change(theta, ref, expert, beta):
-    """What a training did to the pairs. theta, ref, expert: (pairs, 2)."""
+def change(theta, ref):
+    """What a training did to the pairs. theta, ref: (pairs, 2)."""
     moved = theta - ref  # (pairs, 2)
-    margin = beta * (moved[:, 0] - moved[:, 1])  # (pairs,)
-    bias = beta * (expert[:, 0] - expert[:, 1])  # (pairs,)
     return {
         "chosen": rounded(moved[:, 0].mean()),
         "chosen_median": rounded(moved[:, 0].median()),
         "chosen_fell": rounded((moved[:, 0] < 0).float().mean()),
         "rejected": rounded(moved[:, 1].mean()),
-        "rejected_fell": rounded((moved[:, 1] < 0).float().mean()),
-        "accuracy": rounded((margin > 0).float().mean()),
-        "loss": rounded(F.softplus(-margin - bias).mean()),
+        "accuracy": rounded((moved[:, 0] > moved[:, 1]).float().mean()),
     }
 
 
 def lengths(pairs, expert, beta):
-    """The answers' lengths in tokens, and the bias by length. expert: (pairs, 2)."""
+    """The bias by the answers' lengths in tokens. expert: (pairs, 2)."""
     n = pairs.mask.sum(-1).float()  # (pairs, 2), the end counts
     bias = beta * (expert[:, 0] - expert[:, 1])  # (pairs,)
     per_token = expert[:, 0] / n[:, 0] - expert[:, 1] / n[:, 1]  # (pairs,)
@@ -107,17 +101,13 @@ def lengths(pairs, expert, beta):
         "rejected longer": n[:, 0] < n[:, 1],
     }
     return {
-        "chosen": rounded(n[:, 0].mean()),
-        "rejected": rounded(n[:, 1].mean()),
-        "groups": {
-            name: {
-                "pairs": int(g.sum()),
-                "bias": rounded(bias[g].mean()),
-                "negative": rounded((bias[g] < 0).float().mean()),
-                "negative_per_token": rounded((per_token[g] < 0).float().mean()),
-            }
-            for name, g in groups.items()
-        },
+        name: {
+            "pairs": int(g.sum()),
+            "bias": rounded(bias[g].mean()),
+            "negative": rounded((bias[g] < 0).float().mean()),
+            "negative_per_token": rounded((per_token[g] < 0).float().mean()),
+        }
+        for name, g in groups.items()
     }
 
 
@@ -134,11 +124,11 @@ def measure(folder, s):
     pairs, ref = train_cdpo.scored_pairs(found, experts, router_sft.lm)  # ref (pairs, 2)
     _, expert = both_logps(router_sft, pairs)  # (pairs, 2)
     bias = recipe.beta * (expert[:, 0] - expert[:, 1])  # (pairs,)
-    theta, after = both_logps(router, pairs)
+    theta, _ = both_logps(router, pairs)
 
     sft = scored(sft_samples(phase1["recipe"]["samples"], s.seed), experts)
     first_row = {"batches": "pairs and SFT", "epochs": recipe.epochs}
-    rows = [first_row | change(theta, ref, after, recipe.beta)]
+    rows = [first_row | change(theta, ref)]
     for kinds, epochs in (("pairs only", 1), ("pairs and SFT", 3), ("pairs only", 3)):
         other = train_cdpo.Settings(**asdict(recipe) | {"epochs": epochs * recipe.epochs})
         plan = train_cdpo.make_plan(other, sft.lengths, pairs.lengths)
@@ -149,9 +139,8 @@ def measure(folder, s):
         torch.set_flush_denormal(True)
         moved = deepcopy(router_sft).requires_grad_(True)
         train_cdpo.train(other, moved, sft, pairs, ref, plan)
-        theta, after = both_logps(moved, pairs)
-        row = {"batches": kinds, "epochs": other.epochs}
-        rows.append(row | change(theta, ref, after, recipe.beta))
+        theta, _ = both_logps(moved, pairs)
+        rows.append({"batches": kinds, "epochs": other.epochs} | change(theta, ref))
     first = next(record for record in log if record["kind"] == "pair")
     return {
         "seed": s.seed,
@@ -168,7 +157,6 @@ def measure(folder, s):
             "bias": rounded(bias.mean()),
             "negative": rounded((bias < 0).float().mean()),
             "loss": rounded(F.softplus(-bias).mean()),
-            "ref_prefers_chosen": rounded((ref[:, 0] > ref[:, 1]).float().mean()),
         },
         "changes": rows,
         "length": lengths(pairs, expert, recipe.beta),
@@ -254,7 +242,7 @@ def places(d):
         "pair": pair_block(d["pair"], d["beta"]),
         "weights": weights_table(),
         "changes": changes_table(d["changes"]),
-        "length": length_table(d["length"]["groups"]),
+        "length": length_table(d["length"]),
         "first_step": str(first["step"] + 1),
         "first_loss": f"{first['loss']:.3f}",
         "first_margin": f"{first['margin']:.3f}",
@@ -266,22 +254,9 @@ def places(d):
     }
 
 
-def pair_of_shipped_weights():
-    """The pair's block, computed with the weights in toy_experts/weights."""
-    router_sft, experts, _ = script.load_router(script.WEIGHTS, "router_sft", "cpu", "bash run.sh")
-    router, _, last = script.load_router(script.WEIGHTS, "router", "cpu", "bash run.sh")
-    pair, beta = json.loads((script.WEIGHTS / "pair.json").read_text()), last["recipe"]["beta"]
-    return pair_block(one_pair(pair, router_sft, router, experts, beta), beta)
-
-
 def main(argv=None):
     s = script.settings(Settings, __doc__, argv)
     folder = script.run_dir(s)
-    if not script.flags(s) and not (folder / "router.pt").exists():
-        note = "(there is no run in out/seed0 yet: this is the pair of toy_experts/weights)"
-        print(note, file=sys.stderr)
-        print(pair_of_shipped_weights())
-        return
     figures = measure(folder, s)
     page = fill((DOCS / "dpo.md").read_text(encoding="utf-8"), places(figures).__getitem__)
     script.write(DOCS / "dpo.json", json.dumps(figures, indent=1) + "\n")

@@ -23,9 +23,7 @@ def with_share(sft, share, seed):
     S = informative(sft.choice)  # (N, T-1)
     u = torch.rand(S.shape, generator=torch.Generator().manual_seed(seed))  # (N, T-1), in [0, 1)
     choice = torch.zeros_like(sft.choice)
-    choice[..., 0] = S & (u < share) | ~S & (
-        u < share - 1
-    )  # 1, 0, 0, ... inside; else 0, 0, 0, ...
+    choice[..., 0] = S & (u < share) | ~S & (u < share - 1)  # inside 1, 0, 0, ...; else 0, 0, 0
     return sft._replace(choice=choice)
 
 

@@ -75,13 +75,9 @@ def build(config):
 
 def load(s, name, router=False):
     """The frozen model NAME.pt of a run, and its checkpoint's dict without the weights."""
-    hint = f"run python -m extra.paper table1{flags(s)}"
+    family = f" --family {s.family}" if s.family != "llama" else ""
+    hint = f"run python -m extra.paper table1{script.flags(s)}{family}"
     return script.load_model(path(s, name), hint, script.device(s.device), router, build)
-
-
-def flags(s):
-    """The flags of another command that works on the same run; defaults are left out."""
-    return script.flags(s) + (f" --family {s.family}" if s.family != "llama" else "")
 
 
 def ensure(s, gap=experts.Settings.gap, size=SIZE):

@@ -13,6 +13,7 @@ import numpy as np
 from extra.paper import checkpoints
 from extra.paper.methods import MAX_NEW, all_read, first
 from toy_experts import judge, tasks, tokenizer
+from toy_experts.decode_batch import in_batches
 
 BENCHES = tasks.BENCHMARKS + ["general"]
 
@@ -21,20 +22,6 @@ def draw(s, split="test"):
     """benchmark -> its prompts of a split; "general" is one of them."""
     n = {b: s.general or s.prompts if b == "general" else s.prompts for b in BENCHES}
     return {b: tasks.dataset(b, split, n[b], Random(f"{split} {b} {s.seed}")) for b in BENCHES}
-
-
-def in_batches(decoder, items, size=128):
-    """What decoder(prompts as token ids) says of each item, in their order."""
-    out = [None] * len(items)
-    order = sorted(
-        range(len(items)), key=lambda i: len(items[i].prompt)
-    )  # similar lengths together
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
-        said = decoder([tokenizer.encode_prompt(items[i].prompt) for i in rows])
-        for i, answer in zip(rows, said):
-            out[i] = answer
-    return out
 
 
 def texts(decoder, items):

@@ -106,11 +106,7 @@ class GPT(nn.Module):
             if cache is not None:
                 pos = cache.length[:, None] + pos  # (B, T)
         end = int(pos.max()) + 1
-        if end > self.config.max_len:
-            raise ValueError(f"{end} tokens, but the model reads at most {self.config.max_len}")
-        ago = pos[:, :, None] - torch.arange(
-            end, device=ids.device
-        )  # (1 or B, T, end): tokens back
+        ago = pos[:, :, None] - torch.arange(end, device=ids.device)  # (1 or B, T, end)
         mask = ago >= 0  # (1 or B, T, end)
         near = mask & (ago < self.config.window)  # (1 or B, T, end)
         cos, sin = self.cos[pos][:, :, None], self.sin[pos][:, :, None]  # (1 or B, T, 1, hd/2)

@@ -9,8 +9,6 @@ The table is that of the first seed; of the others the file has the averages.
 from extra.paper import checkpoints
 from toy_experts import evaluate, script
 
-BENCHES = evaluate.BENCHES
-
 
 def one_seed(s):
     """What toy_experts.evaluate says of a run, kept in OUT/seedN/quickstart.json."""
@@ -23,17 +21,13 @@ def one_seed(s):
 
 def files(runs, results):
     """file -> its content, from the results of several seeds; and what these were made with."""
-    first = results[0]
-    content = {"routing": first["routing"]}
-    for group in ("all", "covered", "uncovered"):
-        column = "accuracy" if group == "all" else group
-        content[column] = {}
-        for method, rows in first["methods"].items():
-            there = {b: rows[b][group] for b in [*BENCHES, "average"]}
-            content[column][method] = {b: x for b, x in there.items() if x is not None}
-    averages = lambda r: {m: rows["average"]["all"] for m, rows in r["methods"].items()}
-    content["seeds"] = {str(s.seed): averages(r) for s, r in zip(runs, results)}
+    first, methods = results[0], {}
+    for method, rows in first["methods"].items():
+        row = {b: [rows[b]["all"]] for b in [*evaluate.BENCHES, "average"]}
+        row |= {group: [rows["average"][group]] for group in ("covered", "uncovered")}
+        seeds = [r["methods"][method]["average"]["all"] for r in results]
+        methods[method] = row | {"seeds": seeds}
     seconds = first["meta"]["seconds"]
-    return {"quickstart": content}, first["meta"] | {
+    return {"quickstart": {"methods": methods}}, first["meta"] | {
         "seconds": seconds | {"total": sum(seconds.values())}
     }

@@ -12,9 +12,8 @@ import numpy as np
 from extra.paper import altered, checkpoints, evaluate, methods
 from extra.paper.shifted import check as check_shifted
 from extra.paper.shifted import shifted
-from extra.paper.train import load_experts, sft_data
 from fusionroute import informative
-from toy_experts import judge, tasks
+from toy_experts import tasks
 from toy_experts.data import scored
 from toy_experts.experts import sample_of
 
@@ -24,7 +23,7 @@ class Row(NamedTuple):
     line: str  # the method
     recipe: object  # what is trained; several: the best on validation prompts is taken
     how: dict = {}  # how it is decoded: options of `decoder`
-    measure: Callable = None  # (s, row, router, experts) -> columns; None: the usual
+    measure: Callable = None  # (s, row, router, experts) -> columns; None: accuracy
     where: tuple = ("", 0.25, checkpoints.SIZE)  # folder below OUT, gap, size of all models
 
 
@@ -46,44 +45,15 @@ def accuracy(s, row, router, experts):
     return evaluate.accuracy(s, decoder(router, experts, **row.how), evaluate.draw(s))
 
 
-def ablated(s, row, router, experts):
-    """Accuracy; uncovered is over all such prompts alike."""
-    problems, held = evaluate.draw(s), evaluate.held_out(s)
-    way = decoder(router, experts, **row.how)
-    said = {b: evaluate.texts(way, items) for b, items in problems.items()}
-    right = {b: [judge.check(*x) for x in zip(problems[b], said[b])] for b in said}
-    missing = [x for b in held for x, i in zip(right[b], problems[b]) if i.skill in held[b]]
-    columns = {"average": np.mean([np.mean(right[b]) for b in held])}
-    columns |= {"general": np.mean(right["general"])}
-    columns |= {"uncovered": np.mean(missing)} if missing else {}
-    return {name: round(float(x), 4) for name, x in columns.items()} | {
-        "parameters": parameters(experts[0])
-    }
-
-
-def parameters(model):
-    return sum(p.numel() for p in model.parameters())
-
-
 def among(s, row, router, experts):
     """Accuracy, and two shares of the tokens of right answers to the same prompts: where the
     experts' choices differ ("in S"), and what one of them would write itself ("one is right")."""
     columns, problems = accuracy(s, row, router, experts), evaluate.draw(s)
-    if "only" in row.how:
-        experts = [experts[row.how["only"]]]
     gold = scored([sample_of(i) for b in tasks.BENCHMARKS for i in problems[b]], experts)
     mask = gold.mask[:, 1:]  # (N, T-1)
     known = (gold.choice == gold.ids[:, 1:, None]).any(-1)  # (N, T-1)
     where = {"in S": informative(gold.choice), "one is right": known}
     return columns | {c: round(float(x[mask].float().mean()), 4) for c, x in where.items()}
-
-
-def in_L_expert(s, row, router, experts):
-    """Accuracy, and the share of the SFT samples' answer tokens that L_expert is summed over."""
-    sft = sft_data(s, row.recipe, load_experts(s, row.recipe))
-    inside = informative(sft.choice) | (row.recipe.loss == "all")  # (N, T-1)
-    share = round(float(inside[sft.mask[:, 1:]].float().mean()), 4)
-    return accuracy(s, row, router, experts) | {"in L_expert": share}
 
 
 def on_shifted(s, row, router, experts):
@@ -102,12 +72,10 @@ def on_shifted(s, row, router, experts):
 
 
 def by_domain(s, row, router, experts):
-    """Accuracy on all benchmarks, on the newcomer's ("code"), and on the others."""
+    """Accuracy on all benchmarks, and on the newcomer's ("code")."""
     way, problems = decoder(router, experts, **row.how), evaluate.draw(s)
     per = {b: evaluate.accuracy(s, way, {b: problems[b]})["average"] for b in tasks.BENCHMARKS}
-    code = [per[b] for b in tasks.DOMAINS["code"]]
-    others = [per[b] for b in per if b not in tasks.DOMAINS["code"]]
-    columns = {"average": [*per.values()], "code": code, "others": others}
+    columns = {"average": [*per.values()], "code": [per[b] for b in tasks.DOMAINS["code"]]}
     return {name: round(float(np.mean(values)), 4) for name, values in columns.items()}
 
 
@@ -133,8 +101,8 @@ def with_picks(s, row, router, experts):
 
 def with_cost(s, row, router, experts):
     """Accuracy, and the parameters that a fused token reads over those of one expert."""
-    cost = (parameters(router.lm) + parameters(experts[0])) / parameters(experts[0])
-    return accuracy(s, row, router, experts) | {"cost": round(cost, 3)}
+    own, expert = (sum(p.numel() for p in m.parameters()) for m in (router.lm, experts[0]))
+    return accuracy(s, row, router, experts) | {"cost": round((own + expert) / expert, 3)}
 
 
 def of_best_expert(s, row, router, experts):

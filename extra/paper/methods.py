@@ -249,9 +249,8 @@ def beam_search(router, experts, prompts, width, max_new, **how):
     At each token every hypothesis asks the router, which picks its expert. The `width` hypotheses
     with the highest sum of log-probabilities stay; it is not divided by the length.
     """
-    beams = [
-        [(0.0, list(p))] for p in prompts
-    ]  # (log-probability, text); END is last: it has ended
+    # (log-probability, text); a hypothesis with END at last has ended
+    beams = [[(0.0, list(p))] for p in prompts]
     for _ in range(max_new):
         # Where the best hypothesis has ended, every further token only lowers the others.
         searched = [b for b, beam in enumerate(beams) if max(beam)[1][-1] != END]
@@ -338,9 +337,6 @@ METHODS = {
     "uniform_average": together(product, *EXPERTS),
     # what the choice is worth, what the addition is worth
     "router_mean": together(plus_mean, "router", *EXPERTS),
-    "router_math": sums("router", only=0),
-    "router_code": sums("router", only=1),
-    "router_instruct": sums("router", only=2),
     "router_random": together(PlusRandom, "router", *EXPERTS),
     "fine_tuned": together(first, "fine_tuned"),
     "sft_long": sums("router_sft_long"),
@@ -348,7 +344,6 @@ METHODS = {
     "two_fine_tuned": together(product, "fine_tuned_sft_long", "fine_tuned_sft_math"),
     # until here: on every seed; the others on the first of them (--rest)
     "generalist": together(first, "generalist"),  # a bound: it needs the experts' training data
-    "double": together(first, "double"),
     "sft_all": sums("sft_all"),
     "fusionroute_all": sums("router_all"),
     "co_llm": sums("co_llm", **ALONE),

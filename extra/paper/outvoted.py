@@ -42,28 +42,25 @@ def wanted(models, prompt, answer, k):
 
 
 def one_seed(s):
-    """{"lost": {who: prompts}, "won": {who: prompts}} of all test prompts, and the seconds."""
+    """{"lost": {who: prompts}, "won": {"all": prompts}} of all test prompts, and the seconds."""
     begun = time.time()
     checkpoints.ensure(s)
     for name in ("router_sft", "router", "co_llm_self"):
         train(s, TRAINING[name])
     router, experts, _ = load_router(s, TRAINING["router"])
     chooser, choices, _ = load_router(s, TRAINING["co_llm_self"])
-    lost, won = dict.fromkeys(LOST, 0), {"some model": 0, "none: only the sum": 0}
+    lost, won = dict.fromkeys(LOST, 0), {"all": 0}
     for items in evaluate.draw(s).values():
         sums = evaluate.in_batches(fused(router, experts), items)
         chosen = evaluate.in_batches(fused(chooser, choices, use_router=False), items)
         for item, a, b in zip(items, sums, chosen):
             is_right = judge.check(item, a.text()), judge.check(item, b.text())
-            prompt = tokenizer.encode_prompt(item.prompt)
-            k = parting(a.tokens, b.tokens)
+            won["all"] += is_right == (True, False)
             if is_right == (False, True):
+                prompt, k = tokenizer.encode_prompt(item.prompt), parting(a.tokens, b.tokens)
                 own, pick = wanted([router, *experts], prompt, a.tokens, k)
                 votes = own[0] == b.tokens[k], own[1 + pick] == b.tokens[k]
                 lost[next(who for who, rule in LOST.items() if rule(*votes))] += 1
-            if is_right == (True, False):
-                own, _ = wanted([chooser, *experts], prompt, b.tokens, k)
-                won["some model" if a.tokens[k] in own else "none: only the sum"] += 1
     print(f"seed {s.seed}: {lost} {won}")
     return {"lost": lost, "won": won, "seconds": time.time() - begun}
 

@@ -91,7 +91,6 @@ class Reward:
 PLAIN = Sft(loss="plain", lr=2e-3)
 PLAIN_LONG = Sft(loss="plain", lr=1e-3, epochs=16)
 UNION = Expert("union")
-DOUBLE = Expert("instruct", start=Expert("base", start=None, size=(144, 3)))
 # The Fine-tuned Model has FusionRoute's start, data and pairs. The union needs the experts' own
 # data, which the paper's premise denies: what starts from it is a bound, not a rival.
 TRAINING = {  # in this order: each needs some of those before it
@@ -106,9 +105,6 @@ TRAINING = {  # in this order: each needs some of those before it
     "fine_tuned_long": Cdpo(PLAIN_LONG, Sft(), loss="plain", lr=2.5e-5),
     "union": UNION,
     "generalist": replace(PLAIN, lr=1e-3, start=UNION),
-    # At the cost of router and expert: one model of twice the size; a second model to add.
-    "double_start": DOUBLE,
-    "double": replace(PLAIN_LONG, start=DOUBLE),
     "fine_tuned_sft_math": replace(PLAIN_LONG, start="math"),
     "sft_all": Sft(loss="all"),
     "router_all": Cdpo(Sft(loss="all")),

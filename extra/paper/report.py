@@ -1,7 +1,6 @@
 """Fills docs/results.md and README.md from extra/results/*.json, and draws the plots beside them.
 
-    python -m extra.paper.report            writes what is not up to date
-    python -m extra.paper.report --check    writes nothing; names what is not up to date, status 1
+    python -m extra.paper.report
 
 People write the pages. Each figure in them stands in a marked place, `<!--=KIND;ROW;...-->`. KIND
 is a function below. A ROW is FILE:LABEL or FILE:LABEL@LINE (without @: the line "fusionroute"). A
@@ -16,7 +15,6 @@ When new figures change a verdict, the test of the page fails until somebody rea
 
 import json
 import re
-import sys
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -48,13 +46,11 @@ def load(folder=RESULTS):
             raise script.UserError(f"{path} is not JSON ({e}): restore it with git") from e
     rows = {}
     for name, content in files.items():
-        if name.startswith("ablation_"):
-            rows[name] = of_ablation(content["rows"])
-        if name.startswith("open_"):
-            rows[name] = {at(r["label"], r["line"]): r for r in content["rows"]}
+        if name.startswith(("ablation_", "open_")):
+            rows[name] = {at(str(r["label"]), r["line"]): r for r in content["rows"]}
     try:
         rows |= {family: of_family(files, family) for family in FAMILIES}
-        rows["seed 0"] = of_seed_0(files["quickstart"])
+        rows["seed 0"] = files["quickstart"]["methods"]
         rows["minutes"] = minutes(files)
         near = files["table1"]["meta"]["llama"]["share with a neighbour in the SFT data"]
         rows["near"] = {bench: {"average": shares} for bench, shares in near.items()}
@@ -63,6 +59,10 @@ def load(folder=RESULTS):
         rows["spread"] = files["spread"]["explained"]
         rows["spread, without"] = files["spread"]["explained without the lowest seed"]
         rows["outvoted"] = of_outvoted(files["outvoted"]["groups"])
+        sizes = rows["ablation_scale"]
+        for size in [row for row in sizes if "@" not in row]:
+            pairs = zip(sizes[size]["average"], sizes[f"{size}@fine_tuned"]["average"])
+            sizes[size]["over fine_tuned"] = [x - y for x, y in pairs]
     except KeyError as e:
         raise script.UserError(f"{folder} lacks {e}: restore its JSON files with git") from e
     return rows
@@ -75,17 +75,6 @@ def at(label, line):
 def apart(row):
     label, _, line = row.partition("@")
     return label, line or "fusionroute"
-
-
-def of_ablation(cells):
-    rows = {}
-    for cell in cells:
-        methods = cell["methods"]
-        rows |= {at(cell["label"], method): columns for method, columns in methods.items()}
-        if {"fusionroute", "fine_tuned"} <= set(methods):
-            pairs = zip(methods["fusionroute"]["average"], methods["fine_tuned"]["average"])
-            methods["fusionroute"]["over fine_tuned"] = [x - y for x, y in pairs]
-    return rows
 
 
 def of_outvoted(groups):
@@ -113,27 +102,16 @@ def of_family(files, family):
         more = [mean(x[: len(CODING)]) - mean(x[len(CODING) :]) for x in a_seed]
         rows[method] = columns | {"coding minus maths": more}
     for method, won in files["winrate"][family].items():
-        rows.setdefault(method, {})["win"] = won["rate"]["seeds"]
-    for method, cost in files["cost"][family].items():
-        rows[method]["time"] = [cost["over_one_expert"]]
+        rows.setdefault(method, {})["win"] = won
+    for method, time in files["cost"][family].items():
+        rows[method]["time"] = [time]
     for bench, parts in files["routing"][family].items():
-        rows |= {f"{bench}, {part}": share for part, share in parts.items() if part != "S_share"}
-    for method in {"fusionroute", "fusionroute_long"} & set(rows):
-        rows[f"{method}, four seeds"] = {"average": rows[method]["average"][:4]}
-    ten, further = rows["fusionroute"]["average"][:10], rows["fusionroute"]["average"][10:]
-    rows |= {"fusionroute, ten": {"average": ten}, "fusionroute, further": {"average": further}}
+        rows |= {f"{bench}, {part}": share for part, share in parts.items()}
+    ours = rows["fusionroute"]["average"]
+    parts = {"four seeds": ours[:4], "ten": ours[:10], "further": ours[10:]}
+    rows |= {f"fusionroute, {name}": {"average": part} for name, part in parts.items()}
     seeds = len(first["fusionroute"]["average"])
     rows["half"] = dict.fromkeys(("win", "code", "instruct"), [0.5] * seeds)
-    return rows
-
-
-def of_seed_0(quick):
-    """The table that `bash run.sh` prints, and the averages of this and other seeds."""
-    rows = {}
-    for method, columns in quick["accuracy"].items():
-        rows[method] = {name: [value] for name, value in columns.items()}
-        rows[method] |= {g: [quick[g][method]["average"]] for g in ("covered", "uncovered")}
-        rows[method]["seeds"] = [run[method] for run in quick["seeds"].values()]
     return rows
 
 
@@ -335,21 +313,11 @@ def current(rows):
 
 
 def main(argv=None):
-    parser = script.Parser(description="Fills docs/results.md and README.md from extra/results.")
-    parser.add_argument("--check", action="store_true", help="write nothing")
-    check = parser.parse_args(argv).check
-    files = current(load())
-    stale = [
-        path
-        for path, text in files.items()
-        if not path.exists() or path.read_text(encoding="utf-8") != text
-    ]
-    for path in stale:
-        if not check:
-            script.write(path, files[path])
-        print(f"{'not up to date' if check else 'saved'}: {path.relative_to(ROOT)}")
-    if check and stale:
-        sys.exit(1)
+    script.Parser(description=__doc__).parse_args(argv)
+    for path, text in current(load()).items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            script.write(path, text)
+            print(f"saved: {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

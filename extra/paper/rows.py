@@ -27,11 +27,8 @@ def prints(s, recipe):
     return [script.fingerprint(model) for model in (router, *experts)]
 
 
-def measured(s, row, usual, kept):
-    """The columns of a row for one seed, after training what is missing; kept as soon as known.
-
-    usual: what judges a row that names nothing else.
-    """
+def measured(s, row, kept):
+    """The columns of a row for one seed, after training what is missing; kept as soon as known."""
     folder, gap, size = row.where
     s = replace(s, out=str(Path(s.out) / folder))
     recipes = row.recipe if isinstance(row.recipe, tuple) else (row.recipe,)
@@ -43,7 +40,7 @@ def measured(s, row, usual, kept):
     def compute():
         recipe = best_of(s, recipes) if len(recipes) > 1 else recipes[0]
         router, experts, _ = load_router(s, recipe)
-        columns = (row.measure or usual)(s, row, router, experts)
+        columns = (row.measure or measures.accuracy)(s, row, router, experts)
         columns |= {"beta": recipe.beta} if len(recipes) > 1 else {}
         return columns | {"seconds": round(time.process_time() - begun, 1)}
 
@@ -55,10 +52,9 @@ def one_seed(name, s):
     """The rows of a table for one seed, [{"label", "line", **columns}], kept in OUT/seedN."""
     header = {"prompts": s.prompts, "general": s.general}
     kept = checkpoints.keep(checkpoints.path(s, name).with_suffix(".json"), header)
-    usual = measures.ablated if name.startswith("ablation") else measures.accuracy
     out = []
     for row in VARIATIONS[name]():
-        columns = measured(s, row, usual, kept)
+        columns = measured(s, row, kept)
         out.append({"label": str(row.label), "line": row.line} | columns)
         shown = {c: x for c, x in columns.items() if isinstance(x, float) and c != "seconds"}
         text = "  ".join(f"{c} {x:.3f}" for c, x in shown.items())
@@ -75,21 +71,8 @@ def merged(results):
     return rows
 
 
-def by_label(results):
-    """An ablation's rows: one a label, with the methods in it."""
-    out = {}
-    for row in merged(results):
-        label, line = row.pop("label"), row.pop("line")
-        size = row.pop("parameters")[0]
-        out.setdefault(label, {"label": label, "parameters": size, "methods": {}})
-        out[label]["methods"][line] = row
-    return list(out.values())
-
-
 def files(name, runs, results):
     """file -> its content, from the results of several seeds; and what these were made with."""
-    ablation = name.startswith("ablation")
     seconds = {s.seed: round(sum(r["seconds"] for r in rows)) for s, rows in zip(runs, results)}
     meta = checkpoints.made_with(runs) | {"run time in seconds": seconds}
-    rows = by_label(results) if ablation else merged(results)
-    return {name: {"rows": rows}}, meta
+    return {name: {"rows": merged(results)}}, meta

@@ -19,13 +19,6 @@ def exact_interval(seeds):
     return {"mean": mean, "low": mean - margin, "high": mean + margin, "p": p}
 
 
-def interval(seeds):
-    """The same, rounded for a JSON file, with the seeds."""
-    d = exact_interval(seeds)
-    rounded = {name: round(d[name], 4) for name in ("mean", "low", "high")}
-    return rounded | {"p": float(f"{d['p']:.2g}"), "seeds": [round(float(x), 4) for x in seeds]}
-
-
 def student_t(df, t=0.0):
     """Student's t, df degrees of freedom: its 97.5% quantile, and the chance outside -t .. t."""
     x, area = half_of_t(df)

@@ -8,23 +8,20 @@ prompts are split from all others by content, and no setting was chosen on them.
 import os
 import platform
 import time
+from collections import Counter
 from random import Random
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from docs.tools.pages import percent, table
-from extra.paper import checkpoints, evaluate, gemma, methods
+from extra.paper import checkpoints, evaluate, methods
 from extra.paper.evaluate import BENCHES
 from extra.paper.methods import HEADLINE, MAX_NEW, METHODS
 from extra.paper.recipes import TRAINING, Sft, changed, needed
-from extra.paper.stats import interval
 from extra.paper.train import load_router, train
-from fusionroute import informative, score
-from model import GPT
 from toy_experts import judge, script, tasks, tokenizer
-from toy_experts.data import answer_only, pack
+from toy_experts.evaluate import tokens_in_S
 from toy_experts.script import EXPERTS
 
 TIMED = 25  # prompts on which the cost of a token is measured
@@ -55,14 +52,11 @@ def judged(decoder, problems):
 
 
 def routing(experts, items, traces):
-    """The share of each expert in the answers' tokens: of all, and of those in S.
+    """The share of each expert in the answers' tokens in S.
 
-    On prompts across domains also of the words, and of the rest (digits, signs), in S.
+    On prompts across domains also of the words, and of the rest (digits, signs).
     """
-    prompts = [tokenizer.encode_prompt(item.prompt) for item in items]
-    ids, mask, lengths = pack([answer_only(p, t.tokens) for p, t in zip(prompts, traces)])
-    choice = score(experts, ids, lengths)[1]  # (N, T-1, n)
-    S = informative(choice)[mask[:, 1:]].tolist()  # one bool for each token of the answers
+    S = tokens_in_S(experts, items, traces)
     picks = [pick for t in traces for pick in t.pick]
     word = [tokenizer.encoding.decode([x]).strip().isalpha() for t in traces for x in t.tokens]
     cross = [i.skill.startswith("math-") for i, t in zip(items, traces) for _ in t.tokens]
@@ -72,7 +66,7 @@ def routing(experts, items, traces):
         n = max(1, len(inside))
         return {name: round(inside.count(i) / n, 4) for i, name in enumerate(EXPERTS)}
 
-    out = {"all": share([True] * len(picks)), "S": share(S), "S_share": round(sum(S) / len(S), 4)}
+    out = {"S": share(S)}
     if any(cross):
         out["cross words"] = share([s and c and w for s, c, w in zip(S, cross, word)])
         out["cross rest"] = share([s and c and not w for s, c, w in zip(S, cross, word)])
@@ -124,7 +118,7 @@ def one_seed(s, names=tuple(METHODS)):
     rows = with_oracle(rows)
     traces = methods.fused(m["router"], m["experts"])
     routes = lambda items: routing(m["experts"], items, evaluate.in_batches(traces, items))
-    key = ["routing", shared, prints["router"]]
+    key = ["routing in S", shared, prints["router"]]
     training = tasks.mixed("train", Sft.samples, Random(f"sft {s.seed}"))
     seconds = seconds_of(s, names)
     seconds["evaluation"] = round(sum(row["seconds"] for row in rows.values()))
@@ -161,56 +155,29 @@ def share(r, method, covered, benches=tasks.BENCHMARKS):
     return float(np.mean(per))
 
 
-def wins(results, ours, other):
-    """Wins, ties and losses per seed on the general prompts, by grade; the rate has ties half."""
+def win_rates(results, ours, other):
+    """Per seed the share of general prompts on which `ours` has the higher grade; ties are half."""
     both = [r["grades"] for r in results if ours in r["grades"] and other in r["grades"]]
     signs = [[(x > y) - (x < y) for x, y in zip(g[ours], g[other])] for g in both]
-    rate = [(1 + np.mean(s)) / 2 for s in signs]
-    half = interval([x - 0.5 for x in rate])  # p: of a rate of one half
-    shifted = {k: round(half[k] + 0.5, 4) for k in ("mean", "low", "high")}
-    counts = {"wins": 1, "ties": 0, "losses": -1}
-    return {name: [s.count(v) for s in signs] for name, v in counts.items()} | {
-        "rate": shifted | {"p": half["p"], "seeds": [round(float(x), 4) for x in rate]}
-    }
+    return [round(float(1 + np.mean(s)) / 2, 4) for s in signs]
 
 
 def cost(s):
-    """Forward passes and seconds per generated token (the end token counts), one prompt at a time,
-    all methods in turn on each prompt."""
+    """How many times as long as one expert's a generated token takes (the end token counts). One
+    prompt at a time, all methods in turn on each prompt."""
     m = load_all(s, METHODS)
     items = tasks.mixed("test", TIMED, Random(f"test cost {s.seed}"), tasks.BENCHMARKS)
     ways = {name: row.decoder(m) for name, row in METHODS.items() if row.decoder}
-    kinds = {id(m["reward"].lm): "reward", **{id(e): "expert" for e in m["experts"]}}
-    routers = [m[n].lm for n in TRAINING if n in m and n != "reward"]
-    kinds |= {id(lm): "router" for lm in routers}
-    passes, out = {"router": 0, "expert": 0, "reward": 0, "merged": 0}, {}
-
-    def count(module, _):
-        if isinstance(module, (GPT, gemma.GPT)):
-            passes[kinds.get(id(module), "merged")] += 1
-
-    hook = torch.nn.modules.module.register_module_forward_pre_hook(count)
+    tokens, seconds = Counter(), Counter()
     for item in tqdm(items, desc="cost", mininterval=1.0):
         for method, decoder in ways.items():
-            passes.update(dict.fromkeys(passes, 0))
             begun = time.perf_counter()
-            tokens = len(decoder([tokenizer.encode_prompt(item.prompt)])[0])
-            spent = time.perf_counter() - begun
-            tokens += tokens < MAX_NEW  # the end token, if it came
-            row = out.setdefault(method, dict.fromkeys(["tokens", "seconds", *passes], 0))
-            for name, value in {"tokens": tokens, "seconds": spent, **passes}.items():
-                row[name] += value
-    hook.remove()
-    one = np.median([out[f"{e}_expert"]["seconds"] / out[f"{e}_expert"]["tokens"] for e in EXPERTS])
-    for method, row in out.items():
-        tokens, seconds = row.pop("tokens"), row.pop("seconds")
-        out[method] = {
-            "passes_per_token": round(sum(row.values()) / tokens, 4),
-            "seconds_per_token": round(seconds / tokens, 6),
-            "over_one_expert": round(seconds / tokens / one, 3),
-            **{kind: round(n / tokens, 4) for kind, n in row.items() if n},
-        }
-    return out
+            n = len(decoder([tokenizer.encode_prompt(item.prompt)])[0])
+            seconds[method] += time.perf_counter() - begun
+            tokens[method] += n + (n < MAX_NEW)  # the end token, if it came
+    each = {method: seconds[method] / tokens[method] for method in ways}
+    one = np.median([each[f"{e}_expert"] for e in EXPERTS])
+    return {method: round(x / one, 3) for method, x in each.items()}
 
 
 def meta(runs, results):
@@ -249,12 +216,8 @@ def files(runs, results):
     routes = {}
     for b, parts in results[0]["routing"].items():
         there = [r["routing"][b] for r in results]
-        routes[b] = {
-            p: {e: [r[p][e] for r in there] for e in EXPERTS} for p in parts if p != "S_share"
-        }
-        routes[b]["S_share"] = [r["S_share"] for r in there]
-    rates = {m: wins(results, m, "fine_tuned_long") for m in METHODS if m != "fine_tuned_long"}
-    rates["sft_only against fusionroute"] = wins(results, "sft_only", "fusionroute")
+        routes[b] = {p: {e: [r[p][e] for r in there] for e in EXPERTS} for p in parts}
+    rates = {m: win_rates(results, m, "fine_tuned_long") for m in METHODS if m != "fine_tuned_long"}
     return {
         "table1": columns(results, METHODS),
         "routing": routes,
@@ -269,12 +232,4 @@ def several_seeds(runs):
     if rest > len(runs) or rest == 1 < len(runs):
         most = f"from 2 to the number of seeds, {len(runs)}"
         raise script.UserError(f"--rest is {rest}, and must be {most}, or 0 for all")
-    results = [one_seed(s, METHODS if k < rest else HEADLINE) for k, s in enumerate(runs)]
-    rows = [["method", *(b.removeprefix("toy-") for b in BENCHES), "average", "seeds"]]
-    for m in METHODS:
-        there = [r for r in results if m in r["right"]]
-        cells = [np.mean([accuracy(r, m, b) for r in there]) for b in BENCHES]
-        cells.append(np.mean([average(r, m) for r in there]))
-        rows.append([m, *map(percent, cells), str(len(there))])
-    print("\n".join(table(rows)))
-    return results
+    return [one_seed(s, METHODS if k < rest else HEADLINE) for k, s in enumerate(runs)]

@@ -7,8 +7,8 @@ after the winner of phase 1.
 
 The checkpoints NAME_long are tuned over passes and rates alike. A winner may be at the edge of its
 grid (fine_tuned_sft_long: the most passes, the lowest rate), so something better may lie outside.
-Not tuned: double and fine_tuned_sft_math (they have fine_tuned_sft_long's settings), co_llm_self
-and generalist with four passes, phase 2 after the long budgets, and the better judge.
+Not tuned: fine_tuned_sft_math (it has fine_tuned_sft_long's settings), co_llm_self and generalist
+with four passes, phase 2 after the long budgets, and the better judge.
 """
 
 import itertools

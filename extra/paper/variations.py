@@ -131,7 +131,7 @@ def experts():
     """
     rows = []
     for i, e in enumerate(EXPERTS):
-        rows += both_lines(f"1 ({e})", Sft(lam=0.0), measure=measures.among, only=i)
+        rows += both_lines(f"1 ({e})", Sft(lam=0.0), only=i)
     sets = {
         "2": ("math", "code"),
         "3": EXPERTS,
@@ -161,9 +161,9 @@ def weights():
     }
     rows = []
     for label, lam in lambdas.items():
-        rows += both_lines(f"lambda {label}", Sft(lam=lam), "lambda: ", measures.in_L_expert)
+        rows += both_lines(f"lambda {label}", Sft(lam=lam), "lambda: ")
     for label, recipe in sets.items():
-        rows += both_lines(label, recipe, "S: ", measures.in_L_expert)
+        rows += both_lines(label, recipe, "S: ")
     for beta in (0.01, 0.03, 0.1, 0.3, 1.0):
         rows.append(Row(f"beta {beta:g}", "beta: fusionroute", Cdpo(beta=beta)))
     return rows

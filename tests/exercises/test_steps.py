@@ -7,11 +7,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from exercises import checks, slips, solutions
-from exercises.slips import cdpo, loop, routed, routing, sequence, sft
-from fusionroute import fuse
+from exercises.slips import made
 
 FUNCTIONS = {
     name: checker for _, functions in checks.STEPS.values() for name, checker in functions.items()
@@ -28,47 +26,39 @@ def cases(table):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_our_function_passes(name):
+    """And the one that slips.py changes: so each slip is wrong by its change alone."""
     FUNCTIONS[name](getattr(solutions, name))
+    FUNCTIONS[name](made(name))
 
 
 def one_by_one(w, logp, mask):
-    rows = range(len(w))
-    picks = w.argmax(-1)
-    return torch.stack([sum(logp[b, t, picks[b, t]] for t in mask[b].nonzero()) for b in rows])[
-        :, 0
-    ]
+    """The picks as plain numbers: (B,)."""
+    picks = w.argmax(-1).tolist()
+    rows = [[logp[b, t, pick] for t, pick in enumerate(row)] for b, row in enumerate(picks)]
+    return (torch.stack([torch.stack(row) for row in rows]) * mask).sum(-1)
 
 
-# The first ones come from slips.py with no part replaced: so each slip is wrong by that part alone.
 RIGHT = {
-    "sft_loss": [sft()],
-    "fused_greedy": [loop()],
-    "best_routing": [routing()],
-    "sequence_logp": [sequence()],
     "routed_logp": [
-        routed(),
         one_by_one,
-        routed(lambda w, logp: (F.one_hot(w.argmax(-1), 3) * logp).sum(-1)),
+        made("routed_logp", "each = (F.one_hot(w.argmax(-1), 3) * logp).sum(-1)"),
     ],
     "cdpo_loss": [
-        cdpo(),
-        lambda tw, tl, rw, rl, ew, el, beta: F.softplus(
-            -beta * ((tw - rw) - (tl - rl) + (ew - el).detach())
-        ).mean(),
+        made("cdpo_loss", "F.softplus(-beta * (tw - rw - (tl - rl) + (ew - el).detach())).mean()")
     ],
     "fuse": [
-        lambda r, e: r + e,
-        lambda r, e: (r + e).log_softmax(-1),
-        lambda r, e: (r.softmax(-1) * e.softmax(-1)).log(),
+        made("fuse", "r + e"),
+        made("fuse", "(r + e).log_softmax(-1)"),
+        made("fuse", "(r.softmax(-1) * e.softmax(-1)).log()"),
     ],
     "informative": [
-        lambda c: (c[..., 1:] != c[..., :-1]).any(-1),
-        lambda c: c.amax(-1) != c.amin(-1),
-        lambda c: c.double().std(-1, correction=0) > 0,
+        made("informative", "(c[..., 1:] != c[..., :-1]).any(-1)"),
+        made("informative", "c.amax(-1) != c.amin(-1)"),
+        made("informative", "c.double().std(-1, correction=0) > 0"),
     ],
     "log_pi_agg": [
-        lambda w, logp: (w.softmax(-1)[..., None, :] @ logp[..., None])[..., 0, 0],
-        lambda w, logp: torch.einsum("...n,...n->...", w.exp() / w.exp().sum(-1, True), logp),
+        made("log_pi_agg", "(w.softmax(-1)[..., None, :] @ logp[..., None])[..., 0, 0]"),
+        made("log_pi_agg", "(w.exp() / w.exp().sum(-1, True) * logp).sum(-1)"),
     ],
 }
 
@@ -113,22 +103,6 @@ def test_a_slip_is_called_by_its_name(name, i):
     assert caught(name, slip).removeprefix("probably: ") == message
 
 
-def straight_through(w, logp):
-    """The pick's value with the gradient of a mixture."""
-    soft = w.softmax(-1)
-    return ((F.one_hot(w.argmax(-1), 3) - soft.detach() + soft) * logp).sum(-1)
-
-
-def greedy(change):
-    """Our loop, and what it returns changed afterwards. change: tokens, picks, end, prompt."""
-
-    def f(router, experts, prompt, end, max_new):
-        tokens, picks = solutions.fused_greedy(router, experts, prompt, end, max_new)
-        return change(tokens, picks, end, prompt)
-
-    return f
-
-
 def greedy_until(limit):
     return lambda router, experts, prompt, end, n: solutions.fused_greedy(
         router, experts, prompt, end, limit(n)
@@ -147,99 +121,95 @@ def shared_cache(router, experts, prompt, end, max_new):
         model(torch.tensor([prompt]), cache)
 
 
-def best(change):
-    """Our best routing, and its value and picks changed afterwards."""
-    return lambda rewards, experts: change(*solutions.best_routing(rewards, experts))
-
-
-def changes_rewards(rewards, experts):
-    rewards[0] += 1
-    return solutions.best_routing(rewards, experts)
-
-
-# What is noticed in another way than by a known slip's result: (function, part of the message).
+# What is noticed in another way than by a known slip's result: (a change as in slips.py, or a
+# function; part of the message).
 OTHERS = {
     "fuse": [
-        (lambda r, e: r.log_softmax(1) + e.log_softmax(1), "not for (V,)"),
-        (lambda r, e: (r + e).argmax(-1), "no argmax"),
-        (lambda r, e: r.add_(e), "changed in place"),
-        (lambda r, e: None, "returns None"),
-        (lambda r, e: 1.0, "must be a tensor, not float"),
-        (lambda r, e: (r + e).abs() * float("inf"), "nan"),
-        (lambda r, e: r.log() + e, "take no log of them"),
+        ("r.log_softmax(1) + e.log_softmax(1)", "not for (V,)"),
+        ("(r + e).argmax(-1)", "no argmax"),
+        ("r.add_(e)", "changed in place"),
+        ("None", "returns None"),
+        ("1.0", "must be a tensor, not float"),
+        ("(r + e).abs() * float('inf')", "nan"),
+        ("r.log() + e", "take no log of them"),
     ],
     "informative": [
-        (lambda c: c != c[..., :1], "does any expert differ"),
-        (lambda c: (c != c[:1]).any(0), "the last one, goes"),
-        (lambda c: (c != c[..., :1]).any(-1).int(), "must be bool"),
-        (lambda c: (c[..., 0] != c[..., 1]) | (c[..., 1] != c[..., 2]), "but not for one"),
+        ("c != c[..., :1]", "does any expert differ"),
+        ("(c != c[:1]).any(0)", "the last one, goes"),
+        ("(c != c[..., :1]).any(-1).int()", "must be bool"),
+        ("(c[..., 0] != c[..., 1]) | (c[..., 1] != c[..., 2])", "but not for one"),
     ],
     "log_pi_agg": [
-        (lambda w, logp: (w.softmax(-1) * logp).sum(-1, keepdim=True), "the shape must be (3, 4)"),
-        (lambda w, logp: 3 * slips.log_pi_agg(w, logp), "right is"),
+        ("(w.softmax(-1) * logp).sum(-1, keepdim=True)", "the shape must be (3, 4)"),
+        ("3 * (w.softmax(-1) * logp).sum(-1)", "right is"),
     ],
     "sft_loss": [
-        (sft(join=lambda lm, expert, lam: lm + lam**2 * expert), "with lambda = 0.25"),
-        (sft(lm=lambda cost, mask, S: (cost * mask).sum(1) / mask.sum()), "for the whole batch"),
+        ("lm + lam**2 * expert", "with lambda = 0.25"),
+        ("lm = (cost * mask).sum(1) / mask.sum()", "for the whole batch"),
+        ("cost = -token_logp(logits, targets.masked_fill_(~mask, 0))", "changed in place"),
+    ],
+    "sequence_logp": [("(logp * mask).sum()", "keep the batch")],
+    "routed_logp": [
+        # the pick's value with the gradient of a mixture
         (
-            lambda logits, w, targets, mask, *others: sft()(
-                logits, w, targets.masked_fill_(~mask, 0), mask, *others
-            ),
-            "changed in place",
-        ),
+            "each = picked(w, logp) + log_pi_agg(w, logp) - log_pi_agg(w, logp).detach()",
+            "the pick is outside the stop-gradient",
+        )
     ],
-    "sequence_logp": [(sequence(end=lambda logp, mask: (logp * mask).sum()), "keep the batch")],
-    "routed_logp": [(routed(straight_through), "the pick is outside the stop-gradient")],
     "cdpo_loss": [
-        (cdpo(join=lambda margin, bias: margin + bias), "the experts get a gradient"),
-        (cdpo(end=lambda z: -F.logsigmoid(z)), "Return the mean"),
-        (cdpo(end=lambda z: -F.logsigmoid(z.clamp(-100, 100)).mean()), "cut off"),
+        ("z = margin + bias", "the experts get a gradient"),
+        ("-F.logsigmoid(z)", "Return the mean"),
+        ("-F.logsigmoid(z.clamp(-100, 100)).mean()", "cut off"),
     ],
-    "text_probability": [
-        (lambda *args: 0.25, "right is"),
-        (lambda *args: None, "must be a float, not NoneType"),
-    ],
+    "text_probability": [("0.25", "right is"), ("None", "must be a float, not NoneType")],
     "fused_greedy": [
-        (loop(router_reads="all"), "the router reads the whole text again"),
-        (loop(expert_reads="all"), "reads the whole text again"),
-        (loop(expert_reads="into a fresh cache"), "gets a new cache"),
-        (loop(router_reads="without a cache"), "the router reads without a cache"),
-        (loop(everyone=True), "only the picked one may run"),
-        (loop(fused=lambda r, e: torch.cat([0 * r - 99, fuse(r, e)])), "before the argmax"),
+        ("new = text", "the router reads the whole text again"),
+        ("missed = text", "reads the whole text again"),
+        (
+            "expert_logits, _ = experts[pick](torch.tensor([text]), experts[pick].new_cache(1))",
+            "gets a new cache",
+        ),
+        ("router_logits, w = router(torch.tensor([text]))", "the router reads without a cache"),
+        (
+            "expert_logits, _ = [e(torch.tensor([text[int(c.length) :]]), c)"
+            " for e, c in zip(experts, caches)][pick]",
+            "only the picked one may run",
+        ),
+        (
+            "token = int(torch.cat([router_logits[0, -1] - 99, fuse(router_logits[0, -1], "
+            "expert_logits[0, -1])]).argmax())",
+            "before the argmax",
+        ),
         (never_appends, "is the new token added to the text"),
         (shared_cache, "share a cache"),
-        (greedy(lambda tokens, picks, end, prompt: (tokens + [end], picks)), "the end token is in"),
-        (greedy(lambda tokens, picks, end, prompt: (tokens, picks[:-1])), "the pick for the end"),
-        (greedy(lambda tokens, picks, end, prompt: (prompt + tokens, picks)), "the prompt is in"),
-        (greedy(lambda tokens, picks, end, prompt: tokens), "return two lists"),
-        (greedy(lambda tokens, picks, end, prompt: (tokens, prompt.clear())[:1]), "two lists"),
-        (greedy(lambda tokens, picks, end, prompt: (tokens, picks[::-1])), "the picks must be"),
-        (lambda r, e, prompt, *rest: loop()(r, e, prompt, *rest, *prompt.append(0) or ()), "copy"),
+        ("text[len(prompt) :] + [end], picks", "the end token is in"),
+        ("text[len(prompt) :], picks[:-1]", "the pick for the end"),
+        ("text, picks", "the prompt is in"),
+        ("text[len(prompt) :]", "return two lists"),
+        ("text[len(prompt) :], picks[::-1]", "the picks must be"),
+        ("text[len(prompt) :], prompt.append(0) or picks", "copy"),
         (greedy_until(lambda n: 10**9), "the loop does not stop"),
         (greedy_until(lambda n: n + 1), "and max_new is 10"),
         (greedy_until(lambda n: n - 1), "the last token is missing"),
     ],
     "best_routing": [
-        (changes_rewards, "changed in place"),
-        (routing(picks_of=lambda values, r, pi: (pi * r).sum(-1).argmax(0)), "your picks reach"),
-        (best(lambda value, picks: (value, picks[::-1])), "in reverse order"),
-        (best(lambda value, picks: (value, [p[0] for p in picks])), "must have the shapes"),
-        (best(lambda value, picks: value), "return two things"),
-        (best(lambda value, picks: (picks[0], picks)), "must be one number"),
-        (best(lambda value, picks: (value, picks[1:])), "a list of T = 3 arrays"),
-        (best(lambda value, picks: (value, [p + 2 for p in picks])), "0 to n - 1"),
-        (
-            routing(child=lambda V, A: V.reshape(-1, 2) if A == 2 else np.zeros((1, A))),
-            "with A = 3, T = 2",
-        ),
+        ("Q = np.add(r, V.reshape(-1, A), out=r)", "changed in place"),
+        ("V[0], [0 * p for p in picks]", "your picks reach"),
+        ("V[0], picks[::-1]", "in reverse order"),
+        ("V[0], [p[0] for p in picks]", "must have the shapes"),
+        ("V[0]", "return two things"),
+        ("picks[0], picks", "must be one number"),
+        ("V[0], picks[1:]", "a list of T = 3 arrays"),
+        ("V[0], [p + 2 for p in picks]", "0 to n - 1"),
+        ("Q = r + (V.reshape(-1, 2) if A == 2 else 0)", "with A = 3, T = 2"),
     ],
 }
 
 
 @pytest.mark.parametrize("name, i", cases(OTHERS))
 def test_what_is_noticed_in_another_way(name, i):
-    function, message = OTHERS[name][i]
-    assert message in caught(name, function)
+    change, message = OTHERS[name][i]
+    assert message in caught(name, change if callable(change) else made(name, change))
 
 
 def test_at_least_five_messages_a_step():

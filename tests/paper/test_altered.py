@@ -6,8 +6,8 @@ from random import Random
 import pytest
 import torch
 
-from extra.paper import altered, checkpoints, evaluate, losses, shifted
-from fusionroute import informative, log_pi_agg, sft_loss
+from extra.paper import altered, checkpoints, evaluate, shifted
+from fusionroute import informative
 from tests.paper.conftest import tiny_gpt, tiny_router
 from toy_experts import experts as toy
 from toy_experts import tasks, tokenizer
@@ -42,26 +42,6 @@ def test_the_set_S_is_a_part_or_more(sft):
     changed = altered.with_share(sft, 0.5, 7)
     assert all(getattr(changed, x) is getattr(sft, x) for x in ("ids", "mask", "lengths", "logp"))
     assert not torch.equal(altered.with_share(sft, 0.5, 8).choice, changed.choice)
-
-
-def test_L_expert_is_summed_over_that_set(sft):
-    """At the ends it is the lesson's loss, and that on all positions; between them, by hand."""
-    w = torch.randn(6, sft.ids.size(1) - 1, 3)
-    logits = torch.randn(6, sft.ids.size(1) - 1, tokenizer.VOCAB_SIZE)
-
-    def batch(data):
-        x, mask, logp, choice = data.batch(torch.arange(6), "cpu")
-        t = x.size(1) - 1
-        return logits[:, :t], w[:, :t], x[:, 1:], mask, logp, choice, 0.5
-
-    loss = lambda share: float(sft_loss(*batch(altered.with_share(sft, share, 7)))[0])
-    usual = batch(sft)
-    assert loss(1.0) == float(sft_loss(*usual)[0])
-    assert loss(2.0) == pytest.approx(float(losses.SFT_LOSSES["all"](*usual)[0]), rel=1e-6)
-    _, weight, targets, mask, logp, _, lam = usual
-    inside = informative(altered.with_share(sft, 0.5, 7).choice)[:6, : targets.size(1)] & mask
-    by_hand = -log_pi_agg(weight, logp)[inside].sum() / mask.sum()
-    assert loss(0.5) - loss(0.0) == pytest.approx(float(lam * by_hand), rel=1e-4)
 
 
 # --- (h) shares of the domains, noise ------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 
 import train_cdpo
 import train_sft
+from decode import METHODS
 from extra.paper import __main__ as command
 from extra.paper import checkpoints, evaluate, methods, rows, table, train, tune
 from extra.paper.measures import Row
@@ -96,7 +97,7 @@ def test_the_whole_table(tiny, splits):
     seconds = r["meta"]["llama"]["run time in seconds"]["0"]
     assert {"base", "math", "router_sft", "router", "union", "evaluation", "total"} <= set(seconds)
     win = json.loads((tiny[1] / "winrate.json").read_text())["llama"]["sft_only"]
-    assert [sum(x) for x in zip(win["wins"], win["ties"], win["losses"])] == [5, 5]
+    assert len(win) == 2 and all(10 * x == round(10 * x) for x in win)  # of 5 prompts
     s = checkpoints.Settings(0, str(tiny[0]), "cpu")
     print_of = lambda name: script.fingerprint(checkpoints.load(s, name, router=True)[0])
     for name, (first, sampler) in {
@@ -161,12 +162,12 @@ def test_an_ablation_and_an_open_question(tiny, splits, monkeypatch):
     where = "", 0.25, SIZE
     made = {n: lambda of=of: [Row(*row, where=where) for row in of] for n, of in tables.items()}
     monkeypatch.setattr(rows, "VARIATIONS", made)
+    named = lambda r: [(x["label"], x["line"]) for x in r["rows"]]
     r = run("ablation_data", tiny)
-    (row,) = r["rows"]
-    assert len(row["methods"]["fusionroute"]["average"]) == 2 and row["parameters"] > 1000
-    assert set(row["methods"]["fine_tuned"]) >= {"average", "general", "uncovered"}
+    assert named(r) == [("a", "fusionroute"), ("a", "fine_tuned")]
+    assert all(len(r["rows"][1][x]) == 2 for x in ("average", "general", "uncovered"))
     r = run("open_data", tiny)
-    assert [(x["label"], x["line"]) for x in r["rows"]] == [("b", "beam"), ("c", "there")]
+    assert named(r) == [("b", "beam"), ("c", "there")]
     assert splits["dataset"] == {"test"} and splits["mixed"] <= {"train", "preference"}
     assert r["meta"]["seeds"] == [0, 1] and r["meta"]["prompts per benchmark"] == 2
 
@@ -181,13 +182,12 @@ def test_delta_and_the_lesson_s_table(tiny, splits, monkeypatch):
         assert answers is decode_batch.answers
     short = lambda *given, **how: decode_batch.answers(*given, max_new=6, **how)
     monkeypatch.setattr(lesson_table, "answers", short)
-    quick = run("quickstart", tiny)
-    assert splits["dataset"] == {"test"} and set(quick["seeds"]) == {"0", "1"}
-    for method, row in quick["accuracy"].items():
-        assert quick["seeds"]["0"][method] == row["average"]
-        assert row["average"] == pytest.approx(
-            np.mean([row[b] for b in tasks.BENCHMARKS]), abs=1e-3
-        )
+    methods = run("quickstart", tiny)["methods"]
+    assert splits["dataset"] == {"test"} and list(methods) == list(METHODS)
+    for row in methods.values():
+        assert row["average"] == row["seeds"][:1] and len(row["seeds"]) == 2
+        mean = np.mean([row[b] for b in tasks.BENCHMARKS])
+        assert row["average"] == pytest.approx([mean], abs=1e-3)
 
 
 def test_the_other_family_is_kept_apart(tmp_path, short):

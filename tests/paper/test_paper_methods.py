@@ -203,7 +203,7 @@ def models(monkeypatch):
 
 
 def test_what_each_row_decodes(models, monkeypatch):
-    """Every method against its definition, and it reads the checkpoints that it names, no other."""
+    """Each kind of row against its definition; every row reads the checkpoints that it names."""
     m, experts, new = models, models["experts"], 7
     monkeypatch.setattr(methods, "MAX_NEW", new)
     texts = ("What is 38 mod 5?", "Write green.", "Mia has 14 pens.")
@@ -228,51 +228,29 @@ def test_what_each_row_decodes(models, monkeypatch):
     search = lambda judge: lambda p: methods.collab(experts, judge, [p], new, 64)[0]
     definition = {
         "fusionroute": fused("router"),
-        "sft_only": fused("router_sft"),
         "routing_only": picked("router", experts),
         "router": alone(m["router"]),
-        "fusionroute_long": fused("router_long"),
-        "fine_tuned_long": alone(m["fine_tuned_long"]),
         "co_llm_self": picked("co_llm_self", [*experts, m["co_llm_self"].lm]),
-        "fused_sft": fused("fused_sft"),
         "math_expert": alone(m["math"]),
-        "code_expert": alone(m["code"]),
-        "instruct_expert": alone(m["instruct"]),
         "uniform_average": added(*experts),
         "router_mean": lambda p: greedy(mean, p, new, tokenizer.END),
-        "router_math": added(m["router"], m["math"]),
-        "router_code": added(m["router"], m["code"]),
-        "router_instruct": added(m["router"], m["instruct"]),
-        "fine_tuned": alone(m["fine_tuned"]),
-        "sft_long": fused("router_sft_long"),
-        "fine_tuned_sft_long": alone(m["fine_tuned_sft_long"]),
         "two_fine_tuned": added(m["fine_tuned_sft_long"], m["fine_tuned_sft_math"]),
-        "generalist": alone(m["generalist"]),
-        "double": alone(m["double"]),
-        "sft_all": fused("sft_all"),
-        "fusionroute_all": fused("router_all"),
-        "co_llm": picked("co_llm", experts),
-        "fused_full": fused("fused_full"),
         "sequence_selection": select(m["reward"]),
         "collab": search(m["reward"]),
         "selection_lm": select(m["fine_tuned_long"].lm),
         "collab_lm": search(m["fine_tuned_long"].lm),
         "task_arithmetic_paper": merge(1.0),
-        "task_arithmetic": merge(0.5),
-        "dare_paper": merge(1.0, 0.9),
         "dare": merge(0.5, 0.1),
     }
-    assert set(definition) | {"oracle_expert", "router_random"} == set(METHODS)
-    found = {}
     with torch.no_grad():
-        for name, answer in definition.items():
-            row, taken = METHODS[name], Watched(m)
-            found[name] = row.decoder(taken)(prompts)
-            assert found[name] == [answer(p) for p in prompts], name
-            assert taken.names - {"base", "experts", *methods.EXPERTS} == set(row.checkpoints), name
-    repeats = ("sequence_selection", "selection_lm")  # an expert's answers
-    single = {str(x) for name, x in found.items() if name not in repeats}
-    assert len(single) == len(found) - 2
+        for name, row in METHODS.items():
+            if row.decoder:
+                taken = Watched(m)
+                found = row.decoder(taken)(prompts)
+                named = taken.names - {"base", "experts", *methods.EXPERTS}
+                assert named == set(row.checkpoints), name
+                if name in definition:
+                    assert found == [definition[name](p) for p in prompts], name
 
 
 class Watched(dict):

@@ -15,7 +15,7 @@ import torch
 
 import train_cdpo
 import train_sft
-from extra.paper import altered, checkpoints, losses, methods, recipes, train
+from extra.paper import altered, checkpoints, losses, methods, train
 from extra.paper.recipes import TRAINING, Cdpo, Expert, Reward, Sft, Update, name_of
 from extra.paper.variations import VARIATIONS
 from tests.paper.conftest import tiny_router
@@ -218,7 +218,7 @@ def test_pairs_alone_are_shuffled_and_seen_once_a_pass():
 
 EXPERTS = {
     "union": TRAINING["union"],
-    "double_start": TRAINING["double_start"],
+    "wide": Expert("instruct", start=Expert("base", start=None, size=(144, 3))),
     "of Gemma-2": Expert("code", start=None, family="gemma", size=(48, 1)),
     "part": Expert("math500-2"),
     "drills": Expert("drills"),
@@ -237,7 +237,7 @@ def test_what_each_language_model_is_fed(name, run, made, monkeypatch):
     if name == "union":
         documents = [d for e in script.EXPERTS for d in toy.documents(settings, e)]
         expected = base, documents, 7, SEED * 1000
-    elif name == "double_start":
+    elif name == "wide":
         documents = toy.documents(settings, "instruct")
         expected = print_of(loaded(run, recipe.start)), documents, 2, SEED * 1000 + 3
         assert model.config.d_model == 144
@@ -327,15 +327,6 @@ def test_names_tell_recipes_apart():
     assert {name for name in names if "/" in name or " " in name} == set()
     assert [name_of(r) for r in TRAINING.values()] == list(TRAINING)
     assert name_of(Sft(lam=0.0)) == "sft_lam_0.0"
-
-
-def test_what_a_recipe_needs_comes_before_it():
-    for name, recipe in TRAINING.items():
-        before = recipes.needed(recipe)
-        assert before[-1] == name and len(set(before)) == len(before)
-        for model in recipes.models_of(recipe):
-            assert set(recipes.needed(model)) <= set(before[:-1])
-    assert {"router_sft", "fine_tuned_sft"} < set(recipes.needed(TRAINING["fine_tuned"]))
 
 
 def test_a_checkpoint_of_another_recipe_or_start_is_refused(run, made, monkeypatch):
@@ -475,20 +466,3 @@ def test_what_the_reward_model_is_fed(run, made, prefixes, monkeypatch):
         offset = (at - torch.tensor(begins)).view(-1, 2)
         assert (offset[:, 0] == offset[:, 1]).all() and (offset >= 0).all()
         assert (at < torch.tensor(ends)).all()
-
-
-def test_the_reward_model_learns_to_prefer_the_chosen_answer(run, monkeypatch):
-    """Rejected answers that are easy to tell: most pairs are ordered then."""
-    items = tasks.mixed("preference", 48, Random(0), ["toy-ifeval", "toy-mbpp"])
-    found = [{"prompt": i.prompt, "chosen": i.answer, "rejected": "12 apples " * 3} for i in items]
-    monkeypatch.setattr(train, "load_router", lambda s, recipe: (None, [], {}))
-    monkeypatch.setattr(train, "sample_pairs", lambda *asked: found)
-    model, log, _ = train.reward(run, Reward(epochs=12, lr=1e-2))
-    assert log[-1]["pairs"] == 48 and log[-1]["held_out_accuracy"] > 0.7
-    won = []
-    for item in items:
-        start = tokenizer.encode_prompt(item.prompt)
-        texts = [start + tokenizer.encode_answer(x) for x in (item.answer, "12 apples " * 3)]
-        chosen, rejected = (float(model(torch.tensor([x]))[1][0, -1, 0]) for x in texts)
-        won.append(chosen > rejected)
-    assert sum(won) > 0.7 * len(won)  # by chance less than once in 200 times

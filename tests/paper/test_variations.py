@@ -9,7 +9,7 @@ import torch
 
 from extra.paper import altered, checkpoints, evaluate, measures, methods, rows, train
 from extra.paper.measures import Row
-from extra.paper.recipes import EXPERTS, TRAINING, Cdpo, Expert, Sft, Update
+from extra.paper.recipes import Cdpo, Expert
 from extra.paper.variations import VARIATIONS
 from tests.paper.conftest import tiny_gpt, tiny_router
 from toy_experts import experts as toy
@@ -33,11 +33,7 @@ def test_the_rows_of_every_table_are_those_that_were_published():
     """Labels and methods of the JSON files, in their order."""
     for name in VARIATIONS:
         published = json.loads((checkpoints.RESULTS / f"{name}.json").read_text())["rows"]
-        if name.startswith("ablation"):
-            expected = [(r["label"], m) for r in published for m in r["methods"]]
-        else:
-            expected = [(r["label"], r["line"]) for r in published]
-        assert list(table(name)) == expected, name
+        assert list(table(name)) == [(r["label"], r["line"]) for r in published], name
 
 
 def test_how_each_line_decodes():
@@ -57,104 +53,6 @@ def test_how_each_line_decodes():
             own = {k: v for k, v in (row.how or {}).items() if k in ("use_router", "use_expert")}
             if method not in ("best expert", "half the sum"):
                 assert own == how[method], (name, label, line)
-
-
-def test_what_each_ablation_trains():
-    for gap, place in ((0, "gap0"), (0.1, "gap0.1"), (0.25, ""), (0.5, "gap0.5")):
-        row = table("ablation_coverage")[str(round(8 * gap) / 8), "fusionroute"]
-        assert row.where == (place, gap, (96, 3)) and row.recipe == Cdpo()
-    sizes = table("ablation_scale")
-    assert {row.where for row in sizes.values()} == {
-        ("d48", 0.25, (48, 2)),
-        ("d72", 0.25, (72, 3)),
-        ("", 0.25, (96, 3)),
-    }
-    more = table("ablation_data")
-    assert more["600", "fusionroute"].recipe == Cdpo(Sft(samples=600))
-    fine = more["600", "fine_tuned"].recipe
-    assert (fine.phase1.samples, fine.sampler, fine.loss) == (600, Sft(samples=600), "plain")
-    assert more["2400", "fine_tuned"].recipe == TRAINING["fine_tuned"]
-    for (label, _), row in table("ablation_routing").items():
-        assert row.recipe == Sft(loss=label)
-    budget = table("ablation_budget")
-    names = {"fusionroute": "router", "routing_only": "router", "sft_only": "router_sft"}
-    for line in (
-        "fusionroute",
-        "routing_only",
-        "sft_only",
-        "fine_tuned",
-        "co_llm_self",
-        "fused_sft",
-    ):
-        name = names.get(line, line)
-        assert budget["4 passes", line].recipe == TRAINING[name]
-        assert budget["tuned budget", line].recipe == TRAINING[f"{name}_long"]
-    assert budget["32 passes", "fine_tuned"].recipe.epochs == 32
-    recipes = [row.recipe for row in table("ablation_preference").values()]
-    assert len(set(recipes)) == len(recipes) and recipes[:2] == [Sft(), Cdpo()]
-    assert recipes[-1].rejected == "router" and recipes[-1].sampler is None
-
-
-def test_what_each_open_question_trains():
-    weights = table("open_weights")
-    for name, lam in {"0": 0.0, "1/9": 1 / 9, "1/3": 1 / 3, "1": 1.0, "3": 3.0}.items():
-        assert weights[f"lambda {name}", "lambda: routing_only"].recipe == Sft(lam=lam)
-    assert weights["1/4 of S", "S: fusionroute"].recipe == Sft(share=0.25)
-    assert weights["all", "S: fusionroute"].recipe == TRAINING["sft_all"]
-    assert weights["beta 0.3", "beta: fusionroute"].recipe == Cdpo(beta=0.3)
-    experts = table("open_experts")
-    for i, e in enumerate(EXPERTS):
-        row = experts[f"1 ({e})", "routing_only"]
-        assert row.recipe == Sft(lam=0.0) and row.how == ALONE | {"only": i}
-    for label in ("2", "3", "5", "8"):
-        assert len(experts[label, "fusionroute"].recipe.experts) == int(label)
-    useless = experts["5 + 3 useless", "fusionroute"].recipe.experts
-    assert useless[:5] == experts["5", "fusionroute"].recipe.experts
-    assert useless[5:] == (Expert("gsm8k"), Expert("drills"), "base")
-    newcomer = table("open_newcomer")
-    recipe = lambda label: newcomer[label, "fusionroute"].recipe
-    assert recipe("before") == Sft(experts=("math", "instruct"))
-    for label, what in {
-        "joins, nothing trained": "",
-        "new row of W": "new_rows",
-        "all of W": "W",
-        "W and theta": "all",
-    }.items():
-        assert recipe(label) == Update(recipe("before"), EXPERTS, what)
-    assert recipe("leaves, W trained") == Update(Sft(), ("math", "instruct"), "W")
-    hostile = table("open_hostile")
-    for (label, line), row in hostile.items():
-        there = label if "there in phase 1" in line else ""
-        assert row.how.get("changed", "honest") == label
-        assert row.recipe == (Cdpo() if "both phases" in line else Sft(changed=there))
-    data = table("open_data")
-    assert data["20% flipped", "both phases"].recipe == Cdpo(flipped=0.2)
-    assert data["SFT: half math", "phase 1 only"].recipe == Sft(items="half math")
-    ipo = table("open_objectives")["IPO", "fusionroute"].recipe
-    assert [(r.loss, r.beta) for r in ipo] == [("ipo", 0.1), ("ipo", 0.5), ("ipo", 2.0)]
-    sizes = table("open_router_size")
-    assert sizes["96 x 3", "router"].recipe == Sft()
-    start = sizes["48 x 4", "router"].recipe.start
-    assert (start.data, start.start.data, start.start.size) == ("instruct", "base", (48, 4))
-    both = table("open_mixed")["both", "fusionroute"].recipe.experts
-    assert (
-        both[0].start.size == (72, 3) and both[1].start.family == "gemma" and both[2] == "instruct"
-    )
-
-
-def test_how_decoding_is_varied():
-    """Temperature, nucleus and beam; half the sum is the sum at twice the temperature."""
-    found = table("open_decoding")
-    parts = {"fusionroute": {}, "half the sum": {}, "routing_only": ALONE, "router": ROUTER}
-    for line, part in parts.items():
-        factor = 2 if line == "half the sum" else 1
-        assert found["greedy", line].how == part
-        for label, t in (("T 0.3", 0.3), ("T 0.7", 0.7), ("T 1", 1.0), ("T 1.5", 1.5)):
-            assert found[label, line].how == part | {"temperature": factor * t}
-        assert found["T 1, top-p 0.9", line].how == part | {"temperature": factor, "top_p": 0.9}
-    beams = {line: row.how for (label, line), row in found.items() if label == "beam of 4"}
-    assert beams == {"fusionroute": {"beam": 4}, "router": ROUTER | {"beam": 4}}
-    assert {row.recipe for row in found.values()} == {Cdpo()}
 
 
 def test_the_rows_of_several_experts_have_the_same_steps_and_sub_skills():
@@ -204,42 +102,20 @@ def test_the_split_and_the_prompts(half_right):
     assert len(evaluate.draw(checkpoints.Settings(prompts=2, general=7))["general"]) == 7
 
 
-def test_each_item_gets_its_own_answer():
-    items = tasks.mixed("train", 60, Random(0))
-    said = evaluate.in_batches(lambda prompts: [p[::-1] for p in prompts], items, size=7)
-    assert said == [tokenizer.encode_prompt(item.prompt)[::-1] for item in items]
-
-
-def test_accuracy_and_an_ablation_s_columns_by_hand(half_right, monkeypatch):
+def test_accuracy_by_hand(half_right):
     s, problems, good, said = half_right
     held = evaluate.held_out(s)
     mean = lambda items: np.mean([i.prompt in good for i in items])
-    per = {name: [] for name in ("covered", "uncovered")}
-    missing = []
+    per = {"covered": [], "uncovered": []}
     for b in tasks.BENCHMARKS:
         parts = {
             "covered": [i for i in problems[b] if i.skill not in held[b]],
             "uncovered": [i for i in problems[b] if i.skill in held[b]],
         }
-        missing += parts["uncovered"]
         for name, items in parts.items():
             per[name] += [mean(items)] if items else []
     expected = {"average": 0.5, **{k: np.mean(v) for k, v in per.items()}, "general": 0.5}
     assert evaluate.accuracy(s, said, problems) == pytest.approx(expected, abs=1e-4)
-    monkeypatch.setattr(measures, "decoder", lambda router, experts, **how: said)
-    row = measures.ablated(s, Row("", "", None), None, [torch.nn.Linear(3, 2)])
-    expected = {"average": 0.5, "general": 0.5, "uncovered": mean(missing), "parameters": 8}
-    assert 0 < len(missing) < 20 and row == pytest.approx(expected, abs=1e-4)
-
-
-def test_rows_of_an_ablation():
-    rows_of = lambda x: [
-        {"label": "u", "line": m, "average": x, "seconds": 1, "parameters": 7}
-        for m in ("a", "fine_tuned")
-    ]
-    (found,) = rows.by_label([rows_of(0.5), rows_of(0.7)])
-    methods = {m: {"average": [0.5, 0.7]} for m in ("a", "fine_tuned")}
-    assert found == {"label": "u", "parameters": 7, "methods": methods}
 
 
 def test_what_the_experts_know_by_hand(monkeypatch):
@@ -272,8 +148,7 @@ def test_what_the_experts_know_by_hand(monkeypatch):
     monkeypatch.setattr(measures, "accuracy", lambda *given: {})
     got = measures.among(s, Row("", "", None), None, experts)
     assert got == {"in S": round(differ / tokens, 4), "one is right": round(known / tokens, 4)}
-    alone = measures.among(s, Row("", "", None, {"only": 2}), None, experts)
-    assert alone["in S"] == 0 and 0 < alone["one is right"] <= got["one is right"] < 1
+    assert 0 < got["one is right"] < 1
 
 
 def test_picks_and_triggers_are_counted(half_right, monkeypatch):
@@ -304,17 +179,11 @@ def test_the_other_columns(half_right, monkeypatch):
     s, problems, good, said = half_right
     monkeypatch.setattr(measures, "decoder", lambda router, experts, **how: said)
     row = Row("", "", None)
-    assert measures.by_domain(s, row, None, None) == {"average": 0.5, "code": 0.5, "others": 0.5}
+    assert measures.by_domain(s, row, None, None) == {"average": 0.5, "code": 0.5}
     router, experts = tiny_router(), [tiny_gpt()]
     assert measures.with_cost(s, row, router, experts)["cost"] == 2.0
     shifted = measures.on_shifted(s, Row("as trained", "", None), None, None)
     assert shifted["average"] == shifted["usual"] == 0.5
-    sft = train.score_sft(s, Sft(samples=12), {"a": experts[0], "b": tiny_gpt()})
-    inside = (sft.choice[..., 0] != sft.choice[..., 1])[sft.mask[:, 1:]]
-    monkeypatch.setattr(measures, "load_experts", lambda s, recipe: {})
-    monkeypatch.setattr(measures, "sft_data", lambda s, recipe, models: sft)
-    share = lambda recipe: measures.in_L_expert(s, Row("", "", recipe), None, None)["in L_expert"]
-    assert share(Sft()) == round(float(inside.float().mean()), 4) and share(Sft(loss="all")) == 1
 
 
 def test_the_best_expert_is_the_best_on_each_benchmark(half_right, monkeypatch):
@@ -346,35 +215,24 @@ def test_beta_is_chosen_on_validation_prompts(monkeypatch):
 
 def test_a_row_is_kept_for_as_long_as_its_weights_stay(monkeypatch, tmp_path):
     s = checkpoints.Settings(out=str(tmp_path), device="cpu")
-    (tmp_path / "gap0" / "seed0").mkdir(parents=True)
     (tmp_path / "seed0").mkdir()
     asked, counted, weights = [], [], {"of": "a"}
     row = Row("x", "fusionroute", Cdpo(), ALONE, None, ("gap0", 0, (48, 2)))
-    table = {
-        "ablation_x": lambda: [row],
-        "open_x": lambda: [row._replace(how={}, where=("", 0.25, (96, 3)))],
-    }
-    monkeypatch.setattr(rows, "VARIATIONS", table)
+    monkeypatch.setattr(rows, "VARIATIONS", {"open_x": lambda: [row]})
     monkeypatch.setattr(
         checkpoints, "ensure", lambda s, gap, size: asked.append((s.out, gap, size))
     )
     monkeypatch.setattr(rows, "train", lambda s, recipe: asked.append(recipe))
     monkeypatch.setattr(rows, "prints", lambda s, recipe: [weights["of"]])
     monkeypatch.setattr(rows, "load_router", lambda s, recipe: (None, None, None))
-
-    def measure(name):
-        return lambda s, row, router, experts: counted.append(name) or {"average": len(counted)}
-
-    monkeypatch.setattr(measures, "ablated", measure("ablation"))
-    monkeypatch.setattr(measures, "accuracy", measure("open"))
-    first = rows.one_seed("ablation_x", s)
-    assert asked == [(str(tmp_path / "gap0"), 0, (48, 2)), Cdpo()] and counted == ["ablation"]
+    measure = lambda *given: counted.append(1) or {"average": len(counted)}
+    monkeypatch.setattr(measures, "accuracy", measure)
+    first = rows.one_seed("open_x", s)
+    assert asked == [(str(tmp_path / "gap0"), 0, (48, 2)), Cdpo()]
     assert (first[0]["label"], first[0]["line"], first[0]["average"]) == ("x", "fusionroute", 1)
-    assert rows.one_seed("ablation_x", s) == first and len(counted) == 1
+    assert rows.one_seed("open_x", s) == first and len(counted) == 1
     weights["of"] = "b"
-    assert rows.one_seed("ablation_x", s)[0]["average"] == 2
-    rows.one_seed("open_x", s)
-    assert counted[-1] == "open"
+    assert rows.one_seed("open_x", s)[0]["average"] == 2
     content, meta = rows.files("open_x", [s, s], [first, first])
     assert content == {
         "open_x": {"rows": [{"label": "x", "line": "fusionroute", "average": [1, 1]}]}

@@ -112,23 +112,6 @@ def test_next_and_logp_equal_the_sum_over_all_covers(seed):
         assert float(p.sum()) == pytest.approx(1)
 
 
-def test_the_bytes_and_the_end_have_probability_1_before_anything_is_normalised():
-    model = byte_model(tiny(2))
-    for text in TEXTS:
-        state = behind(model, text)
-        on = sum(math.exp(model.push(state, byte).logp - state.logp) for byte in b"ab")
-        ended = sum(b.weight * b.p[-1] for b in state.branches if not b.rest)
-        assert on + ended == pytest.approx(1, abs=1e-10)
-
-
-def test_a_whole_text_has_the_probability_of_all_its_tokenizations():
-    sums, model = Sums(tiny(3)), byte_model(tiny(3))
-    for text in [b"abbaabab", b"bbbbaab", b"aabaabb"]:
-        state = behind(model, text)
-        logp = state.logp + float(model.next(state)[END])
-        assert logp == pytest.approx(math.log(sums.whole(text)), abs=1e-10)
-
-
 class Table:
     """A model that looks its probabilities up: the page's worked example."""
 
@@ -195,8 +178,6 @@ def test_seek_equals_push_at_every_cut(trained):
         pushed = model.push(pushed, byte)
         a, b = model.next(pushed).exp(), model.next(model.seek(text[:cut])).exp()
         worst.append(float((a - b).abs().sum() / 2))
-    assert ANSWER.index("14 - ") + 4 < len(worst)
-    print(max(worst), np.argmax(worst))
     assert max(worst) < 1e-3  # total variation
 
 
