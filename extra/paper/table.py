@@ -25,6 +25,7 @@ from toy_experts.evaluate import tokens_in_S
 from toy_experts.script import EXPERTS
 
 TIMED = 25  # prompts on which the cost of a token is measured
+RIVAL = "fine_tuned_long"  # of the win rates; every seed has it
 
 # --- one seed ------------------------------------------------------------------------------------
 
@@ -155,10 +156,10 @@ def share(r, method, covered, benches=tasks.BENCHMARKS):
     return float(np.mean(per))
 
 
-def win_rates(results, ours, other):
-    """Per seed the share of general prompts on which `ours` has the higher grade; ties are half."""
-    both = [r["grades"] for r in results if ours in r["grades"] and other in r["grades"]]
-    signs = [[(x > y) - (x < y) for x, y in zip(g[ours], g[other])] for g in both]
+def win_rates(results, method):
+    """Per seed the share of general prompts on which it is graded above RIVAL; ties are half."""
+    there = [r["grades"] for r in results if method in r["grades"]]
+    signs = [[(x > y) - (x < y) for x, y in zip(g[method], g[RIVAL])] for g in there]
     return [round(float(1 + np.mean(s)) / 2, 4) for s in signs]
 
 
@@ -217,12 +218,11 @@ def files(runs, results):
     for b, parts in results[0]["routing"].items():
         there = [r["routing"][b] for r in results]
         routes[b] = {p: {e: [r[p][e] for r in there] for e in EXPERTS} for p in parts}
-    rates = {m: win_rates(results, m, "fine_tuned_long") for m in METHODS if m != "fine_tuned_long"}
     return {
         "table1": columns(results, METHODS),
         "routing": routes,
         "cost": cost(runs[0]),
-        "winrate": rates,
+        "winrate": {m: win_rates(results, m) for m in METHODS if m != RIVAL},
     }, meta(runs, results)
 
 
