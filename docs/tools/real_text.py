@@ -157,12 +157,6 @@ def took(result):
     return f"{sum(x['cpu_minutes'] for x in result['took'].values()):.0f}"
 
 
-def command(result):
-    """The command of the run, with all of its settings."""
-    flags = " ".join(f"--{k} {v}" for k, v in result["settings"].items())
-    return f"    python -m extra.real.benchmarks --data DIR --out DIR --model smollm2 {flags}"
-
-
 def picture(result):
     """Bits per byte of every method: with its interval, and at the temperature that suits it."""
     rows = ordered(result)
@@ -201,7 +195,7 @@ def picture(result):
 
 def filled(text, result):
     """The text of the page, every marked place written anew."""
-    tables = {f.__name__: f for f in (command, bits, claims, right, facts, answers, took)}
+    tables = {f.__name__: f for f in (bits, claims, right, facts, answers, took)}
 
     def value(key):
         if key in tables:
