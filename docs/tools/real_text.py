@@ -105,14 +105,13 @@ def claims(result):
 
 def right(result):
     """Per cent of the answers' tokens that a method would have written itself."""
-    rows = [["next token right, %", *DOMAINS, "all", "lead"]]
+    rows = [["next token right, %", "all", "lead"]]
     order = sorted(result["rows"], key=lambda row: -result["rows"][row]["right"]["all"][0])
     for row in order:
         found = result["rows"][row]
-        shares = {d: [100 * v for v in x] for d, x in found["right"].items()}
-        per_domain = [f"{shares[d][0]:.1f}" for d in DOMAINS]
+        share = [100 * v for v in found["right"]["all"]]
         ahead = signed([100 * v for v in found["lead, right"]["all"]], 1)
-        rows.append([NAMES[row], *per_domain, said(shares["all"], 1), ahead])
+        rows.append([NAMES[row], said(share, 1), ahead])
     return "\n".join(table(rows))
 
 
