@@ -129,8 +129,9 @@ def commands(s):
     seeds = [of_seed(seed) for seed in range(s.seeds)]
     yield seeds[0].pop(0)  # it leaves the experts' scores for all others
     yield seeds
-    answers = [[("answers", own(s, "answers"))]] if s.answers else []
-    yield [[("evaluation", own(s, "evaluate"))], *answers]
+    yield "evaluation", own(s, "evaluate")  # these two, side by side, take too much memory
+    if s.answers:
+        yield "answers", own(s, "answers")
 
 
 def data(s):
