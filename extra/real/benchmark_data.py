@@ -6,7 +6,7 @@ A sample's part follows from a hash of its prompt, or from its set's own split:
     router    phase 1, all domains; no expert saw it
     pairs     prompts for phase 2, which can be checked; no expert and no phase 1 saw them
     valid     for the temperatures
-    test      for the figures: GSM8K's and MBPP's own test, HumanEval, a share of the general samples
+    test      for the figures: GSM8K's and MBPP's own test, HumanEval, a share of general samples
 
 Model-written code is run by `passes`: in a process of its own, in an empty directory, with limits
 of time, memory and file size. That is no sandbox against malice.
