@@ -56,6 +56,7 @@ ask() {
         "What is 17 mod 5? Put the answer in double quotes." | $python decode.py "$@"
     echo "(coloured or in []: the experts disagree; underlined or in «»: the router changed it)"
     echo '(right answers: 11, and done on a new line; [x for x in nums if x < 2][:2]; "2")'
+    echo "(a trained run gets about two of three such mixed prompts right)"
 }
 
 installed=$SECONDS
