@@ -155,15 +155,15 @@ def answer(lm, tokenizer, some, s, **how):
     return smollm2.answers(lm, tokenizer, items, s.batch, max_new_tokens=s.max_new, **how)
 
 
-def merged(path):
+def merged(lm):
     """An adapter merged into its base: the same up to rounding, and it writes faster."""
-    return load(path).merge_and_unload().to(torch.bfloat16)
+    return lm.merge_and_unload().to(torch.bfloat16)
 
 
 def merged_route(path):
-    lm = FusionRoute.from_pretrained(path, dtype=torch.bfloat16, train=True)  # without experts
-    lm.router = merged(f"{path}/router")
-    lm.experts = torch.nn.ModuleList(merged(expert) for _, expert in lm.config.experts)
+    lm = FusionRoute.from_pretrained(path, train=True)  # in float32, without experts
+    lm.router = merged(lm.router)
+    lm.experts = torch.nn.ModuleList(merged(load(expert)) for _, expert in lm.config.experts)
     return lm.eval()
 
 
@@ -375,7 +375,7 @@ def answers(s):
     """OUT/answers.json: how many test problems each method answers rightly, greedily."""
     found, path = benchmark_data.samples(s.data), Path(s.out) / "answers.json"
     done = json.loads(path.read_text()) if path.exists() else {}
-    router, tuned = merged_route(f"{s.out}/seed0/router"), merged(f"{s.out}/seed0/tuned")
+    router, tuned = merged_route(f"{s.out}/seed0/router"), merged(load(f"{s.out}/seed0/tuned"))
     for domain, sets in ANSWERS.items():
         own = router.experts[DOMAINS.index(domain)]
         ways = {"fusionroute": router, "routing_only": router, "own expert": own, "tuned": tuned}
