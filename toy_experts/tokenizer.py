@@ -22,19 +22,19 @@ VOCAB_FILE = Path(__file__).with_name("vocab.txt")
 PATTERN = r"\n *| (?:\*\*|//|[<>=!]=|[-+*/%=<>]) (?=\d)| ?\p{L}+|\d| ?[^\s\p{L}\d]+| +|\s"
 
 
-def build(words):
+def build(words, pattern):
     ranks = {bytes([b]): b for b in range(256)}
     for word in words:
         ranks.setdefault(word.encode(), len(ranks))
     n = len(ranks)
     special = {"<|user|>": n, "<|assistant|>": n + 1, "<|end|>": n + 2}
     return tiktoken.Encoding(
-        "fusionroute-toy", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special
+        "fusionroute-toy", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
     )
 
 
 WORDS = [json.loads(line) for line in VOCAB_FILE.read_text().splitlines()]
-encoding = build(WORDS)
+encoding = build(WORDS, PATTERN)
 USER, ASSISTANT, END = (
     encoding.encode_single_token(s) for s in ("<|user|>", "<|assistant|>", "<|end|>")
 )

@@ -16,7 +16,6 @@ from itertools import accumulate, groupby
 from random import Random
 
 import regex
-import tiktoken
 import torch
 
 from extra.tokenizers.bytewise import Vocabulary, encode_bytes
@@ -78,16 +77,8 @@ def tokenizer_of(kind):
     counts, split = Counter(), regex.compile(PATTERNS[kind])
     for item in tasks.mixed("train", 12_000, Random(0)):
         counts.update(split.findall(item.prompt) + split.findall(item.answer))
-    ranks = {bytes([b]): b for b in range(256)}
-    for word in sorted(piece for piece, n in counts.items() if n >= 8):
-        ranks.setdefault(word.encode(), len(ranks))
-    names = ("<|user|>", "<|assistant|>", "<|end|>")
-    special = {name: len(ranks) + i for i, name in enumerate(names)}
-    return Tokenizer(
-        tiktoken.Encoding(
-            kind, pat_str=PATTERNS[kind], mergeable_ranks=ranks, special_tokens=special
-        )
-    )
+    words = sorted(piece for piece, n in counts.items() if n >= 8)
+    return Tokenizer(tokenizer.build(words, PATTERNS[kind]))
 
 
 def roomy(config):
