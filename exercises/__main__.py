@@ -7,7 +7,6 @@
 The exit status is 0 when all checked steps pass, 1 when one does not, 2 when the command is wrong.
 """
 
-import argparse
 import contextlib
 import importlib
 import linecache
@@ -130,7 +129,7 @@ def main(argv=None):
     if argv[:1] == ["train"]:
         s = script.settings(Settings, train.__doc__, argv[1:])
         return train(s, written_functions())
-    p = script.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = script.Parser(description=__doc__)
     p.add_argument("step", nargs="?", help="a step, 1 to 9 (default: all), or train")
     step, n = p.parse_args(argv).step, len(checks.STEPS)
     if step is not None and step not in map(str, checks.STEPS):

@@ -10,7 +10,6 @@ Each student's code runs in a process of its own. Where it hangs or ends, the st
 get a new one. That is no protection against malice: grade strangers' files in a container.
 """
 
-import argparse
 import ast
 import secrets
 import subprocess
@@ -85,7 +84,7 @@ def grade(folder):
 
 
 def main(argv=None):
-    p = script.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = script.Parser(description=__doc__)
     p.add_argument("folder", help="with one folder for each student")
     folder = Path(p.parse_args(argv).folder)
     students = sorted(path for path in folder.glob("*") if path.is_dir())

@@ -7,7 +7,6 @@
 Weights are stored as half-precision numbers in base64; the page turns them into float32.
 """
 
-import argparse
 import base64
 import json
 import zlib
@@ -141,9 +140,7 @@ def build(data):
 
 
 def main(argv=None):
-    parser = script.Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script.Parser(description=__doc__)
     parser.add_argument("--seed", type=int, help="the run OUT/seedN, not the shipped weights")
     parser.add_argument("--out", help="where runs are kept (default: out)")
     args = parser.parse_args(argv)

@@ -74,7 +74,10 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings):
         spec = sys.modules["__main__"].__spec__  # of `python -m PACKAGE.SCRIPT`
         name = f"-m {spec.name.removesuffix('.__main__')}" if spec else Path(sys.argv[0]).name
-        super().__init__(prog=f"python {name}", allow_abbrev=False, **settings)
+        form = argparse.RawDescriptionHelpFormatter
+        super().__init__(
+            prog=f"python {name}", formatter_class=form, allow_abbrev=False, **settings
+        )
 
     def error(self, message):
         quotes = re.match("unrecognized arguments: [^-]", message) and any(
@@ -92,19 +95,20 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser(cls, doc):
-    """An ArgumentParser with a flag for each field of the dataclass cls."""
-    doc = (doc or "").strip()  # `python -OO` has no docstrings
-    p = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    comments = dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.*)$", inspect.getsource(cls), re.M))
+    """An ArgumentParser with a flag for each field of the dataclass cls. `prompt` has no --."""
+    p = Parser(description=(doc or "").strip())  # `python -OO` has no docstrings
+    code = "".join(inspect.getsource(c) for c in cls.mro()[:-1])
+    comments = dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.*)$", code, re.M))
+    kinds = {bool: {"action": "store_true"}, list: {"nargs": "+", "action": "extend"}}
     for f in dataclasses.fields(cls):
-        text = comments[f.name].replace("%", "%%") + " (default: %(default)s)"
-        p.add_argument(
-            f"--{f.name}",
-            type=f.type,
-            default=f.default,
-            help=text,
-            metavar=f.type.__name__.upper(),
-        )
+        default = "none" if f.default in ("", (), None) else f.default
+        how = {"help": f"{comments[f.name].replace('%', '%%')} (default: {default})"}
+        how["default"] = argparse.SUPPRESS
+        if f.name == "prompt":
+            p.add_argument("prompt", nargs="?", **how)
+        else:
+            how |= kinds.get(f.type, {"type": f.type, "metavar": f.type.__name__.upper()})
+            p.add_argument(f"--{f.name}", **how)
     return p
 
 

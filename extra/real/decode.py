@@ -180,7 +180,7 @@ def respond(model, messages, s):
 
 
 def main(argv=None):
-    s = runs.settings(Settings, __doc__, argv)
+    s = script.settings(Settings, __doc__, argv)
     if s.prompt is not None and not s.prompt.strip():
         raise UserError('the prompt is empty: write a question, such as "What is 38 mod 5?"')
     model = load(s)

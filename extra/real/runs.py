@@ -4,9 +4,7 @@ OUT/seedN/NAME appears whole or not at all. Beside it, while it is made: NAME.wo
 half-written, and NAME.state, from which a killed run goes on. OUT/seedN/scores keeps the scores.
 """
 
-import argparse
 import dataclasses
-import inspect
 import json
 import os
 import re
@@ -73,23 +71,7 @@ def named(items):
     return out
 
 
-def settings(cls, doc, argv=None):
-    """An instance of the dataclass cls from the command line. A list takes several values."""
-    form = argparse.RawDescriptionHelpFormatter
-    p = script.Parser(description=doc.strip(), formatter_class=form)
-    code = "".join(inspect.getsource(c) for c in cls.mro()[:-1])
-    comments = dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.*)$", code, re.M))
-    kinds = {bool: {"action": "store_true"}, list: {"nargs": "+", "action": "extend"}}
-    for f in dataclasses.fields(cls):
-        default = f"{f.default:g}" if f.type is float else f.default
-        default = "none" if default in ("", (), None) else default
-        help = f"{comments[f.name].replace('%', '%%')} (default: {default})"
-        how = kinds.get(f.type, {"type": f.type}) | {"help": help, "default": argparse.SUPPRESS}
-        if f.name == "prompt":
-            p.add_argument("prompt", nargs="?", **how)
-        else:
-            p.add_argument(f"--{f.name}", **how)
-    return cls(**vars(p.parse_args(argv)))
+settings = script.settings  # for benchmarks.py
 
 
 def run(main):

@@ -74,7 +74,7 @@ def train(run, model, sft, pairs, ref):
 
 
 def main(argv=None):
-    s = runs.settings(Settings, __doc__, argv)
+    s = script.settings(Settings, __doc__, argv)
     phase1 = script.run_dir(s) / s.phase1
     if not phase1.exists():
         raise UserError(f"there is no router {phase1}: python -m extra.real.train_sft makes it")

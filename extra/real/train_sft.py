@@ -81,7 +81,7 @@ def first_model(s):
 
 
 def main(argv=None, loss_fn=sft_loss):
-    s = runs.settings(Settings, __doc__, argv)
+    s = script.settings(Settings, __doc__, argv)
     run = runs.Run(s, init=s.init)
     with run.alone():
         if run.is_there():

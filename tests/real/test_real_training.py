@@ -21,6 +21,7 @@ from extra.real import FusionRoute, data, loading, runs, train_cdpo, train_sft
 from fusionroute import Router
 from model import GPT, GPTConfig
 from tests.real.conftest import PAIRS, lines, main, make, prompts, refused, tokenizer
+from toy_experts import script
 from toy_experts.data import Data, scored
 
 
@@ -363,7 +364,7 @@ def test_experts_need_no_word_splitting():
     """zsh hands $experts on as one argument; bash splits it; several flags add up."""
     expected = {"math": "/a b/x", "code": "y"}
     assert runs.named(["math=/a b/x code=y"]) == runs.named(["math=/a b/x", "code=y"]) == expected
-    s = runs.settings(
+    s = script.settings(
         train_sft.Settings, "", "--experts a=x --experts b=y --init i --data d".split()
     )
     assert s.experts == {"a": "x", "b": "y"}
