@@ -138,31 +138,30 @@ class PlusRandom:
 
 
 # --- Sequence Selection and Collab: a judge instead of a router ----------------------------------
-# judge: a reward model, or a language model. A language model prefers what it gives the highest
-# likelihood (with `mean`, per token).
+# judge: a reward model, or a language model. A language model prefers what it finds likeliest.
 
 
-def sequence_selection(experts, judge, prompts, max_new, mean=False):
+def sequence_selection(experts, judge, prompts, max_new):
     """Every expert writes a whole greedy answer; the judge picks one. Result as in all_read."""
     answers = [all_read([expert], prompts, first, max_new) for expert in experts]  # n times B
-    scores = [score_whole(judge, prompts, a, max_new, mean) for a in answers]  # n times (B,)
+    scores = [score_whole(judge, prompts, a, max_new) for a in answers]  # n times (B,)
     best = torch.stack(scores).argmax(0).tolist()
     return [answers[i][b] for b, i in enumerate(best)]
 
 
 @torch.no_grad()
-def score_whole(judge, prompts, answers, max_new, mean):
+def score_whole(judge, prompts, answers, max_new):
     """The judge's score of whole answers, (B,). One that stopped at max_new has no end token."""
     ended = [a + [END] * (len(a) < max_new) for a in answers]
     ids, _, lengths = pack([answer_only(p, a) for p, a in zip(prompts, ended)])
     if not hasattr(judge, "W"):  # a language model
-        return likelihood(judge, ids, torch.tensor([len(p) for p in prompts]), lengths, mean)
+        return likelihood(judge, ids, torch.tensor([len(p) for p in prompts]), lengths)
     r = judge(ids.to(judge.W.weight.device))[1][..., 0].cpu()  # (B, T)
     return r.gather(1, lengths[:, None] - 1)[:, 0]  # (B,)
 
 
-def likelihood(lm, ids, begin, stop, mean):
-    """A language model's log-probability of each row's tokens begin to stop - 1: sum, or mean.
+def likelihood(lm, ids, begin, stop):
+    """A language model's log-probability of each row's tokens begin to stop - 1.
 
     ids (B, T), begin, stop (B,) -> (B,).
     """
@@ -170,11 +169,11 @@ def likelihood(lm, ids, begin, stop, mean):
     logp = token_logp(lm(ids[:, :-1].to(device))[0], ids[:, 1:].to(device))  # (B, T-1)
     at = torch.arange(1, ids.size(1), device=ids.device)  # (T-1,)
     inside = (at >= begin[:, None]) & (at < stop[:, None])  # (B, T-1)
-    return (logp.to(ids.device) * inside).sum(1) / (inside.sum(1) if mean else 1)  # (B,)
+    return (logp.to(ids.device) * inside).sum(1)  # (B,)
 
 
 @torch.no_grad()
-def collab(experts, judge, prompts, max_new, lookahead, mean=False):
+def collab(experts, judge, prompts, max_new, lookahead):
     """At every token each expert proposes its own, and goes on by itself up to `lookahead` tokens
     in all. The judge scores what each would have written; the best proposal stays."""
     models = [*experts, judge]
@@ -190,7 +189,7 @@ def collab(experts, judge, prompts, max_new, lookahead, mean=False):
             scores = []
             for i, (expert, cache) in enumerate(zip(experts, caches)):
                 trial = text.clone(), have.clone(), rows[split], proposal[split, i]
-                scores.append(look_ahead(expert, cache, judge, judge_cache, *trial, steps, mean))
+                scores.append(look_ahead(expert, cache, judge, judge_cache, *trial, steps))
             best = torch.stack(scores, 1).argmax(1, keepdim=True)  # (s, 1)
             token[split] = proposal[split].gather(1, best)[:, 0]
         rows = extend(text, have, rows, token)
@@ -199,7 +198,7 @@ def collab(experts, judge, prompts, max_new, lookahead, mean=False):
     return written(prompts, text, have)
 
 
-def look_ahead(expert, cache, judge, judge_cache, text, have, rows, token, steps, mean):
+def look_ahead(expert, cache, judge, judge_cache, text, have, rows, token, steps):
     """The judge's score of each row's text with token (s,) and the expert's continuation, (s,).
 
     text and have are changed in place; the caches forget what they have read.
@@ -216,7 +215,7 @@ def look_ahead(expert, cache, judge, judge_cache, text, have, rows, token, steps
         score = read_on(judge, judge_cache, rows, text, have)[1][:, 0]  # (s,)
     else:
         longest = int(have[rows].max())
-        score = likelihood(judge, text[rows, :longest], begin, have[rows], mean)  # (s,)
+        score = likelihood(judge, text[rows, :longest], begin, have[rows])  # (s,)
     cache.length[rows], judge_cache.length[rows] = begin, begin
     return score
 
@@ -271,7 +270,6 @@ def beam_search(router, experts, prompts, width, max_new, **how):
 
 # Chosen by tune.py on validation prompts, as the settings in recipes.TRAINING were.
 TASK_ARITHMETIC, DARE, LOOKAHEAD = {"scale": 0.5}, {"scale": 0.5, "drop": 0.1}, {"lookahead": 64}
-JUDGE = {"mean": False}  # not tuned: whether the better judge's likelihood is per token
 
 
 class Method(NamedTuple):
@@ -350,8 +348,8 @@ METHODS = {
     "fused_full": sums("fused_full"),
     "sequence_selection": judged(sequence_selection, "reward"),
     "collab": judged(collab, "reward", **LOOKAHEAD),
-    "selection_lm": judged(sequence_selection, "fine_tuned_long", **JUDGE),
-    "collab_lm": judged(collab, "fine_tuned_long", **LOOKAHEAD, **JUDGE),
+    "selection_lm": judged(sequence_selection, "fine_tuned_long"),
+    "collab_lm": judged(collab, "fine_tuned_long", **LOOKAHEAD),
     "task_arithmetic_paper": merged(1.0),  # with the paper's settings
     "task_arithmetic": merged(**TASK_ARITHMETIC),
     "dare_paper": merged(1.0, 0.9),

@@ -78,45 +78,40 @@ def test_a_random_expert_takes_the_picks_place_in_S_only():
 
 
 def test_a_language_model_judges_by_its_likelihood(experts):
-    """Of the answer's tokens alone, its end included, summed or per token."""
+    """Of the answer's tokens alone, its end included."""
     prompt, answer, lm = PROMPTS[0], [7, 9, 7], experts[0]
     said = [*answer, END]
     logp = [float(of(lm)(torch.tensor([prompt + said[:k]]))[t]) for k, t in enumerate(said)]
-    for mean, value in ((False, sum(logp)), (True, sum(logp) / 4)):
-        got = methods.score_whole(lm, [prompt, PROMPTS[1]], [answer, []], 12, mean)
-        assert float(got[0]) == pytest.approx(value, abs=1e-4)
-    cut = methods.score_whole(lm, [prompt], [answer], 3, False)  # it stopped there: no end
+    got = methods.score_whole(lm, [prompt, PROMPTS[1]], [answer, []], 12)
+    assert float(got[0]) == pytest.approx(sum(logp), abs=1e-4)
+    cut = methods.score_whole(lm, [prompt], [answer], 3)  # it stopped there: no end
     assert float(cut[0]) == pytest.approx(sum(logp[:3]), abs=1e-4)
 
 
-def scorer(judge, mean):
+def scorer(judge):
     """The judge's score of a text that goes on with some tokens."""
 
     def score(text, tokens):
         if hasattr(judge, "W"):
             return float(judge(torch.tensor([text + tokens]))[1][0, -1, 0])
         logp = judge(torch.tensor([text + tokens]))[0][0].log_softmax(-1)
-        each = [float(logp[len(text) + k - 1, t]) for k, t in enumerate(tokens)]
-        return sum(each) / (len(each) if mean else 1)
+        return sum(float(logp[len(text) + k - 1, t]) for k, t in enumerate(tokens))
 
     return score
 
 
-JUDGES = pytest.mark.parametrize("judge", ["reward", "sum", "mean"])
-
-
-def judge_of(name):
-    return (router(7, 1) if name == "reward" else gpt(7)), name == "mean"
+MAKERS = {"reward": lambda: router(7, 1), "likelihood": lambda: gpt(7)}
+JUDGES = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 
 
 @JUDGES
-def test_sequence_selection_takes_the_answer_of_the_highest_score(experts, judge):
-    judge, mean = judge_of(judge)
+def test_sequence_selection_takes_the_answer_of_the_highest_score(experts, make):
+    judge = make()
     answers, picks = [all_read([e], PROMPTS, first, 12) for e in experts], []
-    chosen = methods.sequence_selection(experts, judge, PROMPTS, 12, mean)
+    chosen = methods.sequence_selection(experts, judge, PROMPTS, 12)
     for b, prompt in enumerate(PROMPTS):
         ended = [a[b] + [END] * (len(a[b]) < 12) for a in answers]
-        scores = [scorer(judge, mean)(prompt, a) for a in ended]
+        scores = [scorer(judge)(prompt, a) for a in ended]
         picks.append(scores.index(max(scores)))
         assert chosen[b] == answers[picks[-1]][b]
     assert len(set(picks)) > 1
@@ -124,18 +119,18 @@ def test_sequence_selection_takes_the_answer_of_the_highest_score(experts, judge
 
 @JUDGES
 @pytest.mark.parametrize("lookahead", [1, 3])
-def test_collab_equals_its_definition(experts, judge, lookahead):
+def test_collab_equals_its_definition(experts, make, lookahead):
     """Every expert proposes, continues alone, is scored: from the text anew each time."""
-    judge, mean = judge_of(judge)
+    judge = make()
     max_new = 8
-    got = methods.collab(experts, judge, PROMPTS, max_new, lookahead, mean)
+    got = methods.collab(experts, judge, PROMPTS, max_new, lookahead)
     winners = set()
     for prompt, answer in zip(PROMPTS, got):
         text = list(prompt)
         for _ in range(max_new):
             trials = [greedy(of(e), text, lookahead) for e in experts]
             trials = [t + [END] * (len(t) < lookahead) for t in trials]
-            scores = [scorer(judge, mean)(text, t) for t in trials]
+            scores = [scorer(judge)(text, t) for t in trials]
             best = scores.index(max(scores))
             winners |= {best} if len({t[0] for t in trials}) > 1 else set()
             if trials[best][0] == END:
