@@ -45,10 +45,6 @@ def ours(steps):
             sys.modules.update({name: saved[name]} if name in saved else {})
 
 
-def source(path, code, namespace):
-    exec(compile(code, str(path), "exec"), namespace)
-
-
 def where(error, path):
     """The last line of the reader's file that an error passed through: "exercises/..., line 12"."""
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
@@ -63,7 +59,7 @@ def check(step):
     linecache.checkcache(str(path))
     try:
         with ours([checks.STEPS[n] for n in checks.STEPS if n < step]):
-            source(path, path.read_bytes(), namespace)
+            exec(compile(path.read_bytes(), str(path), "exec"), namespace)
             for name, checker in functions.items():
                 checks.expect(
                     callable(namespace.get(name)),

@@ -363,15 +363,15 @@ def load_model(path, hint, device="cpu", router=False, build=gpt_of):
     return model.to(device).eval().requires_grad_(False), content
 
 
-def load_router(folder, name, device, hint, build=gpt_of):
+def load_router(folder, name, device, hint):
     """The router NAME.pt in a folder, frozen, its experts, and the router's checkpoint.
 
     UserError unless they belong together: W's rows are about these experts' exact weights.
     """
     one_thread()
-    experts = [load_model(folder / f"{e}.pt", hint, device, build=build)[0] for e in EXPERTS]
+    experts = [load_model(folder / f"{e}.pt", hint, device)[0] for e in EXPERTS]
     path = folder / f"{name}.pt"
-    router, content = load_model(path, hint, device, router=True, build=build)
+    router, content = load_model(path, hint, device, router=True)
     for e, expert in zip(EXPERTS, experts):
         if expert.config != router.lm.config:
             raise UserError(

@@ -117,10 +117,8 @@ def measure(folder, s):
     router_sft, experts, phase1 = script.load_router(folder, "router_sft", "cpu", hint)
     router, _, phase2 = script.load_router(folder, "router", "cpu", hint)
     recipe = train_cdpo.Settings(**{k: v for k, v in phase2["recipe"].items() if k != "phase1"})
-    if not (folder / "pairs.jsonl").exists():
-        raise script.UserError(f"there is no {folder / 'pairs.jsonl'}: {hint}")
-    found = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
-    log = [json.loads(line) for line in (folder / "router.log.jsonl").read_text().splitlines()]
+    found = script.read_lines(folder / "pairs.jsonl", hint, ["prompt", "chosen", "rejected"])
+    log = script.read_lines(folder / "router.log.jsonl", hint, ["kind"])
     pairs, ref = train_cdpo.scored_pairs(found, experts, router_sft.lm)  # ref (pairs, 2)
     _, expert = both_logps(router_sft, pairs)  # (pairs, 2)
     bias = recipe.beta * (expert[:, 0] - expert[:, 1])  # (pairs,)

@@ -39,9 +39,7 @@ class Sft:
     lam: float = train_sft.Settings.lam
     start: object = "instruct"  # what the router's language model starts from
     experts: tuple = EXPERTS  # what it chooses among: names or recipes
-    items: str = (
-        ""  # other shares of the domains: "without math", "half math", ... (altered.sft_items)
-    )
+    items: str = ""  # other shares of the domains: "without math", ... (altered.sft_items)
     share: float = 1.0  # how much of S is in L_expert; above 1: the rest too (altered.with_share)
     changed: str = ""  # what the math expert's logits become: a name of altered.CHANGES
 

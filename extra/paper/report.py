@@ -19,14 +19,13 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from docs.tools.pages import fill
+from extra.paper.checkpoints import FAMILIES, RESULTS
 from extra.paper.plot import draw
 from extra.paper.stats import exact_interval, holm
 from toy_experts import script
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "extra" / "results"
 PAGES = (ROOT / "docs/results.md", ROOT / "README.md", ROOT / "docs/README.zh.md")
-FAMILIES = ("llama", "gemma")
 PLOTTED = ("co_llm_self", "fused_sft", "fusionroute", "sft_only", "fine_tuned", "routing_only")
 PLOTTED += ("router",)  # the rows of spread.json without the experts, which are far below
 EXPERTS = [f"{e}_expert" for e in script.EXPERTS]
