@@ -74,9 +74,9 @@ def test_forward_equals_the_slow_computation():
     same(model(ids)[0][0], slow_forward(model, ids[0].tolist()))
 
 
-@pytest.mark.parametrize("cuts", [[1] * 12, [5, 1, 6], [12]])
-def test_cache_equals_the_uncached_forward(cuts):
-    model, ids = double(), torch.randint(0, 29, (3, 12))
+def check_cache(model, cuts):
+    """Read in pieces of these lengths, a text gives what it gives as a whole."""
+    ids = torch.randint(0, 29, (3, 12))
     cache = model.new_cache(3)
     got = [model(piece, cache) for piece in ids.split(cuts, dim=1)]
     for i in (0, 1):  # logits and hidden states
@@ -84,12 +84,17 @@ def test_cache_equals_the_uncached_forward(cuts):
     assert cache.length.tolist() == [12, 12, 12]
 
 
-def test_rows_with_different_numbers_of_new_tokens():
+@pytest.mark.parametrize("cuts", [[1] * 12, [5, 1, 6], [12]])
+def test_cache_equals_the_uncached_forward(cuts):
+    check_cache(double(), cuts)
+
+
+def check_rows(model):
     """Row b reads new[b] tokens; a shorter row repeats its last token in the same place.
 
     The last output of each row is as if it had been alone.
     """
-    model, ids = double(), torch.randint(0, 29, (4, 10))
+    ids = torch.randint(0, 29, (4, 10))
     cache, new = model.new_cache(4, max_len=10), torch.tensor([1, 6, 3, 2])
     model(ids[:, :4], cache)
     pos = torch.minimum(4 + torch.arange(6), 3 + new[:, None])  # (4, 6)
@@ -101,9 +106,13 @@ def test_rows_with_different_numbers_of_new_tokens():
         same(hidden[b, -1], alone[1][0, -1])
 
 
-def test_some_rows_of_a_cache():
+def test_rows_with_different_numbers_of_new_tokens():
+    check_rows(double())
+
+
+def check_some_rows(model):
     """Rows 2 and 0 read on alone, then row 1: each as if it had always been alone."""
-    model, ids = double(), torch.randint(0, 29, (3, 9))
+    ids = torch.randint(0, 29, (3, 9))
     cache, pos = model.new_cache(3), torch.arange(4, 9)
     model(ids[:, :4], cache)
     for rows, lengths in (([2, 0], [9, 4, 9]), ([1], [9, 9, 9])):
@@ -111,6 +120,10 @@ def test_some_rows_of_a_cache():
         logits, _ = model(ids[rows, 4:], part, pos.expand(len(rows), 5))
         same(logits, model(ids[rows])[0][:, 4:])
         assert cache.length.tolist() == part.length.tolist() == lengths  # one length for both
+
+
+def test_some_rows_of_a_cache():
+    check_some_rows(double())
 
 
 def test_weights_at_the_start():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from extra.paper.gemma import GPT, GPTConfig
+from tests.test_model import check_cache, check_rows, check_some_rows
 
 SHAPE = {"vocab_size": 29, "d_model": 16, "n_layer": 2, "n_head": 4, "n_kv_head": 2, "d_ff": 20}
 CAPS = {"query_scalar": 10.0, "attn_cap": 1.5, "logit_cap": 2.0, "window": 3}
@@ -79,26 +80,9 @@ def test_forward_equals_the_slow_computation():
 
 @pytest.mark.parametrize("cuts", [[1] * 12, [5, 1, 6], [3, 9]])
 def test_cache_equals_the_uncached_forward(cuts):
-    gpt, ids = double(), torch.randint(0, 29, (3, 12))
-    cache = gpt.new_cache(3)
-    got = [gpt(piece, cache) for piece in ids.split(cuts, dim=1)]
-    for i in (0, 1):  # logits and hidden states
-        whole = torch.cat([g[i] for g in got], 1)
-        torch.testing.assert_close(whole, gpt(ids)[i], rtol=1e-12, atol=1e-12)
-    assert cache.length.tolist() == [12, 12, 12]
+    check_cache(double(), cuts)
 
 
-def test_rows_read_different_numbers_of_tokens():
-    """Row b has read 4 tokens and brings new[b] of six columns; its last one is repeated."""
-    gpt, ids = double(), torch.randint(0, 29, (4, 10))
-    cache, new = gpt.new_cache(4), torch.tensor([1, 6, 3, 2])
-    gpt(ids[:, :4], cache)
-    pos = torch.minimum(4 + torch.arange(6), 3 + new[:, None])  # (4, 6)
-    logits, _ = gpt(ids.gather(1, pos), cache, pos)
-    assert cache.length.tolist() == [5, 10, 7, 6]
-    for b in range(4):
-        alone = gpt(ids[b : b + 1, : 4 + new[b]])[0][0, -1]
-        torch.testing.assert_close(logits[b, -1], alone, rtol=1e-12, atol=1e-12)
-    part = cache.select(torch.tensor([2, 0]))  # two rows of the same cache read on
-    gpt(ids[[2, 0], :1], part, cache.length[[2, 0], None])
-    assert cache.length.tolist() == [6, 10, 8, 6]
+def test_the_rows_of_a_cache():
+    check_rows(double())
+    check_some_rows(double())
