@@ -1,4 +1,4 @@
-"""What the tests of theory/ share. They use nothing of tests/conftest.py."""
+"""What the tests of theory/ share. They name nothing of tests/conftest.py."""
 
 import json
 from pathlib import Path
