@@ -60,15 +60,6 @@ def test_the_first_answer_needs_no_training(tmp_path, monkeypatch, capsys):
     assert not capsys.readouterr().err
 
 
-def test_damaged_weights_are_one_line(tmp_path, monkeypatch):
-    folder = shutil.copytree(script.WEIGHTS, tmp_path / "weights")
-    shutil.copy(folder / "math.pt", folder / "code.pt")
-    monkeypatch.setattr(script, "WEIGHTS", folder)
-    monkeypatch.chdir(tmp_path)  # no run of one's own here
-    with pytest.raises(script.UserError, match="was made with code"):
-        decode.main([QUESTION])
-
-
 # --- the pictures -------------------------------------------------------------------------------
 
 

@@ -8,8 +8,7 @@ import torch
 
 from docs.tools import dpo_example as example
 from docs.tools.pages import fill, keys
-from fusionroute import Router, cdpo_loss, routed_logp
-from model import GPT, GPTConfig
+from fusionroute import cdpo_loss
 from toy_experts import script
 
 PAGE = (example.DOCS / "dpo.md").read_text()
@@ -50,18 +49,6 @@ def test_the_arithmetic_of_the_pair_by_hand(when):
     assert t["loss"] == pytest.approx(loss.item(), abs=1e-4)
     loss.backward()  # section 5: the gradient for log pi_theta(y_w) is -weight * beta
     assert float(six[0].grad) == pytest.approx(-t["weight"] * beta, abs=1e-4)
-
-
-def test_the_pick_passes_no_gradient_but_a_mixture_would():
-    """Section 5, on a real router: through softmax(w) both W and theta_LM are reached."""
-    sizes = {"d_model": 16, "n_layer": 1, "n_head": 2, "n_kv_head": 1, "head_dim": 8, "d_ff": 16}
-    router = Router(GPT(GPTConfig(vocab_size=20, **sizes)), 3)
-    torch.nn.init.normal_(router.W.weight)
-    logp, mask = torch.randn(2, 5, 3).log_softmax(-1), torch.ones(2, 5, dtype=torch.bool)
-    w = router(torch.randint(20, (2, 5)))[1]
-    assert not routed_logp(w, logp, mask).requires_grad
-    ((w.softmax(-1) * logp).sum(-1) * mask).sum().backward()
-    assert router.W.weight.grad.any() and router.lm.blocks[0].wq.weight.grad.any()
 
 
 def test_what_the_sentences_say():

@@ -210,10 +210,3 @@ OTHERS = {
 def test_what_is_noticed_in_another_way(name, i):
     change, message = OTHERS[name][i]
     assert message in caught(name, change if callable(change) else made(name, change))
-
-
-def test_at_least_five_messages_a_step():
-    for file, functions in checks.STEPS.values():
-        messages = {m for n in functions for m, _ in slips.SLIPS[n]}
-        messages |= {m for n in functions for _, m in OTHERS[n]}
-        assert len(messages) >= 5, file

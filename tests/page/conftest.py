@@ -4,7 +4,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import torch
 from screenshot import launch
 
 from page.__main__ import build, collect
@@ -65,8 +64,3 @@ def chromium():
         browser = launch(p)
         yield browser
         browser.close()
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)

@@ -8,7 +8,6 @@ import torch
 from extra.paper import checkpoints, train
 from extra.paper.recipes import Cdpo, Expert, Reward, Sft
 from fusionroute import Router
-from toy_experts import experts as toy
 from toy_experts import script
 
 SIZE = (24, 1)  # width and layers of the tiny models
@@ -62,10 +61,3 @@ def run(tmp_path_factory):
     for name in ("base", *script.EXPERTS):
         script.save_model(checkpoints.path(s, name), tiny_gpt(), {"seed": 3, "gap": 0.25}, 1)
     return s
-
-
-@pytest.fixture
-def short(monkeypatch):
-    """The lesson's models are tiny and trained for a few steps, and no answer is long."""
-    monkeypatch.setattr(toy, "STEPS", {"base": 12, "math": 6, "code": 6, "instruct": 6})
-    monkeypatch.setattr(checkpoints, "SIZE", SIZE)

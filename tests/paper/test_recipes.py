@@ -21,7 +21,7 @@ from extra.paper.variations import VARIATIONS
 from tests.paper.conftest import tiny_router
 from toy_experts import experts as toy
 from toy_experts import pairs, script, tasks, tokenizer
-from toy_experts.data import batches, scored
+from toy_experts.data import scored
 from toy_experts.decode_batch import Trace
 
 SEED = 3
@@ -203,17 +203,6 @@ def test_what_each_phase_2_is_fed(name, run, made, monkeypatch):
     assert [x for x in names if values[x] == pytest.approx(value, rel=1e-4)] == [recipe.loss]
     check_sft_loss(sft_loss, recipe.phase1.loss, got["sft"], models, 3)
     assert content["recipe"]["phase1"] == print_of(first)
-
-
-def test_pairs_alone_are_shuffled_and_seen_once_a_pass():
-    lengths = torch.randint(5, 60, (330,))
-    s = train_cdpo.Settings(epochs=3)
-    plan = train_cdpo.make_plan(s, lengths[:9], lengths[:, None].repeat(1, 2), mix=0)
-    assert torch.cat([rows for _, rows in plan]).bincount().tolist() == [3] * 330
-    passes = [tuple(rows.tolist()) for e in range(3) for rows in batches(lengths, 16, e)]
-    found = [tuple(rows.tolist()) for _, rows in plan]
-    assert found != passes and sorted(found) == sorted(passes)
-    assert {kind for kind, _ in plan} == {"pair"}
 
 
 EXPERTS = {

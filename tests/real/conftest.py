@@ -197,9 +197,3 @@ def trained(world, flags):
     for name, how in flags.items():
         main(name, *how, "--out", out)
     return out
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
