@@ -60,11 +60,11 @@ def covered_of(accuracy, covered, uncovered_average):
 def explained(y, *predictors):
     """How much of y, one number a seed, a linear function of the predictors explains.
 
-    R2: of the variance. adjusted: corrected for the number of predictors. left out: each seed is
-    predicted from the other seeds; compared with predicting it by their mean.
+    R2: of the variance. left out: each seed is predicted from the other seeds; compared with
+    predicting it by their mean.
     """
-    y, n, k = np.array(y), len(y), len(predictors)
-    X = np.column_stack([np.ones(n), *predictors])  # (n, 1 + k)
+    y, n = np.array(y), len(y)
+    X = np.column_stack([np.ones(n), *predictors])  # (n, 1 + k): k predictors
 
     fit = lambda rows: np.linalg.lstsq(X[rows], y[rows], rcond=None)[0]  # (1 + k,)
     others = [np.arange(n) != i for i in range(n)]
@@ -73,7 +73,6 @@ def explained(y, *predictors):
     r2 = 1 - ((y - X @ fit(np.arange(n))) ** 2).sum() / ((y - y.mean()) ** 2).sum()
     return {
         "R2": rounded([r2]),
-        "adjusted": rounded([1 - (1 - r2) * (n - 1) / (n - 1 - k)]),
         "left out": rounded([1 - (left_out**2).sum() / (by_mean**2).sum()]),
     }
 

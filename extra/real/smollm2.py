@@ -149,7 +149,6 @@ def answers(lm, tokenizer, items, batch, **how):
             out[i] = {"text": text, "ended": ended, "tokens": n}
             if trace := getattr(lm, "trace", None):
                 out[i]["picks"] = [EXPERTS[p] for p in trace.picks[b, :n].tolist()]
-                out[i]["changed"] = int(trace.changed[b, :n].sum())
     return out
 
 
@@ -209,9 +208,7 @@ def evaluate(s):
             }
             for method, found in answered.items()
         },
-        "ended": {m: mean([a["ended"] for a in found], "average") for m, found in answered.items()},
         "routing": shares,
-        "changed": round(sum(a["changed"] for a in best) / sum(a["tokens"] for a in best), 4),
         "prompts": {g: sum(inside) for g, inside in groups.items()},
     }
     script.write(Path(s.out) / "evaluation.json", json.dumps(result, indent=1) + "\n")

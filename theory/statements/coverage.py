@@ -112,7 +112,6 @@ def eq_5():
             "within Delta only at the prefixes of pi*",
             loss(mdp, rule_of_eq5(mdp, experts)) / (T * there),
         ),
-        covers=COVERS,
         loss_of_the_rule=spread(rule),
         bound_over_the_most_one_can_lose=spread(bound / most),
     )
