@@ -1,14 +1,11 @@
 """python -m exercises: which steps pass, what is said of the others, and the trainings."""
 
-import inspect
 import os
-import re
 import shutil
 import subprocess
 import sys
 from copy import deepcopy
 from pathlib import Path
-from random import Random
 from types import SimpleNamespace
 
 import pytest
@@ -20,8 +17,8 @@ from exercises import __main__ as main
 from exercises import checks, solutions
 from exercises import train as exercise
 from fusionroute import Router
-from toy_experts import decode_batch, script, tasks, tokenizer
 from toy_experts import pairs as preference
+from toy_experts import script
 from toy_experts.data import scored
 from toy_experts.experts import sft_samples
 
@@ -187,24 +184,3 @@ def test_the_whole_training_in_a_process_of_its_own(folder):
     assert p.returncode == 0 and "Traceback" not in p.stderr
     rows = [line.split("  ")[0] for line in p.stdout.splitlines() if line.endswith("%")]
     assert rows == ["yours, phase 1", "yours, phase 2", "ours, phase 2"]
-
-
-def test_the_sixth_change_does_what_its_answer_says(monkeypatch):
-    """One row stays right. In a batch most first tokens are wrong, but the longest prompt's not."""
-    text = (ROOT / "exercises" / "README.md").read_text()
-    change = re.search(r"\*\*6\.\*\*.*?write `(pos = .*?)`", text, re.S)[1]
-    models = script.load_router(script.WEIGHTS, "router", "cpu", "")[:2]
-    items = tasks.mixed("test", 30, Random(0))
-    prompts = sorted((tokenizer.encode_prompt(item.prompt) for item in items), key=len)
-    say = lambda prompts, n: [t.tokens for t in decode_batch.decode_batch(*models, prompts, n)]
-    few = prompts[0], prompts[-1]
-    right, alone = say(prompts, 1), [say([p], 12) for p in few]
-    source = inspect.getsource(decode_batch.read_on)
-    changed, n = re.subn(r"pos = torch\.minimum\(.*", change, source)
-    monkeypatch.setattr(decode_batch, "read_on", None)
-    exec(changed, vars(decode_batch))
-    assert n == 1 and [say([p], 12) for p in few] == alone
-    wrong = [a != b for a, b in zip(say(prompts, 1), right)]
-    assert sum(wrong) > 15 and not wrong[-1]
-    with pytest.raises(RuntimeError):
-        say(prompts, 2)
