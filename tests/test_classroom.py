@@ -62,6 +62,7 @@ def test_a_crlf_checkout_with_cp1252_answers_as_ever(crlf):
 
 
 def test_no_test_needs_a_module_of_unix():
+    """Of the lesson. Those of extra/real start processes by fork."""
     names = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("tests/test_*.py"))
     out, _ = python("-m", "pytest", "--collect-only", "-p", "no:cacheprovider", *names, **WINDOWS)
     assert re.search(rb"\d+ tests collected", out)

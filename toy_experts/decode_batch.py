@@ -40,7 +40,7 @@ def read_on(model, cache, rows, text, have):
 
     Rows miss different numbers of tokens. A row that misses fewer reads its last one several times,
     in the same place, which changes nothing. If that is too much padding, the rows that missed
-    more than half of the most are read apart: the pairs are sampled in .64 of the time.
+    more than half of the most are read apart.
     """
     missed = have[rows] - cache.length[rows]  # (b,)
     most = int(missed.max())

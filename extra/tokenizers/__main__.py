@@ -168,10 +168,8 @@ def figures(results):
     """The page's marked places, {key: text}, from {seed: {world: what measure found}}.
 
     "WORLD:lead:ROW": the world minus "own", with a 95% interval over seeds.
-    results["smollm2"]: probabilities of its first token, and of first bytes, read once by hand.
     """
-    out = {f"smollm2:{key}": str(value) for key, value in results["smollm2"].items()}
-    seeds = [found for key, found in results.items() if key.startswith("seed")]
+    out, seeds = {}, list(results.values())
     for world in WORLDS:
         found = [r[world] for r in seeds if world in r]
         both = [(r[world], r["own"]) for r in seeds if world in r and "own" in r]
