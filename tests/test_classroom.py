@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import decode
 import train_sft
 from docs.tools import lesson
 from docs.tools.pages import fill, keys
 from exercises import grade
-from toy_experts import experts, script
+from toy_experts import experts, script, tokenizer
 from toy_experts.script import EXPERTS, load_router
 
 ROOT = Path(__file__).parent.parent
@@ -61,8 +62,13 @@ def test_a_crlf_checkout_with_cp1252_answers_as_ever(crlf):
     assert b"\xab" in there  # a « of cp1252: the simulation is on
 
 
+def test_the_fingerprint_is_of_the_words():
+    """It is what every checkpoint so far has stored: the file's bytes with LF, and the pattern."""
+    weights = torch.load(script.WEIGHTS / "math.pt", weights_only=True)
+    assert tokenizer.FINGERPRINT == weights["vocabulary"] == "b9dbe9bee9b187d1"
+
+
 def test_no_test_needs_a_module_of_unix():
-    """Of the lesson. Those of extra/real start processes by fork."""
     names = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("tests/test_*.py"))
     out, _ = python("-m", "pytest", "--collect-only", "-p", "no:cacheprovider", *names, **WINDOWS)
     assert re.search(rb"\d+ tests collected", out)
