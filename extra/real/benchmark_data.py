@@ -7,6 +7,7 @@ A sample's part follows from a hash of its prompt, or from its set's own split:
     pairs     prompts for phase 2, which can be checked; no expert and no phase 1 saw them
     valid     for the temperatures
     test      for the figures: GSM8K's and MBPP's own test, HumanEval, a share of general samples
+    asked     IFEval: prompts without a right answer, whose instructions lm-eval checks
 
 Model-written code is run by `passes`: in a process of its own, in an empty directory, with limits
 of time, memory and file size. That is no sandbox against malice.
@@ -38,11 +39,14 @@ SETS = [  # domain, file; in a part of several sets, the first come first
     ("code", "codegen-instruct.json"),
     ("general", "roleplay.json"),
     ("general", "seed-tasks.jsonl"),
+    ("general", "ifeval.jsonl"),
 ]
+# Instructions whose checks need data that nltk downloads: prompts with them are left out.
+DOWNLOADS = {"length_constraints:number_sentences", "change_case:capital_word_frequency"}
 WHERE = (
     "GSM8K is openai/gsm8k on the Hub (also openai/grade-school-math on GitHub), MBPP is "
-    "google-research-datasets/mbpp, HumanEval openai/openai_humaneval; codegen-instruct and "
-    "roleplay are in teknium1/GPTeacher, seed-tasks in yizhongw/self-instruct"
+    "google-research-datasets/mbpp, HumanEval openai/openai_humaneval, IFEval google/IFEval; "
+    "codegen-instruct and roleplay are in teknium1/GPTeacher, seed-tasks in yizhongw/self-instruct"
 )
 
 
@@ -96,6 +100,12 @@ def seed_task(row):
     return instruction(row, "general")
 
 
+def ifeval(row):
+    kinds = [kind.removeprefix("en:") for kind in row["instruction_id_list"]]
+    part = "asked" if DOWNLOADS.isdisjoint(kinds) else None
+    return part, row["prompt"], "", {"instruction_id_list": kinds, "kwargs": row["kwargs"]}
+
+
 READERS = {  # row -> part, prompt, answer, what `right` needs
     "gsm8k-train.jsonl": gsm8k_train,
     "gsm8k-test.jsonl": gsm8k_test,
@@ -104,6 +114,7 @@ READERS = {  # row -> part, prompt, answer, what `right` needs
     "codegen-instruct.json": lambda row: instruction(row, "codegen-instruct.json"),
     "roleplay.json": lambda row: instruction(row, "general"),
     "seed-tasks.jsonl": seed_task,
+    "ifeval.jsonl": ifeval,
 }
 
 
@@ -137,7 +148,8 @@ def samples(folder):
                 raise UserError(
                     f"{folder}/{file}, row {number}: has not the set's fields: {e}"
                 ) from e
-            if part and answer.strip() and len(prompt + answer) <= LONGEST and prompt not in seen:
+            useful = answer.strip() or part == "asked"
+            if part and useful and len(prompt + answer) <= LONGEST and prompt not in seen:
                 seen.add(prompt)
                 sample = {"set": file.partition(".")[0], "prompt": prompt, "completion": answer}
                 new.setdefault(part, []).append(sample | {"check": check})
@@ -191,8 +203,26 @@ def passes(code, seconds=5, megabytes=512):
         return Path(folder, "ended").exists()
 
 
+def ifeval_rules():
+    try:
+        import langdetect
+        from lm_eval.tasks.ifeval import utils
+    except ImportError as e:
+        hint = 'pip install "lm_eval[ifeval]", or say --ifeval 0'
+        raise UserError(f"IFEval's rules are in another package: {hint}") from e
+    langdetect.DetectorFactory.seed = 0  # else it guesses the language of a short answer by chance
+    return utils
+
+
 def right(sample, answer):
-    """Whether an answer to a sample of GSM8K, MBPP or HumanEval is right."""
+    """Whether an answer to a sample of GSM8K, MBPP or HumanEval is right.
+
+    To one of IFEval: whether it follows all instructions, by the strict rules.
+    """
+    if sample["set"] == "ifeval":
+        rules = ifeval_rules()
+        asked = rules.InputExample(0, prompt=sample["prompt"], **sample["check"])
+        return rules.test_instruction_following_strict(asked, answer).follow_all_instructions
     if sample["set"].startswith("gsm8k"):
         return final_number(answer) == final_number(sample["check"])
     fenced = re.search(r"```(?:python)?\n(.*?)(?:```|$)", answer, re.S)

@@ -40,7 +40,7 @@ RESULT = Path(__file__).parents[1] / "results" / "real_text.json"
 TEMPERATURES = [0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5, 1.7, 2.0, 2.5, 3.0]
 ROUTERS = ["router_sft", "router", "co_llm", "gap"]
 GAP = "code"  # the domain without an expert in the rows "gap"
-ANSWERS = {"math": ["gsm8k-test"], "code": ["mbpp", "humaneval"]}  # sets that can be checked
+CHECKED = {"gsm8k-test": "math", "mbpp": "code", "humaneval": "code"}  # by a number or by tests
 
 
 @dataclass
@@ -57,14 +57,27 @@ class Settings:
     tests: int = 100  # test problems a domain
     answers: int = 100  # test problems of each set to answer
     max_new: int = 96  # longest answer, in tokens
+    ifeval: int = 200  # prompts of IFEval to answer; needs lm_eval[ifeval]
+    max_ifeval: int = 256  # longest answer to one of them
     batch: int = 50  # problems answered together
     lr: float = 5e-4  # of the LoRA adapters; phase 2 takes a quarter
     lr_w: float = 1e-3  # of W
 
     def __post_init__(self):
-        counts = ("seeds", "expert", "router", "pairs", "valid", "tests", "batch", "max_new")
+        counts = (
+            "seeds",
+            "expert",
+            "router",
+            "pairs",
+            "valid",
+            "tests",
+            "batch",
+            "max_new",
+            "ifeval",
+            "max_ifeval",
+        )
         script.positive(self, *counts, "lr", "lr_w")
-        script.positive(self, "answers", or_zero=True)
+        script.positive(self, "answers", "ifeval", or_zero=True)
         if not Path(self.data).is_dir() or not self.data:
             raise script.UserError(
                 f"--data {self.data}: must be a directory with the sets; {benchmark_data.WHERE}"
@@ -135,6 +148,8 @@ def commands(s):
 
 
 def data(s):
+    if s.answers and s.ifeval:
+        benchmark_data.ifeval_rules()  # what is missing is said before hours are spent
     found = benchmark_data.samples(s.data)
     sets = {d: benchmark_data.draw(found, "expert", s.expert, [d]) for d in DOMAINS}
     sets["generalist"] = benchmark_data.draw(found, "expert", s.expert)
@@ -150,9 +165,9 @@ def data(s):
             folder.symlink_to("../seed0/scores", target_is_directory=True)
 
 
-def answer(lm, tokenizer, some, s, **how):
+def answer(lm, tokenizer, some, s, longest, **how):
     items = [SimpleNamespace(prompt=x["prompt"]) for x in some]
-    return smollm2.answers(lm, tokenizer, items, s.batch, max_new_tokens=s.max_new, **how)
+    return smollm2.answers(lm, tokenizer, items, s.batch, max_new_tokens=longest, **how)
 
 
 def merged(lm):
@@ -172,9 +187,9 @@ def pairs(s, seed):
     found, rows = benchmark_data.samples(s.data), []
     lm = merged_route(f"{s.out}/seed{seed}/router_sft")
     torch.manual_seed(seed)
-    for domain in ANSWERS:
+    for domain in ("math", "code"):  # general answers cannot be checked
         some = benchmark_data.draw(found, "pairs", s.pairs, [domain])
-        said = answer(lm, lm.tokenizer, some, s, do_sample=True, top_k=0)
+        said = answer(lm, lm.tokenizer, some, s, s.max_new, do_sample=True, top_k=0)
         rows += [
             {"prompt": x["prompt"], "chosen": x["completion"], "rejected": a["text"]}
             for x, a in zip(some, said)
@@ -376,24 +391,27 @@ def answers(s):
     found, path = benchmark_data.samples(s.data), Path(s.out) / "answers.json"
     done = json.loads(path.read_text()) if path.exists() else {}
     router, tuned = merged_route(f"{s.out}/seed0/router"), merged(load(f"{s.out}/seed0/tuned"))
-    for domain, sets in ANSWERS.items():
+    base = load(s.model, dtype=torch.bfloat16)
+    todo = [(name, domain, "test", s.answers, s.max_new) for name, domain in CHECKED.items()]
+    todo += [("ifeval", "general", "asked", s.ifeval, s.max_ifeval)]
+    for name, domain, part, n, longest in todo:
         own = router.experts[DOMAINS.index(domain)]
-        ways = {"fusionroute": router, "routing_only": router, "own expert": own, "tuned": tuned}
-        for name in sets:
-            some = [x for x in found[domain, "test"] if x["set"] == name][: s.answers]
-            for method, lm in ways.items():
-                if f"{method}/{name}" in done:
-                    continue
-                router.use_router = method != "routing_only"
-                said = answer(lm, router.tokenizer, some, s, do_sample=False)
-                right = [benchmark_data.right(x, a["text"]) for x, a in zip(some, said)]
-                done[f"{method}/{name}"] = {
-                    "right": sum(right),
-                    "of": len(right),
-                    "interval": exact(sum(right), len(right)),
-                    "ended": sum(a["ended"] for a in said),
-                }
-                script.write(path, json.dumps(done, indent=1) + "\n")
+        ways = {"fusionroute": router, "routing_only": router}
+        ways |= {"own expert": own, "tuned": tuned, "base": base}
+        some = [x for x in found[domain, part] if x["set"] == name][:n]
+        for method, lm in ways.items():
+            if f"{method}/{name}" in done or not n:
+                continue
+            router.use_router = method != "routing_only"
+            said = answer(lm, router.tokenizer, some, s, longest, do_sample=False)
+            right = [benchmark_data.right(x, a["text"]) for x, a in zip(some, said)]
+            done[f"{method}/{name}"] = {
+                "right": sum(right),
+                "of": len(right),
+                "interval": exact(sum(right), len(right)),
+                "ended": sum(a["ended"] for a in said),
+            }
+            script.write(path, json.dumps(done, indent=1) + "\n")
 
 
 def run(s):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,14 @@ from extra.real.modeling import FusionRoute
 from tests.real.conftest import WORDS, lines, main, make, refused
 from tests.real.test_smollm2 import in_this_process
 
-SMALL = "--expert 4 --router 2 --pairs 2 --valid 2 --tests 4 --answers 1"
-SMALL = f"{SMALL} --max_new 4 --batch 4 --lr_w 0.1".split()
+IFEVAL = 2 if find_spec("lm_eval") else 0
+SMALL = f"--expert 4 --router 2 --pairs 2 --valid 2 --tests 4 --answers 1 --ifeval {IFEVAL}"
+SMALL = f"{SMALL} --max_new 4 --max_ifeval 5 --batch 4 --lr_w 0.1".split()
 
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
-    """A folder with the seven files."""
+    """A folder with the eight files."""
     at = tmp_path_factory.mktemp("sets")
     gsm8k = [{"question": f"{i} and {i}?", "answer": f"<<{i}+{i}={2 * i}>>{2 * i}\n#### {2 * i}"}
              for i in range(90)]  # fmt: skip
@@ -61,6 +63,13 @@ def sets(tmp_path_factory):
         for r in made("seed", 9)
     ]
     lines(at / "seed-tasks.jsonl", seeds)
+    kinds = ["en:punctuation:no_comma", "en:length_constraints:number_words"]
+    few = {"relation": "at least", "num_words": 3}
+    asked = [
+        {"prompt": f"Say {i}.", "instruction_id_list": kinds, "kwargs": [{}, few]} for i in range(5)
+    ]
+    asked[4] |= {"instruction_id_list": ["en:length_constraints:number_sentences"], "kwargs": [few]}
+    lines(at / "ifeval.jsonl", asked)
     return at
 
 
@@ -104,6 +113,14 @@ def test_right_answers_are_right_and_others_are_not(sets):
     assert benchmark_data.final_number("#### 1,234") == 1234 != benchmark_data.final_number("1234")
 
 
+def test_an_answer_to_ifeval_is_right_if_it_follows_all_instructions(sets):
+    pytest.importorskip("lm_eval", reason='pip install "lm_eval[ifeval]"')
+    asked = benchmark_data.samples(sets)["general", "asked"]
+    assert len(asked) == 4  # one needs data that must be downloaded
+    right = [benchmark_data.right(asked[0], x) for x in ("so it is", "so, it is", "it is", "")]
+    assert right == [True, False, False, False]
+
+
 @pytest.mark.parametrize(
     "code", ["while True: pass", "x = ' ' * (1 << 32)", "import sys; sys.exit(0)", "1 / 0", "f("]
 )
@@ -130,6 +147,7 @@ def test_the_whole_run(done):
     assert len(result["rows"]["fusionroute"]["seeds, bits"]) == 2 == len(result["pairs"])
     assert min(result["pairs"]) > 0 and result["sizes"]["all"]["problems"] == 12
     assert result["answers"]["tuned/humaneval"]["of"] == 1
+    assert not IFEVAL or result["answers"]["base/ifeval"]["of"] == IFEVAL
     assert sum(result["facts"]["all"]["pick"][1]) == pytest.approx(1, abs=1e-3)
 
 
