@@ -64,19 +64,8 @@ class Settings:
     lr_w: float = 1e-3  # of W
 
     def __post_init__(self):
-        counts = (
-            "seeds",
-            "expert",
-            "router",
-            "pairs",
-            "valid",
-            "tests",
-            "batch",
-            "max_new",
-            "ifeval",
-            "max_ifeval",
-        )
-        script.positive(self, *counts, "lr", "lr_w")
+        script.positive(self, "seeds", "expert", "router", "pairs", "valid", "tests", "batch")
+        script.positive(self, "max_new", "max_ifeval", "lr", "lr_w")
         script.positive(self, "answers", "ifeval", or_zero=True)
         if not Path(self.data).is_dir() or not self.data:
             raise script.UserError(
