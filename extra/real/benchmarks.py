@@ -137,6 +137,8 @@ def commands(s):
 
 
 def data(s):
+    if platform.system() == "Windows":  # there every program would count as wrong
+        raise script.UserError("Windows cannot limit what model-written code takes: use WSL")
     if s.answers and s.ifeval:
         benchmark_data.ifeval_rules()  # what is missing is said before hours are spent
     found = benchmark_data.samples(s.data)
