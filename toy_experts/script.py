@@ -101,7 +101,8 @@ def parser(cls, doc):
     comments = dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.*)$", code, re.M))
     kinds = {bool: {"action": "store_true"}, list: {"nargs": "+", "action": "extend"}}
     for f in dataclasses.fields(cls):
-        default = "none" if f.default in ("", (), None) else f.default
+        default = f"{f.default:g}" if f.type is float else f.default
+        default = "none" if default in ("", (), None) else default
         how = {"help": f"{comments[f.name].replace('%', '%%')} (default: {default})"}
         how["default"] = argparse.SUPPRESS
         if f.name == "prompt":

@@ -14,8 +14,6 @@ are no protection against malice.
 """
 
 import json
-import os
-import platform
 import re
 from dataclasses import asdict, dataclass
 from math import log
@@ -23,7 +21,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-import transformers
 from safetensors.torch import load_file
 from tqdm import tqdm
 
@@ -137,8 +134,8 @@ def commands(s):
 
 
 def data(s):
-    if platform.system() == "Windows":  # there every program would count as wrong
-        raise script.UserError("Windows cannot limit what model-written code takes: use WSL")
+    if not benchmark_data.passes("pass"):  # every program would count as wrong
+        raise script.UserError("this system cannot limit what model-written code takes: use Linux")
     if s.answers and s.ifeval:
         benchmark_data.ifeval_rules()  # what is missing is said before hours are spent
     found = benchmark_data.samples(s.data)
@@ -416,25 +413,15 @@ def run(s):
         for i in range(s.seeds)
     ]
     result["pairs"] = lines
-    result["took"] = {
-        label: {k: v for k, v in x.items() if k not in ("output", "arguments")}
-        for label, x in steps.items()
-    }
     nowhere = ("data", "out", "model", "step")
-    result["settings"] = {k: v for k, v in asdict(s).items() if k not in nowhere}
-    result["made_with"] = {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-    }
+    settings = {k: v for k, v in asdict(s).items() if k not in nowhere}
+    result |= {"took": smollm2.took(steps), "settings": settings, "made_with": smollm2.made_with()}
     script.write(RESULT, json.dumps(result, indent=1) + "\n")
     print(f"saved {RESULT}")
 
 
 def main(argv=None):
-    s = runs.settings(Settings, __doc__, argv)
+    s = script.settings(Settings, __doc__, argv)
     Path(s.out).mkdir(parents=True, exist_ok=True)
     steps = {f.__name__: f for f in (run, data, pairs, co_llm, evaluate, answers)}
     name, seed = re.fullmatch(r"(.*?)(\d*)", s.step or "run").groups()

@@ -71,9 +71,6 @@ def named(items):
     return out
 
 
-settings = script.settings  # for benchmarks.py
-
-
 def run(main):
     """script.run, for what loading.py refuses too. Libraries say less on the terminal."""
     transformers.logging.set_verbosity_error()

@@ -15,6 +15,7 @@ Killed and started again, it goes on with the first command that did not end.
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -266,22 +267,30 @@ def run_all(out, todo):
     return steps
 
 
+def took(steps):
+    """{label: minutes and GB} of what run_all returns."""
+    return {
+        label: {k: v for k, v in x.items() if k not in ("output", "arguments")}
+        for label, x in steps.items()
+    }
+
+
+def made_with():
+    return {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }
+
+
 def run(s):
     """All commands, one after the other, and what they took: extra/results/smollm2.json."""
     steps = run_all(s.out, list(commands(s)))
     result = json.loads((Path(s.out) / "evaluation.json").read_text())
     result["pairs"] = len((Path(s.out) / "pairs.jsonl").read_text().splitlines())
-    result["took"] = {
-        label: {k: v for k, v in x.items() if k not in ("output", "arguments")}
-        for label, x in steps.items()
-    }
-    result["settings"] = asdict(s)
-    result["made_with"] = {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-    }
+    result |= {"took": took(steps), "settings": asdict(s), "made_with": made_with()}
     both = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     both["lora" if s.lora_r else "full"] = result
     script.write(RESULT, json.dumps(both, indent=1) + "\n")

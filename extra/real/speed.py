@@ -16,8 +16,6 @@ its bias is 0, so its loss is that of DPO. The first step of each training does 
 """
 
 import json
-import os
-import platform
 import tempfile
 import time
 from copy import deepcopy
@@ -35,6 +33,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from extra.real import data, runs, train_cdpo, train_sft
 from extra.real.loading import load, load_tokenizer
 from extra.real.modeling import FusionRoute
+from extra.real.smollm2 import made_with
 from toy_experts import script, tasks
 from toy_experts.data import batches, schedule
 
@@ -299,13 +298,7 @@ def main(argv=None):
     found["same weights"] = decoding(s, FusionRoute.start(s.model, same, dtype=torch.float32))
     print(json.dumps(found, indent=1))
     result = {"decoding": found, "training": training(s), "settings": asdict(s)}
-    result["made_with"] = {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "trl": trl.__version__,
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-    }
+    result["made_with"] = made_with() | {"trl": trl.__version__}
     script.write(RESULT, json.dumps(result, indent=1) + "\n")
     print(f"saved {RESULT}")
 
