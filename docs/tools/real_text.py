@@ -200,8 +200,10 @@ def filled(text, result):
         for part in key.removesuffix("%").split("/"):
             found = found[int(part)] if isinstance(found, list) else found[part]
         if isinstance(found, list):
-            wide = key.split("/")[2].startswith("lead")
-            return (signed if wide else said)(found)
+            of = key.split("/")[2]
+            if of == "right":  # per cent
+                return said([100 * v for v in found], 1)
+            return (signed if of.startswith("lead") else said)(found)
         if isinstance(found, int):
             return f"{found:,}"
         return percent(found) if key.endswith("%") else str(found)
