@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from extra.paper import checkpoints, delta, lesson, outvoted, rows, spread, table, tune
+from extra.paper import checkpoints, delta, lesson, rows, spread, table, tune
 from extra.paper.variations import VARIATIONS
 from toy_experts import script
 
@@ -27,7 +27,6 @@ COMMANDS = {  # name: (several settings -> a result each, (settings, results) ->
     "spread": (spread.several_seeds, spread.files),
     "tuning": (each(tune.one_seed), tune.files),
     "delta": (each(delta.one_seed), delta.files),
-    "outvoted": (each(outvoted.one_seed), outvoted.files),
     "quickstart": (each(lesson.one_seed), lesson.files),
 }
 for name in VARIATIONS:

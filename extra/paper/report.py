@@ -57,7 +57,6 @@ def load(folder=RESULTS):
         rows["delta"] = {at(group, who): v for group, both in groups for who, v in both.items()}
         rows["spread"] = files["spread"]["explained"]
         rows["spread, without"] = files["spread"]["explained without the lowest seed"]
-        rows["outvoted"] = of_outvoted(files["outvoted"]["groups"])
         sizes = rows["ablation_scale"]
         for size in [row for row in sizes if "@" not in row]:
             pairs = zip(sizes[size]["average"], sizes[f"{size}@fine_tuned"]["average"])
@@ -74,17 +73,6 @@ def at(label, line):
 def apart(row):
     label, _, line = row.partition("@")
     return label, line or "fusionroute"
-
-
-def of_outvoted(groups):
-    """Of the prompts that only one of the two methods answers rightly: shares, and how many."""
-    rows = {}
-    for part, counts in groups.items():
-        totals = [sum(seed) for seed in zip(*counts.values())]
-        rows[part] = {"prompts": totals}
-        for who, seeds in counts.items():
-            rows[f"{part}, {who}"] = {"average": [n / all_ for n, all_ in zip(seeds, totals)]}
-    return rows
 
 
 def of_family(files, family):
