@@ -27,14 +27,10 @@ class Row(NamedTuple):
     where: tuple = ("", 0.25, checkpoints.SIZE)  # folder below OUT, gap, size of all models
 
 
-def decoder(router, experts, beam=None, changed="", **how):
-    """A decoder of router and experts. how: options of decode_batch; beam: the width of a search;
-    changed: what the math expert's logits become."""
-    experts = altered.change(experts, changed)
-    if beam is None:
-        return methods.answering(router, experts, **how)
-    search = methods.beam_search
-    return lambda prompts: search(router, experts, prompts, beam, methods.MAX_NEW, **how)
+def decoder(router, experts, changed="", **how):
+    """A decoder of router and experts. how: options of decode_batch; changed: what the math
+    expert's logits become."""
+    return methods.answering(router, altered.change(experts, changed), **how)
 
 
 # --- how answers are judged ---------------------------------------------------------------------

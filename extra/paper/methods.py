@@ -220,52 +220,6 @@ def look_ahead(expert, cache, judge, judge_cache, text, have, rows, token, steps
     return score
 
 
-# --- beam search ---------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def next_logp(router, experts, texts, use_router=True, use_expert=True):
-    """log pi of the next token after each text (token ids): Eq. (1), or a part of it. -> (R, V)."""
-    device = router.W.weight.device
-    have = torch.tensor([len(t) for t in texts])  # (R,)
-    ids = torch.zeros(len(texts), int(have.max()), dtype=torch.long, device=device)  # (R, T)
-    for row, text in enumerate(texts):
-        ids[row, : len(text)] = torch.tensor(text)
-    rows = torch.arange(len(texts))  # (R,)
-    logits, w = (x[rows, have - 1] for x in router(ids))  # (R, V), (R, n)
-    if use_expert:
-        own, pick = torch.empty_like(logits), w.argmax(-1)  # (R, V), (R,)
-        for i in pick.unique().tolist():
-            mine = (pick == i).nonzero()[:, 0]  # (m,)
-            own[mine] = experts[i](ids[mine])[0][torch.arange(len(mine)), have[mine] - 1]
-        logits = fuse(logits, own) if use_router else own
-    return logits.log_softmax(-1)
-
-
-def beam_search(router, experts, prompts, width, max_new, **how):
-    """The likeliest answer found for each prompt, without the end token.
-
-    At each token every hypothesis asks the router, which picks its expert. The `width` hypotheses
-    with the highest sum of log-probabilities stay; it is not divided by the length.
-    """
-    # (log-probability, text); a hypothesis with END at last has ended
-    beams = [[(0.0, list(p))] for p in prompts]
-    for _ in range(max_new):
-        # Where the best hypothesis has ended, every further token only lowers the others.
-        searched = [b for b, beam in enumerate(beams) if max(beam)[1][-1] != END]
-        live = [(b, h) for b in searched for h in beams[b] if h[1][-1] != END]
-        if not live:
-            break
-        logp = next_logp(router, experts, [text for _, (_, text) in live], **how)  # (R, V)
-        best = logp.topk(min(width, logp.size(-1)), -1)  # (R, width) twice
-        for b in searched:
-            beams[b] = [h for h in beams[b] if h[1][-1] == END]
-        for (b, (total, text)), *row in zip(live, best.values.tolist(), best.indices.tolist()):
-            beams[b] += [(total + value, text + [token]) for value, token in zip(*row)]
-        beams = [sorted(beam, key=lambda h: -h[0])[:width] for beam in beams]
-    return [[t for t in max(beam)[1][len(p) :] if t != END] for beam, p in zip(beams, prompts)]
-
-
 # --- the table -----------------------------------------------------------------------------------
 
 # Chosen by tune.py on validation prompts, as the settings in recipes.TRAINING were.

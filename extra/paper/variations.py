@@ -174,8 +174,7 @@ def decoding():
 
     A sum of two models' logits is about twice as large as one model's, which alone makes sampling
     safer. "half the sum" is Eq. (1) with their mean: logits / 2 at a temperature are the logits at
-    twice that temperature. The picked expert has no beam: on prompts that it was not trained for,
-    its hypotheses do not end.
+    twice that temperature.
     """
     ways = {
         "greedy": {},
@@ -192,8 +191,6 @@ def decoding():
             if line == "half the sum" and how:
                 how = how | {"temperature": 2 * how["temperature"]}
             rows.append(Row(label, line, Cdpo(), part | how))
-        if line in ("fusionroute", "router"):
-            rows.append(Row("beam of 4", line, Cdpo(), part | {"beam": 4}))
     return rows
 
 

@@ -157,7 +157,7 @@ def test_an_ablation_and_an_open_question(tiny, splits, monkeypatch):
             ("a", "fusionroute", small(Cdpo()), {}),
             ("a", "fine_tuned", first, {"use_expert": False}),
         ],
-        "open_data": [("b", "beam", first, {"beam": 2}), ("c", "there", changed, {})],
+        "open_data": [("b", "sampled", first, {"temperature": 1.0}), ("c", "there", changed, {})],
     }
     where = "", 0.25, SIZE
     made = {n: lambda of=of: [Row(*row, where=where) for row in of] for n, of in tables.items()}
@@ -167,7 +167,7 @@ def test_an_ablation_and_an_open_question(tiny, splits, monkeypatch):
     assert named(r) == [("a", "fusionroute"), ("a", "fine_tuned")]
     assert all(len(r["rows"][1][x]) == 2 for x in ("average", "general", "uncovered"))
     r = run("open_data", tiny)
-    assert named(r) == [("b", "beam"), ("c", "there")]
+    assert named(r) == [("b", "sampled"), ("c", "there")]
     assert splits["dataset"] == {"test"} and splits["mixed"] <= {"train", "preference"}
     assert r["meta"]["seeds"] == [0, 1] and r["meta"]["prompts per benchmark"] == 2
 

@@ -155,35 +155,6 @@ def test_merging_in_its_limits(experts):
     assert torch.equal(flat(base), flat(gpt(9)))  # the base itself is as it was
 
 
-def test_a_beam_of_one_is_greedy(experts):
-    r = router(4, 3)
-    search = lambda **how: methods.beam_search(r, experts, PROMPTS, 1, 8, **how)
-    assert search() == [naive_fused_greedy(r, experts, p, END, 8)[0] for p in PROMPTS]
-    assert search(use_expert=False) == all_read([r.lm], PROMPTS, first, 8)
-
-
-@pytest.mark.parametrize("width", [2, 3, V**2])
-def test_a_beam_by_hand(experts, width):
-    """After each token the likeliest hypotheses stay, whichever they continue."""
-    r, max_new = router(4, 3), 3 if width > 3 else 6
-    got = methods.beam_search(r, experts, PROMPTS[:4], width, max_new)
-    for prompt, answer in zip(PROMPTS, got):
-        beam = [(0.0, prompt)]
-        for _ in range(max_new):
-            if max(beam)[1][-1] == END:
-                break
-            longer = []
-            for value, text in beam:
-                if text[-1] == END:
-                    longer.append((value, text))
-                    continue
-                logp = methods.next_logp(r, experts, [text])[0].tolist()
-                longer += [(value + x, text + [token]) for token, x in enumerate(logp)]
-            beam = sorted(longer)[-width:]
-        best = max(beam)[1][len(prompt) :]
-        assert answer == [t for t in best if t != END]
-
-
 # --- the table -----------------------------------------------------------------------------------
 
 
