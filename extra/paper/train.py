@@ -79,11 +79,7 @@ def once(make, *key):
 def load_experts(s, recipe):
     """The models that a recipe's router chooses among: name -> model, in its order."""
     among = recipe.phase1.experts if isinstance(recipe, Cdpo) else recipe.experts
-    models = {}
-    for expert in among:  # a model may be there twice: its second name has its place added
-        name = name_of(expert)
-        models[f"{name} {len(models)}" if name in models else name] = checkpoints.load(s, name)[0]
-    return models
+    return {name: checkpoints.load(s, name)[0] for name in map(name_of, among)}
 
 
 def prints_of(models):
@@ -118,18 +114,15 @@ PARTS = {
     "math500-2": ("toy-math500", slice(1, None, 2), 500),
     "ifeval-1": ("toy-ifeval", slice(0, None, 2), 1000),
     "ifeval-2": ("toy-ifeval", slice(1, None, 2), 1000),
-    "drills": (None, slice(None), 300),  # the base's exercises only
 }
 
 
 def part_documents(settings, name):
     """Training documents of one of PARTS, made as toy_experts.experts makes an expert's."""
     bench, which, steps = PARTS[name]
-    rng, n = Random(f"open {name} {settings.seed}"), steps * toy.BATCH
-    if bench is None:
-        return [toy.drill(rng) for _ in range(n)]
-    skills, documents = toy.covered(settings, bench)[which], []
-    for _ in range(min(n, 20_000)):
+    rng, skills = Random(f"open {name} {settings.seed}"), toy.covered(settings, bench)[which]
+    documents = []
+    for _ in range(min(steps * toy.BATCH, 20_000)):
         replay = rng.random() < toy.REPLAY
         item = None if replay else tasks.draw(bench, "train", rng, skills)
         documents.append(toy.base_document(settings, rng) if replay else toy.sample_of(item))

@@ -132,13 +132,7 @@ def experts():
     rows = []
     for i, e in enumerate(EXPERTS):
         rows += both_lines(f"1 ({e})", Sft(lam=0.0), only=i)
-    sets = {
-        "2": ("math", "code"),
-        "3": EXPERTS,
-        "5": FIVE,
-        "8": tuple(map(Expert, EIGHT)),
-        "5 + 3 useless": (*FIVE, Expert("gsm8k"), Expert("drills"), "base"),
-    }
+    sets = {"2": ("math", "code"), "3": EXPERTS, "5": FIVE, "8": tuple(map(Expert, EIGHT))}
     for label, names in sets.items():
         rows += both_lines(label, Sft(experts=names), measure=measures.among)
     return rows

@@ -210,7 +210,6 @@ EXPERTS = {
     "wide": Expert("instruct", start=Expert("base", start=None, size=(144, 3))),
     "of Gemma-2": Expert("code", start=None, family="gemma", size=(48, 1)),
     "part": Expert("math500-2"),
-    "drills": Expert("drills"),
 }
 
 
@@ -244,7 +243,7 @@ def test_what_each_language_model_is_fed(name, run, made, monkeypatch):
 
 
 def test_a_part_s_documents_are_its_own(monkeypatch):
-    """Only its benchmark and sub-skills, apart from the replay; drills alone for the useless."""
+    """Only its benchmark and sub-skills, apart from the replay."""
     drawn, real = [], tasks.draw
 
     def draw(bench, split, rng, skills):
@@ -260,8 +259,6 @@ def test_a_part_s_documents_are_its_own(monkeypatch):
         drawn.clear()
         assert len(train.part_documents(toy.Settings(), name)) == toy.BATCH
         assert set(drawn) == {("toy-math500", "train", *own)}
-    drawn.clear()
-    assert len(train.part_documents(toy.Settings(), "drills")) == toy.BATCH and not drawn
     monkeypatch.setattr(toy, "REPLAY", 1.0)
     monkeypatch.setattr(toy, "base_document", lambda s, rng: "the base's")
     assert set(train.part_documents(toy.Settings(), "mbpp")) == {"the base's"}
