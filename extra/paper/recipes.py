@@ -46,11 +46,11 @@ class Sft:
 
 @dataclass(frozen=True)
 class Update:
-    """A router whose experts are others from now on: rows of W are dropped, or added as zeros."""
+    """A router that more experts join: W gets a row of zeros for each. One pass trains it again."""
 
     router: Sft
-    experts: tuple = EXPERTS
-    what: str = ""  # what is trained, in one pass: "" nothing, new_rows of W, W, or all
+    experts: tuple = EXPERTS  # from now on
+    theta: bool = False  # whether theta_LM is trained too, or W only
 
 
 @dataclass(frozen=True)

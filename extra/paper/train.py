@@ -200,18 +200,12 @@ def update(s, r):
     models = load_experts(s, r)
     rows = dict(zip(content["experts"], router.W.weight.detach()))
     none = torch.zeros_like(router.W.weight[0])  # (d,)
-    old = torch.stack([rows.get(name, none) for name in models])  # (n, d)
-    router.W = torch.nn.Linear(*old.shape[::-1], bias=False)
-    router.W.weight.data = old.clone()
-    if not r.what:
-        return router, [], prints_of(models)
-    router.lm.requires_grad_(r.what == "all")
-    learns = [r.what != "new_rows" or name not in rows for name in models]
-    learns = torch.tensor(learns)[:, None]  # (n, 1)
-    router.W.weight.register_hook(lambda gradient: gradient * learns)
+    wider = torch.stack([rows.get(name, none) for name in models])  # (n, d)
+    router.W = torch.nn.Linear(*wider.shape[::-1], bias=False)
+    router.W.weight.data = wider
+    router.lm.requires_grad_(r.theta)
     settings = lesson_settings(train_sft.Settings, s, replace(r.router, epochs=1))
     log = train_sft.train(settings, router, sft_data(s, r.router, models))
-    router.W.weight.data = torch.where(learns, router.W.weight.data, old)  # weight decay moved all
     return router, log, prints_of(models)
 
 

@@ -201,26 +201,19 @@ def shift():
     ]
 
 
-TWO = ("math", "instruct")
-
-
 def newcomer():
-    """(e) An expert that comes after the training (phase 1), and one that leaves: what is the
-    cheapest update that uses the newcomer and forgets nothing?
+    """(e) An expert that comes after the training (phase 1): which update uses it, and forgets
+    nothing?
 
     "before": two experts. Then the code expert joins, and W gets a row of zeros. Each update is one
-    pass over the SFT samples. "from scratch" is what always happens here. "leaves": the other way.
+    pass over the SFT samples. "from scratch" is what always happens here.
     """
-    before = Sft(experts=TWO)
+    before = Sft(experts=("math", "instruct"))
     recipes = {
         "before": before,
-        "joins, nothing trained": Update(before),
-        "new row of W": Update(before, what="new_rows"),
-        "all of W": Update(before, what="W"),
-        "W and theta": Update(before, what="all"),
+        "all of W": Update(before),
+        "W and theta": Update(before, theta=True),
         "from scratch": Sft(),
-        "leaves, row dropped": Update(Sft(), TWO),
-        "leaves, W trained": Update(Sft(), TWO, "W"),
     }
     return [
         r for label, x in recipes.items() for r in both_lines(label, x, measure=measures.by_domain)

@@ -264,39 +264,27 @@ def test_a_part_s_documents_are_its_own(monkeypatch):
     assert set(train.part_documents(toy.Settings(), "mbpp")) == {"the base's"}
 
 
-@pytest.mark.parametrize("what", ["", "new_rows", "W", "all"])
-def test_an_expert_joins(run, what, monkeypatch):
-    """W gets a row of zeros in the newcomer's place; only what is named is trained, in one pass."""
-    router, passes = tiny_router(2), []
+@pytest.mark.parametrize("theta", [False, True])
+def test_an_expert_joins(run, theta, monkeypatch):
+    """W gets a row of zeros in the newcomer's place; one pass trains W, and theta_LM if asked."""
+    router, given = tiny_router(2), []
     content = {"experts": {"math": "", "instruct": ""}}
     monkeypatch.setattr(train, "load_router", lambda s, recipe: (deepcopy(router), [], content))
     learn = train_sft.train
-    monkeypatch.setattr(
-        train_sft, "train", lambda s, *rest: passes.append(s.epochs) or learn(s, *rest)
-    )
+
+    def watched(settings, start, *rest):
+        given.append((settings.epochs, start.W.weight.detach().clone()))
+        return learn(settings, start, *rest)
+
+    monkeypatch.setattr(train_sft, "train", watched)
     before = Sft(experts=("math", "instruct"), samples=12)
-    new, _, choices = train.update(run, Update(before, what=what))
-    assert list(choices) == script.EXPERTS and new.W.out_features == 3
-    rows = (new.W.weight[[0, 2]] != router.W.weight).any(1)
-    moved = any(
-        not torch.equal(p, router.lm.get_parameter(n)) for n, p in new.lm.named_parameters()
-    )
-    assert bool(new.W.weight[1].any()) == (what != "") and bool(rows.all()) == (
-        what in ("W", "all")
-    )
-    assert rows.any() == rows.all() and moved == (what == "all")
-    assert passes == [1] * (what != "")
-
-
-def test_an_expert_leaves(run, monkeypatch):
-    """Its row of W is dropped, and the others stay as they are."""
-    router = tiny_router()
-    models = {e: loaded(run, e) for e in script.EXPERTS}
-    content = {"experts": train.prints_of(models)}
-    monkeypatch.setattr(train, "load_router", lambda s, recipe: (router, [], content))
-    old = router.W.weight.clone()
-    new, _, choices = train.update(run, Update(Sft(), ("math", "instruct")))
-    assert torch.equal(new.W.weight, old[[0, 2]]) and list(choices) == ["math", "instruct"]
+    new, _, choices = train.update(run, Update(before, theta=theta))
+    assert list(choices) == script.EXPERTS
+    [(epochs, W)] = given
+    assert epochs == 1 and torch.equal(W[[0, 2]], router.W.weight) and not W[1].any()
+    assert (new.W.weight != W).any(1).all()
+    moved = [not torch.equal(p, router.lm.get_parameter(n)) for n, p in new.lm.named_parameters()]
+    assert any(moved) == theta
 
 
 # --- names, and what is there already ------------------------------------------------------------
