@@ -95,9 +95,6 @@ def trigger(logits):
 
 
 CHANGES = {
-    "x 0.25": lambda logits: 0.25 * logits,
-    "x 0.5": lambda logits: 0.5 * logits,
-    "x 2": lambda logits: 2 * logits,
     "x 4": lambda logits: 4 * logits,
     "wrong digits": wrong_digits,
     "trigger": trigger,

@@ -55,12 +55,8 @@ def among(s, row, router, experts):
 def on_shifted(s, row, router, experts):
     """Accuracy on the shifted prompts; "usual" is that on the same benchmarks as trained."""
     usual = {b: items for b, items in evaluate.draw(s).items() if b != "general"}
-
-    def columns(b, items):
-        if row.how is None:
-            return evaluate.best_expert(s, experts, {b: items}, check_shifted)
-        return evaluate.accuracy(s, decoder(router, experts, **row.how), {b: items}, check_shifted)
-
+    way = decoder(router, experts, **row.how)
+    columns = lambda b, items: evaluate.accuracy(s, way, {b: items}, check_shifted)
     problems = shifted(usual, s)[row.label]
     found = evaluate.means([columns(b, items) for b, items in problems.items()])
     known = [columns(b, usual[b])["average"] for b in problems if b in usual]

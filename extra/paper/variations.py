@@ -8,7 +8,7 @@ of right answers.
 
 from dataclasses import replace
 
-from extra.paper import altered, checkpoints, measures
+from extra.paper import checkpoints, measures
 from extra.paper.measures import Row
 from extra.paper.recipes import EXPERTS, PLAIN, PLAIN_LONG, TRAINING, Cdpo, Expert, Sft, Update
 
@@ -193,7 +193,7 @@ SHIFTS = ("as trained", "new words", "numbers out of range", "new phrasings", "a
 
 def shift():
     """(d) Domain shift: prompts that no training saw. See shifted.py."""
-    lines = {"fusionroute": FUSED, "routing_only": ALONE, "router": ROUTER, "best expert": None}
+    lines = {"fusionroute": FUSED, "routing_only": ALONE, "router": ROUTER}
     return [
         Row(label, line, Cdpo(), how, measures.on_shifted)
         for label in SHIFTS
@@ -224,26 +224,16 @@ def hostile():
     """(f) Hostile and broken experts: how far does routing protect, how far do added logits, and
     who can make the router always choose it?
 
-    The math expert's logits are changed (altered.CHANGES): after phase 1, after both phases, or
-    from the beginning. The two-faced expert knows every right token while the router is trained.
+    The math expert's logits are changed (altered.CHANGES): after phase 1, or from the beginning.
+    The two-faced expert knows every right token while the router is trained.
     """
-    after, there = "exchanged after phase 1", "there in phase 1"
-    both = "fusionroute, exchanged after both phases"
-    rows = [
-        ("honest", f"fusionroute, {after}", Sft(), FUSED),
-        ("honest", f"routing_only, {after}", Sft(), ALONE),
-        ("honest", both, Cdpo(), FUSED),
-    ]
-    for label in altered.CHANGES:
-        change, trained = {"changed": label}, Sft(changed=label)
-        if label != "two-faced":
-            rows.append((label, both, Cdpo(), change))
-        for line, how in (("fusionroute", change), ("routing_only", change | ALONE)):
-            if label != "two-faced":
-                rows.append((label, f"{line}, {after}", Sft(), how))
-            if label not in ("x 0.5", "x 2"):
-                rows.append((label, f"{line}, {there}", trained, how))
-    return [Row(*row, measures.with_picks) for row in rows]
+    after, there, picks = "exchanged after phase 1: ", "there in phase 1: ", measures.with_picks
+    rows = both_lines("honest", Sft(), after, picks)
+    for label in ("x 4", "wrong digits", "trigger"):
+        rows += both_lines(label, Sft(), after, picks, changed=label)
+    for label in ("trigger", "two-faced"):
+        rows += both_lines(label, Sft(changed=label), there, picks, changed=label)
+    return rows
 
 
 def objectives():

@@ -95,8 +95,7 @@ def test_what_the_changes_are():
     wrong = altered.wrong_digits(logits)
     assert int(wrong.argmax()) == altered.DIGITS[0] and wrong[0, altered.DIGITS[4]] == 4
     assert wrong.sum() == logits.sum()
-    factors = {"x 0.25": 0.25, "x 0.5": 0.5, "x 2": 2, "x 4": 4}
-    assert all(torch.equal(altered.CHANGES[x](logits), f * logits) for x, f in factors.items())
+    assert torch.equal(altered.CHANGES["x 4"](logits), 4 * logits)
 
 
 def test_the_two_faced_expert_knows_the_training_data(sft):
