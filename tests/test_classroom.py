@@ -1,4 +1,4 @@
-"""The lesson in a classroom: on Windows (simulated), in a notebook, with the shipped experts."""
+"""The lesson in a classroom: on Windows, in a notebook, with the shipped experts."""
 
 import importlib
 import json
@@ -20,12 +20,6 @@ from toy_experts import experts, script, tokenizer
 from toy_experts.script import EXPERTS, load_router
 
 ROOT = Path(__file__).parent.parent
-LESSON = ["fusionroute.py", "model.py", "train_sft.py", "train_cdpo.py", "decode.py"]
-WINDOWS = {
-    "PYTHONPATH": str(ROOT / "tests/windows"),  # its sitecustomize.py
-    "PYTHONIOENCODING": "cp1252",
-    "PYTHONUTF8": "0",
-}
 PROMPT = "Tom has 21 eggs. He loses 3 of them. Then he gives 7 away. How many eggs are there now?"
 CHANGED = PROMPT + " Finish with the word done."  # the router changes the line break: a ↵ is shown
 
@@ -41,37 +35,20 @@ def python(*args, cwd=ROOT, status=0, **env):
 # --- Windows -------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def crlf(tmp_path_factory):
-    """A copy of the ground floor whose text files end lines as git can on Windows."""
-    folder = tmp_path_factory.mktemp("crlf")
-    for name in [*LESSON, "toy_experts", "docs/tools"]:
-        for path in [ROOT / name] if name in LESSON else (ROOT / name).rglob("*"):
-            if path.is_file() and path.suffix != ".pyc":
-                to = folder / path.relative_to(ROOT)
-                to.parent.mkdir(parents=True, exist_ok=True)
-                data = path.read_bytes()
-                to.write_bytes(data if path.suffix == ".pt" else data.replace(b"\n", b"\r\n"))
-    return folder
-
-
-def test_a_crlf_checkout_with_cp1252_answers_as_ever(crlf):
+def test_nothing_depends_on_the_encoding_of_the_system():
+    """Every file is opened with its encoding, and a console with cp1252 can show an answer."""
     here, _ = python("decode.py", CHANGED)
-    there, _ = python("decode.py", CHANGED, cwd=crlf, **WINDOWS)
-    assert there.decode("cp1252").replace("\r\n", "\n") == here.decode()
-    assert b"\xab" in there  # a « of cp1252: the simulation is on
+    how = {"PYTHONWARNDEFAULTENCODING": "1", "PYTHONIOENCODING": "cp1252"}
+    there, err = python("decode.py", CHANGED, **how)
+    assert there.decode("cp1252") == here.decode() and b"\xab" in there  # a « of cp1252
+    warned = [x for x in err.splitlines() if b"EncodingWarning" in x and b"site-packages" not in x]
+    assert not warned, warned
 
 
 def test_the_fingerprint_is_of_the_words():
     """It is what every checkpoint so far has stored: the file's bytes with LF, and the pattern."""
     weights = torch.load(script.WEIGHTS / "math.pt", weights_only=True)
     assert tokenizer.FINGERPRINT == weights["vocabulary"] == "b9dbe9bee9b187d1"
-
-
-def test_no_test_needs_a_module_of_unix():
-    names = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("tests/test_*.py"))
-    out, _ = python("-m", "pytest", "--collect-only", "-p", "no:cacheprovider", *names, **WINDOWS)
-    assert re.search(rb"\d+ tests collected", out)
 
 
 def test_text_files_end_lines_with_lf_on_every_machine():

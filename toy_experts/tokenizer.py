@@ -33,7 +33,7 @@ def build(words, pattern):
     )
 
 
-WORDS = [json.loads(line) for line in VOCAB_FILE.read_text().splitlines()]
+WORDS = [json.loads(line) for line in VOCAB_FILE.read_text("utf-8").splitlines()]
 encoding = build(WORDS, PATTERN)
 USER, ASSISTANT, END = (
     encoding.encode_single_token(s) for s in ("<|user|>", "<|assistant|>", "<|end|>")
