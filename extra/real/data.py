@@ -54,13 +54,8 @@ def rows(path):
 
 
 def parse(place, text):
-    def once(pairs):
-        if len(dict(pairs)) < len(pairs):
-            raise UserError(f"{place}: a field is there twice: {', '.join(k for k, _ in pairs)}")
-        return dict(pairs)
-
     try:
-        return json.loads(text, object_pairs_hook=once)
+        return json.loads(text)
     except (ValueError, RecursionError) as e:
         raise UserError(f"{place}: is no JSON ({str(e)[:80]})") from e
 

@@ -20,10 +20,9 @@ from extra.real.loading import adapter_config, load, longest
 from extra.real.modeling import FusionRoute, FusionRouteConfig
 from extra.real.train_sft import phase1_loss
 from extra.tokenizers import real as other
-from fusionroute import cdpo_loss, routed_logp, sequence_logp
 from toy_experts import script
 from toy_experts.script import UserError
-from train_cdpo import make_plan
+from train_cdpo import make_plan, pair_loss
 
 
 @dataclass
@@ -42,16 +41,6 @@ class Settings(runs.Settings):
             raise UserError("--data FILE and --pairs FILE are needed")
 
 
-def pair_loss(logits, w, targets, mask, logp, ref, beta):
-    """Eq. (3), as in the ground floor's train_cdpo.py, and the answers' lengths in tokens."""
-    theta = sequence_logp(logits, targets, mask).view(-1, 2)  # (B, 2)
-    none = torch.zeros_like(theta)  # without experts Eq. (3) is DPO
-    expert = routed_logp(w, logp, mask).view(-1, 2) if w.size(-1) else none  # (B, 2)
-    loss, terms = cdpo_loss(*theta.unbind(1), *ref.unbind(1), *expert.unbind(1), beta)
-    chosen, rejected = mask.sum(-1).float().view(-1, 2).mean(0)
-    return loss, terms | {"length_chosen": chosen, "length_rejected": rejected}
-
-
 def train(run, model, sft, pairs, ref):
     """Train a FusionRoute in place on sft and pairs (Data). ref: log pi_ref of them, (N, 2)."""
     s = run.s
@@ -66,7 +55,9 @@ def train(run, model, sft, pairs, ref):
         targets, mask, logp, choice = (part[:, t] for part in (x[:, 1:], mask, logp, choice))
         if kind == "pair":  # moves theta_LM, never W: argmax has no gradient, W.grad is None
             this = ref[rows].to(run.device)  # (B, 2)
-            loss, terms = pair_loss(out.logits, out.w, targets, mask, logp, this, s.beta)
+            none = torch.zeros(*mask.shape, 1, device=run.device)  # (2B, t, 1): makes Eq. (3) DPO
+            w, logp = (out.w, logp) if s.experts else (none, none)
+            loss, terms = pair_loss(out.logits, w, targets, mask, logp, this, s.beta)
             run.update(loss, terms, len(rows), kind)
         else:
             loss, terms = phase1_loss(s, out, targets, mask, logp, choice)
