@@ -5,13 +5,11 @@ some expert was trained on, "uncovered" the others. General prompts are also gra
 content, then form, then brevity), in the place of the paper's GPT-4o.
 """
 
-from functools import partial
 from random import Random
 
 import numpy as np
 
 from extra.paper import checkpoints
-from extra.paper.methods import MAX_NEW, all_read, first
 from toy_experts import judge, tasks, tokenizer
 from toy_experts.decode_batch import in_batches
 
@@ -29,52 +27,28 @@ def texts(decoder, items):
     return [tokenizer.encoding.decode(ids) for ids in in_batches(decoder, items)]
 
 
-def right(decoder, problems, check=judge.check):
-    """benchmark -> whether each of its answers is right."""
-    out = {}
-    for b, items in problems.items():
-        out[b] = [check(item, text) for item, text in zip(items, texts(decoder, items))]
-    return out
-
-
 def held_out(s):
     """benchmark -> the sub-skills that no expert was trained on."""
     gap = checkpoints.gap(s)
     return {b: tasks.held_out(b, gap, s.seed) for b in tasks.BENCHMARKS}
 
 
-def shares(s, problems, found):
-    """What is right of the answers `found` (from `right`): means over the benchmarks.
+def accuracy(s, decoder, problems, check=judge.check):
+    """What is right of a decoder's answers: means over the benchmarks.
 
     Columns: average, covered, uncovered, general; those that these problems have.
     """
     held, rows = held_out(s), {"average": [], "covered": [], "uncovered": [], "general": []}
-    for b, values in found.items():
-        rows["general" if b == "general" else "average"].append(np.mean(values))
+    for b, items in problems.items():
+        right = [check(item, text) for item, text in zip(items, texts(decoder, items))]
+        rows["general" if b == "general" else "average"].append(np.mean(right))
         for name, is_held in (("covered", False), ("uncovered", True)):
-            part = [
-                x for x, i in zip(values, problems[b]) if (i.skill in held.get(b, ())) == is_held
-            ]
+            part = [x for x, i in zip(right, items) if (i.skill in held.get(b, ())) == is_held]
             rows[name] += [np.mean(part)] if part and b in held else []
     return {name: round(float(np.mean(values)), 4) for name, values in rows.items() if values}
-
-
-def accuracy(s, decoder, problems, check=judge.check):
-    """`shares` of a decoder's answers."""
-    return shares(s, problems, right(decoder, problems, check))
 
 
 def means(rows):
     """The mean of each column over those of the rows that have it."""
     names = dict.fromkeys(name for row in rows for name in row)
     return {n: round(float(np.mean([row[n] for row in rows if n in row])), 4) for n in names}
-
-
-def best_expert(s, experts, problems):
-    """`accuracy` of the expert that is best on each benchmark. It is known only afterwards."""
-    decoders = [partial(all_read, [e], rule=first, max_new=MAX_NEW) for e in experts]
-    rows = []
-    for b, items in problems.items():
-        alone = [accuracy(s, decoder, {b: items}) for decoder in decoders]
-        rows.append(max(alone, key=lambda row: row["average"]))
-    return means(rows)

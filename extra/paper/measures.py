@@ -5,6 +5,7 @@ column "average" is over the five benchmarks; "covered" and "uncovered" are as i
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -22,15 +23,9 @@ class Row(NamedTuple):
     label: object  # what is varied
     line: str  # the method
     recipe: object  # what is trained; several: the best on validation prompts is taken
-    how: dict = {}  # how it is decoded: options of `decoder`
+    how: dict = {}  # how it is decoded: options of decode_batch; "changed": see with_picks
     measure: Callable = None  # (s, row, router, experts) -> columns; None: accuracy
     where: tuple = ("", 0.25, checkpoints.SIZE)  # folder below OUT, gap, size of all models
-
-
-def decoder(router, experts, changed="", **how):
-    """A decoder of router and experts. how: options of decode_batch; changed: what the math
-    expert's logits become."""
-    return methods.answering(router, altered.change(experts, changed), **how)
 
 
 # --- how answers are judged ---------------------------------------------------------------------
@@ -38,7 +33,7 @@ def decoder(router, experts, changed="", **how):
 
 def accuracy(s, row, router, experts):
     """The usual columns."""
-    return evaluate.accuracy(s, decoder(router, experts, **row.how), evaluate.draw(s))
+    return evaluate.accuracy(s, methods.answering(router, experts, **row.how), evaluate.draw(s))
 
 
 def among(s, row, router, experts):
@@ -55,7 +50,7 @@ def among(s, row, router, experts):
 def on_shifted(s, row, router, experts):
     """Accuracy on the shifted prompts; "usual" is that on the same benchmarks as trained."""
     usual = {b: items for b, items in evaluate.draw(s).items() if b != "general"}
-    way = decoder(router, experts, **row.how)
+    way = methods.answering(router, experts, **row.how)
     columns = lambda b, items: evaluate.accuracy(s, way, {b: items}, check_shifted)
     problems = shifted(usual, s)[row.label]
     found = evaluate.means([columns(b, items) for b, items in problems.items()])
@@ -65,7 +60,7 @@ def on_shifted(s, row, router, experts):
 
 def by_domain(s, row, router, experts):
     """Accuracy on all benchmarks, and on the newcomer's ("code")."""
-    way, problems = decoder(router, experts, **row.how), evaluate.draw(s)
+    way, problems = methods.answering(router, experts, **row.how), evaluate.draw(s)
     per = {b: evaluate.accuracy(s, way, {b: problems[b]})["average"] for b in tasks.BENCHMARKS}
     columns = {"average": [*per.values()], "code": [per[b] for b in tasks.DOMAINS["code"]]}
     return {name: round(float(np.mean(values)), 4) for name, values in columns.items()}
@@ -98,6 +93,11 @@ def with_cost(s, row, router, experts):
 
 
 def of_best_expert(s, row, router, experts):
-    """Accuracy of the expert that is best on each benchmark."""
-    problems = {b: items for b, items in evaluate.draw(s).items() if b != "general"}
-    return evaluate.best_expert(s, experts, problems)
+    """Accuracy of the expert that is best on each benchmark. It is known only afterwards."""
+    how, rows = {"rule": methods.first, "max_new": methods.MAX_NEW}, []
+    decoders = [partial(methods.all_read, [expert], **how) for expert in experts]
+    for b, items in evaluate.draw(s).items():
+        if b != "general":
+            alone = [evaluate.accuracy(s, decoder, {b: items}) for decoder in decoders]
+            rows.append(max(alone, key=lambda columns: columns["average"]))
+    return evaluate.means(rows)

@@ -48,13 +48,13 @@ def answering(router, experts, **how):
 # --- merging: one model from base and experts ----------------------------------------------------
 
 
-def merge(base, experts, scale, drop=0.0, seed=0):
+def merge(base, experts, scale, drop=0.0):
     """TaskArithmetic: theta_base + scale * sum_i (theta_i - theta_base), as a new GPT.
 
     With drop = p it is DARE: each entry of a task vector is dropped with probability p, and the
     others are divided by 1 - p, so that the expectation stays.
     """
-    merged, coin = deepcopy(base), torch.Generator().manual_seed(seed)
+    merged, coin = deepcopy(base), torch.Generator().manual_seed(0)
     for expert in experts:
         for name, p in expert.named_parameters():
             delta = p.detach().cpu() - base.get_parameter(name).detach().cpu()

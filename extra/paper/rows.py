@@ -4,7 +4,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from extra.paper import checkpoints, evaluate, measures
+from extra.paper import checkpoints, evaluate, measures, methods
 from extra.paper.train import load_router, train
 from extra.paper.variations import VARIATIONS
 from toy_experts import script
@@ -16,7 +16,7 @@ def best_of(s, recipes):
 
     def score(recipe):
         router, experts, _ = load_router(s, recipe)
-        return evaluate.accuracy(s, measures.decoder(router, experts), problems)["average"]
+        return evaluate.accuracy(s, methods.answering(router, experts), problems)["average"]
 
     return max(recipes, key=score)
 

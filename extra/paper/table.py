@@ -141,9 +141,9 @@ def accuracy(r, method, b):
     return r["right"][method][b].count("1") / len(r["right"][method][b])
 
 
-def average(r, method, benches=tasks.BENCHMARKS):
-    """Mean accuracy over benchmarks."""
-    return float(np.mean([accuracy(r, method, b) for b in benches]))
+def average(r, method):
+    """Mean accuracy over the benchmarks."""
+    return float(np.mean([accuracy(r, method, b) for b in tasks.BENCHMARKS]))
 
 
 def share(r, method, covered, benches=tasks.BENCHMARKS):

@@ -43,7 +43,7 @@ def tiny(tmp_path_factory):
         patch.setitem(TRAINING, name, recipe)
     for module in (train_sft, train_cdpo):
         patch.setattr(module, "BATCH", 8)
-    for module in (methods, evaluate, table, tune):
+    for module in (methods, table, tune):
         patch.setattr(module, "MAX_NEW", 8)  # untrained models never stop
     patch.setattr(pairs, "MAX_NEW", 8)
     patch.setattr(table, "TIMED", 1)

@@ -177,7 +177,7 @@ def test_picks_and_triggers_are_counted(half_right, monkeypatch):
 
 def test_the_other_columns(half_right, monkeypatch):
     s, problems, good, said = half_right
-    monkeypatch.setattr(measures, "decoder", lambda router, experts, **how: said)
+    monkeypatch.setattr(methods, "answering", lambda router, experts, **how: said)
     row = Row("", "", None)
     assert measures.by_domain(s, row, None, None) == {"average": 0.5, "code": 0.5}
     router, experts = tiny_router(), [tiny_gpt()]
@@ -188,12 +188,11 @@ def test_the_other_columns(half_right, monkeypatch):
 
 def test_the_best_expert_is_the_best_on_each_benchmark(half_right, monkeypatch):
     s, problems, good, said = half_right
-    some = {b: problems[b] for b in ("toy-mbpp", "toy-ifeval")}
-    of_code = lambda prompts: said(prompts)
+    some = lambda prompts: said(prompts)
     none = lambda prompts: [[] for _ in prompts]
-    monkeypatch.setattr(evaluate, "all_read", lambda e, prompts, **how: e[0](prompts))
-    found = evaluate.best_expert(s, [none, of_code, none], some)
-    assert found["average"] == 0.5
+    monkeypatch.setattr(methods, "all_read", lambda e, prompts, **how: e[0](prompts))
+    found = measures.of_best_expert(s, None, None, [none, some, none])
+    assert found["average"] == 0.5 and "general" not in found
     assert evaluate.means([{"a": 1, "b": 0}, {"a": 0}]) == {"a": 0.5, "b": 0}
 
 
@@ -203,7 +202,7 @@ def test_beta_is_chosen_on_validation_prompts(monkeypatch):
     drawn = lambda s, split="test": splits.append(split) or {"general": [1], "toy-mbpp": [1] * 60}
     monkeypatch.setattr(evaluate, "draw", drawn)
     monkeypatch.setattr(rows, "load_router", lambda s, recipe: (recipe, "experts", None))
-    monkeypatch.setattr(measures, "decoder", lambda router, experts: router.beta)
+    monkeypatch.setattr(methods, "answering", lambda router, experts: router.beta)
 
     def accuracy(s, beta, problems):
         assert problems == {"toy-mbpp": [1] * 50}
