@@ -109,7 +109,7 @@ def minutes(files):
         if name.startswith(("ablation_", "open_")):
             spent[name] = sum(content["meta"]["run time in seconds"].values())
     for family, meta in files["table1"]["meta"].items():
-        spent[family] = sum(seed["total"] for seed in meta["run time in seconds"].values())
+        spent[family] = sum(meta["run time in seconds"].values())
     spent["open"] = sum(seconds for name, seconds in spent.items() if name.startswith("open_"))
     spent["run.sh"] = files["quickstart"]["meta"]["seconds"]["total"]
     spent["delta"] = files["delta"]["meta"]["seconds"]

@@ -90,15 +90,12 @@ def rounded(numbers):
 def files(runs, results):
     """{"spread": its content}, and what it was made with."""
     rows = table.columns(results, [m for m in table.METHODS if m in results[0]["right"]])
-    own = {}
-    for e in script.EXPERTS:
-        m = f"{e}_expert"
-        own[m] = rounded(table.share(r, m, True, tasks.DOMAINS[e]) for r in results)
+    own = rounded(table.share(r, "math_expert", True, tasks.DOMAINS["math"]) for r in results)
     seeds, first = first_seeds()
     every = [replace(runs[0], seed=seed) for seed in seeds] + runs
     problems = [evaluate.draw(s) for s in every]
     misses = [missed(r, items) for r, items in zip(results, problems[len(seeds) :])]
-    estimated, hard, held_out = [], [], {}
+    estimated, hard = [], []
     for k, (s, items) in enumerate(zip(every, problems)):
         held = {b: tasks.held_out(b, results[0]["gap"], s.seed) for b in tasks.BENCHMARKS}
         if s.seed in seeds:
@@ -109,10 +106,9 @@ def files(runs, results):
         others = [m for i, m in enumerate(misses) if i != k - len(seeds)]
         skills = [(b, skill) for b in held for skill in held[b]]
         hard.append(np.mean([np.mean([m[x] for m in others if x in m]) for x in skills]))
-        held_out[s.seed] = held
     both = lambda m, column: first[m][column] + rows[m][column]
     predictors = {
-        "math expert": rounded(estimated) + own["math_expert"],
+        "math expert": rounded(estimated) + own,
         "router alone": both("router", "average"),
         "held-out skills": rounded(hard),
     }
@@ -122,8 +118,6 @@ def files(runs, results):
     rest = {name: without(x) for name, x in predictors.items()}
     content = {
         "rows": rows,
-        "covered, own benchmarks": own,
-        "held out": held_out,
         "predictors": predictors,
         "explained": fits(y, predictors),
         "explained without the lowest seed": fits(without(y), rest),

@@ -95,11 +95,10 @@ def with_oracle(rows):
 
 
 def seconds_of(s, names):
-    """What each checkpoint that these methods need took to train."""
+    """What the checkpoints that these methods need took to train."""
     recipes = [TRAINING[c] for method in names for c in METHODS[method].checkpoints]
-    trained = ["base", *EXPERTS, *(name for recipe in recipes for name in needed(recipe))]
-    paths = {name: checkpoints.path(s, name) for name in trained}
-    return {name: round(script.load(p, ("seconds",), "")["seconds"]) for name, p in paths.items()}
+    trained = {"base", *EXPERTS, *(name for recipe in recipes for name in needed(recipe))}
+    return sum(script.load(checkpoints.path(s, x), ("seconds",), "")["seconds"] for x in trained)
 
 
 def one_seed(s, names=tuple(METHODS)):
@@ -121,8 +120,7 @@ def one_seed(s, names=tuple(METHODS)):
     routes = lambda items: routing(m["experts"], items, evaluate.in_batches(traces, items))
     key = ["routing in S", shared, prints["router"]]
     training = tasks.mixed("train", Sft.samples, Random(f"sft {s.seed}"))
-    seconds = seconds_of(s, names)
-    seconds["evaluation"] = round(sum(row["seconds"] for row in rows.values()))
+    seconds = seconds_of(s, names) + sum(row["seconds"] for row in rows.values())
     return {
         "right": {method: row["right"] for method, row in rows.items()},
         "grades": {method: row["grades"] for method, row in rows.items()},
@@ -130,7 +128,7 @@ def one_seed(s, names=tuple(METHODS)):
         "covered": {b: [i.skill not in held[b] for i in problems[b]] for b in tasks.BENCHMARKS},
         "neighbours": {b: round(neighbours(problems[b], training), 4) for b in BENCHES},
         "gap": checkpoints.gap(s),
-        "seconds": seconds | {"total": sum(seconds.values())},
+        "seconds": round(seconds),
     }
 
 
