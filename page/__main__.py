@@ -111,7 +111,7 @@ def examples(seed, gap):
 def collect(folder, seed, hint):
     """All that the page is given: config, words, weights, examples, curves, pairs."""
     packed, config, gap = models(folder, hint)
-    words = [json.loads(line) for line in tokenizer.VOCAB_FILE.read_text().splitlines()]
+    words = [json.loads(line) for line in tokenizer.VOCAB_FILE.read_text("utf-8").splitlines()]
     return {
         "config": config,
         "words": words,

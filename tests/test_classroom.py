@@ -36,7 +36,7 @@ def python(*args, cwd=ROOT, status=0, **env):
 
 
 def test_nothing_depends_on_the_encoding_of_the_system():
-    """Every file is opened with its encoding, and a console with cp1252 can show an answer."""
+    """decode.py names the encoding of every file, and a console with cp1252 shows an answer."""
     here, _ = python("decode.py", CHANGED)
     how = {"PYTHONWARNDEFAULTENCODING": "1", "PYTHONIOENCODING": "cp1252"}
     there, err = python("decode.py", CHANGED, **how)

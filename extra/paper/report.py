@@ -113,6 +113,7 @@ def minutes(files):
     spent["open"] = sum(seconds for name, seconds in spent.items() if name.startswith("open_"))
     spent["run.sh"] = files["quickstart"]["meta"]["seconds"]["total"]
     spent["delta"] = files["delta"]["meta"]["seconds"]
+    spent["spread"] = sum(files["spread"]["meta"]["run time in seconds"].values())
     return {name: {"average": [seconds / 60]} for name, seconds in spent.items()}
 
 

@@ -1,5 +1,11 @@
 """FusionRoute with any model of transformers. See modeling.py."""
 
-from extra.real.modeling import FusionRoute, FusionRouteConfig
+import sys
+
+try:
+    from extra.real.modeling import FusionRoute, FusionRouteConfig
+except ModuleNotFoundError as e:
+    print(f"error: {e.name} is missing: pip install -r requirements-real.txt", file=sys.stderr)
+    sys.exit(2)
 
 __all__ = ["FusionRoute", "FusionRouteConfig"]

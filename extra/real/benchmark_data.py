@@ -208,7 +208,7 @@ def ifeval_rules():
         import langdetect
         from lm_eval.tasks.ifeval import utils
     except ImportError as e:
-        hint = 'pip install "lm_eval[ifeval]", or say --ifeval 0'
+        hint = 'pip install "lm_eval[ifeval]==0.4.13", or say --ifeval 0'
         raise UserError(f"IFEval's rules are in another package: {hint}") from e
     langdetect.DetectorFactory.seed = 0  # else it guesses the language of a short answer by chance
     return utils

@@ -5,8 +5,8 @@
 DIR of --data holds the public sets that benchmark_data.py names; --model is what
 `python -m extra.real.smollm2 model` writes. Three LoRA experts are trained (math, code, general);
 then, for each seed, routers and their rivals, with the trainers of this package; then every method
-reads the right answers to held-out problems, and answers some itself. Writes
-extra/results/real_text.json and .svg. Killed and started again, it goes on: trainings from their
+reads the right answers to held-out problems, and answers some itself, and prompts of IFEval. Writes
+extra/results/real_text.json. Killed and started again, it goes on: trainings from their
 last saved step, the evaluation from its last batch.
 
 Code that a model wrote is executed: in a process of its own, with limits of time and memory, which
@@ -129,14 +129,14 @@ def commands(s):
     yield seeds[0].pop(0)  # it leaves the experts' scores for all others
     yield seeds
     yield "evaluation", own(s, "evaluate")  # these two, side by side, take too much memory
-    if s.answers:
+    if s.answers or s.ifeval:
         yield "answers", own(s, "answers")
 
 
 def data(s):
     if not benchmark_data.passes("pass"):  # every program would count as wrong
         raise script.UserError("this system cannot limit what model-written code takes: use Linux")
-    if s.answers and s.ifeval:
+    if s.ifeval:
         benchmark_data.ifeval_rules()  # what is missing is said before hours are spent
     found = benchmark_data.samples(s.data)
     sets = {d: benchmark_data.draw(found, "expert", s.expert, [d]) for d in DOMAINS}
@@ -376,6 +376,8 @@ def evaluate(s):
 
 def answers(s):
     """OUT/answers.json: how many test problems each method answers rightly, greedily."""
+    if s.ifeval:
+        benchmark_data.ifeval_rules()
     found, path = benchmark_data.samples(s.data), Path(s.out) / "answers.json"
     done = json.loads(path.read_text()) if path.exists() else {}
     router, tuned = merged_route(f"{s.out}/seed0/router"), merged(load(f"{s.out}/seed0/tuned"))
@@ -406,7 +408,7 @@ def run(s):
     """All commands, one after the other: extra/results/real_text.json."""
     steps = smollm2.run_all(s.out, list(commands(s)))
     result = json.loads((Path(s.out) / "evaluation.json").read_text())
-    if s.answers:
+    if s.answers or s.ifeval:
         result["answers"] = json.loads((Path(s.out) / "answers.json").read_text())
     lines = [
         len((Path(s.out) / f"seed{i}" / "pairs.jsonl").read_text().splitlines())

@@ -199,7 +199,7 @@ def main(argv=None):
     if found:
         results[f"seed {s.seed}"] = results.get(f"seed {s.seed}", {}) | found
     script.write(RESULTS, json.dumps(dict(sorted(results.items())), indent=1) + "\n")
-    script.write(PAGE, fill(PAGE.read_text(), figures(results).__getitem__))
+    script.write(PAGE, fill(PAGE.read_text("utf-8"), figures(results).__getitem__))
 
 
 if __name__ == "__main__":

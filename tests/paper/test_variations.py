@@ -51,6 +51,8 @@ def test_how_each_line_decodes():
         for (label, line), row in table(name).items():
             method = line.split(": ")[-1]
             own = {k: v for k, v in row.how.items() if k in ("use_router", "use_expert")}
+            if name == "open_hostile":
+                assert row.how.get("changed", "honest") == label
             if method not in ("best expert", "half the sum"):
                 assert own == how[method], (name, label, line)
 
