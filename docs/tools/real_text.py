@@ -136,10 +136,14 @@ def facts(result):
 
 
 def answers(result):
-    rows = [["right of all", *SETS.values()]]
+    found = result["answers"]
+    rows = [["right of all", *SETS.values(), "IFEval: only it, only FusionRoute"]]
     for method, name in ANSWERING.items():
-        cells = [result["answers"][f"{method}/{x}"] for x in SETS]
-        rows.append([name, *(f"{c['right']} of {c['of']} {exact(c)}" for c in cells)])
+        cells = [found[f"{method}/{x}"] for x in SETS]
+        pairs = [*zip(found[f"{method}/ifeval"]["which"], found["fusionroute/ifeval"]["which"])]
+        alone = f"{pairs.count(('1', '0'))}, {pairs.count(('0', '1'))}"
+        rows.append([name, *(f"{c['right']} of {c['of']} {exact(c)}" for c in cells), alone])
+    rows[1][-1] = ""
     return "\n".join(table(rows))
 
 

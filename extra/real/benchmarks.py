@@ -400,6 +400,7 @@ def answers(s):
                 "of": len(right),
                 "interval": exact(sum(right), len(right)),
                 "ended": sum(a["ended"] for a in said),
+                "which": "".join("01"[r] for r in right),  # of each problem, to pair methods
             }
             script.write(path, json.dumps(done, indent=1) + "\n")
 

@@ -183,7 +183,12 @@ def test_the_tables_of_the_page_have_every_row(done):
     assert said["the Co-LLM-style router is ahead of FusionRoute"].strip() == "does not"
     assert said["FusionRoute is ahead of the math expert"].strip() == "cannot be said"
     assert said["of the code expert"].strip() == "cannot be said"
-    assert "of 1 [0.0, 97.5]" in real_text.answers(result)
+    cell = {"right": 2, "of": 4, "interval": [0, 1], "which": "1010"}  # one alone, one FusionRoute
+    result["answers"] |= {f"{method}/ifeval": cell for method in real_text.ANSWERING}
+    result["answers"]["fusionroute/ifeval"] = cell | {"right": 3, "which": "1101"}
+    fused, *others = real_text.answers(result).splitlines()[2:]
+    assert "of 1 [0.0, 97.5]" in fused and "3 of 4" in fused and fused.split("|")[-2].strip() == ""
+    assert all(row.split("|")[-2].strip() == "1, 2" for row in others)
     assert real_text.picture(result).count("<circle") == 2 * len(real_text.NAMES) - 1
     assert real_text.facts(result).count(" and ") == 4 * 6  # two seeds
     said = real_text.filled(
