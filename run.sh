@@ -2,7 +2,7 @@
 # bash run.sh          install into .venv, answer three prompts, train everything, show the table, answer again
 # bash run.sh test     install, then run the tests
 # bash run.sh [--seed N] [--out DIR] [--device auto|cuda|mps|cpu]      another run: every script gets these flags
-# OMP_NUM_THREADS=2 bash run.sh      two threads a process; the models are tiny, so one is the default
+# OMP_NUM_THREADS=2 bash run.sh      two threads, for idle cores; the experts, side by side, keep one each
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0" || echo "$0")")"
 

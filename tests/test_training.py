@@ -206,6 +206,16 @@ def test_experts_side_by_side_equal_those_one_after_another(world, tmp_path):
     assert "error: the disk is full\nerror: an expert's training has ended" in failed.stderr
 
 
+def test_an_expert_takes_one_thread(world, monkeypatch):
+    """With two each, three side by side were four times slower on two cores."""
+    threads, seen = torch.get_num_threads(), []
+    monkeypatch.setattr(experts, "make", lambda *_: seen.append(torch.get_num_threads()))
+    torch.set_num_threads(2)
+    experts.make_expert(experts.Settings(out=str(world)), "math", script.gpt_of, False)
+    torch.set_num_threads(threads)
+    assert seen == [1]
+
+
 def test_algorithm_1_is_a_shuffled_mix():
     """Half of the batches are pairs, every pair comes once a pass, kinds are not in blocks.
 

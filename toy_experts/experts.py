@@ -193,7 +193,8 @@ def make(s, name, model, shown=True):
 
 
 def make_expert(s, name, build, shown):
-    """Train one expert from the base's checkpoint."""
+    """Train one expert from the base's checkpoint, in a process of its own."""
+    torch.set_num_threads(1)  # whatever the others have: three at once need a core each
     base, _ = script.load_model(script.run_dir(s) / "base.pt", "start again", build=build)
     with redirect_stdout(None):  # another expert's bar may stand on the terminal
         make(s, name, base, shown)
