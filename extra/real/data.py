@@ -54,8 +54,13 @@ def rows(path):
 
 
 def parse(place, text):
+    def once(pairs):
+        if len(dict(pairs)) < len(pairs):
+            raise UserError(f"{place}: a field is there twice: {', '.join(k for k, _ in pairs)}")
+        return dict(pairs)
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=once)
     except (ValueError, RecursionError) as e:
         raise UserError(f"{place}: is no JSON ({str(e)[:80]})") from e
 

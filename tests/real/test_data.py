@@ -115,6 +115,7 @@ def test_ignore_lets_fields_pass(tmp_path):
 
 
 @pytest.mark.parametrize("content, says", [
+    (b'{"prompt": "a", "prompt": "the", "completion": "cat"}', "line 1: a field is there twice"),
     (b'{"prompt": "a", "completion": "b"}\n{"prompt": "a"', "line 2: is no JSON"),
     (b"prompt,completion\nthe,cat\n", "line 1: is no JSON"), (b"[" * 99999, "is no JSON"),
     (b'[{"prompt": "a", "completion": "b"},\n{"prompt": 3, "completion": "b"}]', "item 2: prompt"),
